@@ -1,0 +1,105 @@
+"""The low-rank factors that every room passes around, and the checks they share."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+class Factors(NamedTuple):
+    """The two factors of a low-rank update, `A B`.
+
+    In Flax's kernel layout a weight is (in, out), so `a` is (in, r) and `b` is (r, out). PEFT
+    stores the transposes: `lora_A` is `a.T`, `lora_B` is `b.T`. Leading axes, if any, are lanes of
+    a batch (times, seeds, scales) and are the same for both.
+
+    Attributes:
+      a: left factor, shape (..., m, r), floating point.
+      b: right factor, shape (..., r, n), same dtype.
+    """
+
+    a: Float[Array, "*lanes m r"]
+    b: Float[Array, "*lanes r n"]
+
+    @property
+    def product(self) -> Float[Array, "*lanes m n"]:
+        """The update `A B` itself, shape (..., m, n)."""
+        return self.a @ self.b
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension r (an upper bound of the matrix rank of `A B`)."""
+        return self.a.shape[-1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape (m, n) of the update."""
+        return self.a.shape[-2], self.b.shape[-1]
+
+
+def is_traced(*trees: Any) -> bool:
+    """Whether any leaf is a tracer, so that its values cannot be looked at."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def check_rank(rank: int, shape: tuple[int, int]) -> None:
+    """Raises ValueError unless `rank` is an integer in 1 … min(shape)."""
+    if isinstance(rank, bool) or not isinstance(rank, (int, np.integer)):
+        raise ValueError(f"rank is {rank!r}; it must be an integer of at least 1.")
+    if not 1 <= rank <= min(shape):
+        raise ValueError(
+            f"rank is {rank}; for a matrix of shape {tuple(shape)} it must lie in 1 … {min(shape)}."
+        )
+
+
+def check_finite(**arrays: Any) -> None:
+    """Raises ValueError naming the first argument that holds a NaN or an infinity.
+
+    Tracers pass: inside `jit` and `vmap` values are unknown and the caller's status speaks.
+    """
+    for name, array in arrays.items():
+        for leaf in jax.tree.leaves(array):
+            if not is_traced(leaf) and not bool(jnp.all(jnp.isfinite(leaf))):
+                bad = int(jnp.sum(~jnp.isfinite(leaf)))
+                raise ValueError(
+                    f"{name} has {bad} entries that are NaN or infinite; every entry must be finite."
+                )
+
+
+def check_positive(**scalars: Any) -> None:
+    """Raises ValueError naming the first argument that is not positive and finite."""
+    for name, value in scalars.items():
+        if not is_traced(value) and not (np.all(np.asarray(value) > 0) and np.all(np.isfinite(value))):
+            raise ValueError(f"{name} is {value}; it must be positive and finite.")
+
+
+def check_factors(factors: Factors, shape: tuple[int, int], name: str = "factors") -> None:
+    """Raises ValueError unless `factors` fit a matrix of `shape`, are finite and can move.
+
+    Both factors zero is a critical point of every LoRA loss: the gradient of either factor has the
+    other one as a factor, so such a start never moves (derived; theory section 1).
+    """
+    a, b = factors
+    if a.shape[-1] != b.shape[-2]:
+        raise ValueError(
+            f"{name} have shapes {a.shape} and {b.shape}; the last axis of a ({a.shape[-1]}) must "
+            f"equal the next-to-last axis of b ({b.shape[-2]})."
+        )
+    if a.shape[-1] < 1:
+        raise ValueError(f"{name} have rank 0; the rank must be at least 1.")
+    if factors.shape != tuple(shape):
+        raise ValueError(
+            f"{name} multiply to a matrix of shape {factors.shape}; the problem has shape {tuple(shape)}."
+        )
+    if a.dtype != b.dtype or not jnp.issubdtype(a.dtype, jnp.floating):
+        raise ValueError(
+            f"{name} have dtypes {a.dtype} and {b.dtype}; both must be the same floating-point dtype."
+        )
+    check_finite(**{name: factors})
+    if not is_traced(factors) and not (bool(jnp.any(a)) or bool(jnp.any(b))):
+        raise ValueError(
+            f"{name} are both zero, a critical point that no flow leaves; start at least one of them "
+            "away from zero."
+        )

@@ -1,0 +1,183 @@
+"""Rank rules: from the spectrum of a gradient (or of an update) to the rank to train with.
+
+The rules that need a noise level take it from theory (`noise_constant`), from two halves of the data
+(`split_half`) or from random signs on the per-sample losses (`random_signs`). They act on spectra and
+gradients alone, so that a matrix-factorization problem and a ViT layer go through the same function.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from lorajax.factors import check_finite, check_positive
+
+
+class RankEstimate(NamedTuple):
+    """A rank with the spectrum and the floor it was read from.
+
+    Attributes:
+      rank: number of singular values above the floor, int32.
+      singular_values: of the mean gradient, in decreasing order.
+      floor: the noise level in the unit of the singular values.
+    """
+
+    rank: Int[Array, "*batch"]
+    singular_values: Float[Array, "*batch k"]
+    floor: Float[Array, "*batch"]
+
+
+def above(
+    singular_values: Float[Array, "*batch k"], floor: float | Float[Array, "*batch"]
+) -> Int[Array, "*batch"]:
+    """Number of singular values at or above a floor.
+
+    Args:
+      singular_values: any order, same unit as the floor.
+      floor: scalar, or one a batch entry.
+
+    Returns:
+      int32 counts, 0 where nothing stands above the floor.
+    """
+    floor = jnp.asarray(floor, singular_values.dtype)
+    return jnp.sum(singular_values >= floor[..., None], axis=-1, dtype=jnp.int32)
+
+
+def noise_constant(
+    shape: tuple[int, int], noise: float | Float[Array, ""], *, margin: float = 0.0
+) -> float | Float[Array, ""]:
+    """The constant C of the rule `σ_r(G0)² ≥ C/n` for linear regression with known noise.
+
+    Args:
+      shape: (m, n_out) of the gradient.
+      noise: standard deviation σ of the label noise, in the unit of the labels.
+      margin: δ ≥ 0; the floor is raised by the factor √(1 + δ).
+
+    Returns:
+      `C = σ² (√m + √n_out)² (1 + δ)`.
+
+    Raises:
+      ValueError: if the noise is not positive or the margin negative.
+
+    Source: theory section 3 (derived): G0 = −(S + N) with ‖N‖ ≈ σ(√m + √n_out)/√n for whitened
+    inputs. It stops being true where the noise varies by sample; use `split_half` there.
+    """
+    check_positive(noise=noise)
+    if margin < 0:
+        raise ValueError(f"margin is {margin}; it must be at least 0.")
+    return noise**2 * (shape[0] ** 0.5 + shape[1] ** 0.5) ** 2 * (1.0 + margin)
+
+
+def c_over_n(
+    singular_values: Float[Array, "*batch k"],
+    samples: int,
+    constant: float | Float[Array, ""],
+) -> Int[Array, "*batch"]:
+    """The rank rule of the spectral-dynamics paper: `r̂ = max{r : σ_r(G0)² ≥ C/n}`.
+
+    Args:
+      singular_values: of the gradient G0 at the pretrained weight, in decreasing order.
+      samples: n, the number of samples the gradient is averaged over.
+      constant: C; the paper gives none, `noise_constant` derives one.
+
+    Returns:
+      int32 rank, 0 where no singular value passes.
+
+    Raises:
+      ValueError: if samples or the constant are not positive.
+
+    Source: OpenReview gg2Wb2HPOI, stated.
+    """
+    check_positive(samples=samples, constant=constant)
+    return above(singular_values, jnp.sqrt(jnp.asarray(constant / samples, singular_values.dtype)))
+
+
+def split_half(first: Float[Array, "m n"], second: Float[Array, "m n"]) -> RankEstimate:
+    """Rank from the gradients of two random halves of the data, no noise level needed.
+
+    The half-difference of the two has the noise of their mean and none of its signal, so its top
+    singular value is the floor.
+
+    Args:
+      first: mean gradient over one half of the data.
+      second: mean gradient over the other, of the same size and shape.
+
+    Returns:
+      A RankEstimate: singular values of the mean above the top one of the half-difference.
+
+    Raises:
+      ValueError: if the shapes differ or an entry is not finite.
+
+    Source: theory section 3 (derived). Conservative where samples are few.
+    """
+    if first.shape != second.shape:
+        raise ValueError(
+            f"second has shape {second.shape}; it must have the shape of first, {first.shape}."
+        )
+    check_finite(first=first, second=second)
+    return random_signs((first + second) / 2, (first - second) / 2)
+
+
+def random_signs(gradient: Float[Array, "m n"], signed: Float[Array, "m n"]) -> RankEstimate:
+    """Rank from the gradient and the gradient of the randomly signed losses, at full sample size.
+
+    Args:
+      gradient: mean gradient of the per-sample losses ℓ_i.
+      signed: gradient of the mean of ε_i ℓ_i with independent random signs ε_i; `split_half` is the
+        case in which exactly half of the signs are +1.
+
+    Returns:
+      A RankEstimate: singular values of the gradient above the top one of the signed gradient.
+
+    Raises:
+      ValueError: if the shapes differ or an entry is not finite.
+
+    Source: theory section 3 (derived).
+    """
+    if gradient.shape != signed.shape:
+        raise ValueError(
+            f"signed has shape {signed.shape}; it must have the shape of gradient, "
+            f"{gradient.shape}."
+        )
+    check_finite(gradient=gradient, signed=signed)
+    values = jnp.linalg.svd(gradient, compute_uv=False)
+    floor = jnp.linalg.svd(signed, compute_uv=False)[..., 0]
+    return RankEstimate(above(values, floor), values, floor)
+
+
+def energy(
+    singular_values: Float[Array, "*batch k"], fraction: float = 0.9
+) -> Int[Array, "*batch"]:
+    """Smallest rank whose squared singular values hold a fraction of the total.
+
+    Args:
+      singular_values: in decreasing order.
+      fraction: in (0, 1].
+
+    Returns:
+      int32 rank; 0 for a spectrum of zeros.
+
+    Raises:
+      ValueError: if the fraction is outside (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction is {fraction}; it must lie in (0, 1].")
+    squares = singular_values**2
+    tails = jnp.cumsum(squares[..., ::-1], axis=-1)[..., ::-1]
+    # Counting tails, not heads, keeps rounding of the large head out of the comparison.
+    total = tails[..., :1]
+    return jnp.sum(tails > (1 - fraction) * total, axis=-1, dtype=jnp.int32)
+
+
+def stable_rank(singular_values: Float[Array, "*batch k"]) -> Float[Array, "*batch"]:
+    """Stable rank `Σ σ_i² / σ_1²`, a real number between 0 (for zeros) and the rank.
+
+    Args:
+      singular_values: in any order, not negative.
+
+    Returns:
+      Same dtype, one number a spectrum.
+    """
+    squares = singular_values**2
+    top = jnp.max(squares, axis=-1)
+    return jnp.where(top > 0, jnp.sum(squares, axis=-1) / jnp.where(top > 0, top, 1), 0)
