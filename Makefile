@@ -1,0 +1,89 @@
+# The commands of this repository. Each prepares its own environment in $(VENV) and then needs no
+# network until pyproject.toml or constraints.txt change.
+#
+#   make validate [ARGS="spectral_dynamics --profile full"]
+#   make test     [ARGS="tests/test_exact.py -k balanced"]
+#   make PYTHON=python3.13 VENV=.venv-3.13 test
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SIMS = $(wildcard sims/*/[a-z]*.py)
+NOTEBOOKS = $(wildcard notebooks/*.ipynb)
+BENCHMARKS = $(wildcard benchmarks/[a-z]*.py)
+
+.PHONY: help validate test lint format typecheck figures notebooks benchmarks constraints clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "validate    check the theory against simulation: verdicts, figures, a report"
+	@echo "test        run the tests and the doctests"
+	@echo "lint        check style and formatting          (make format mends it)"
+	@echo "typecheck   check types"
+	@echo "figures     run every simulation in sims/ with its quick profile"
+	@echo "notebooks   execute every notebook into out/notebooks/"
+	@echo "benchmarks  run every benchmark against its peers (large downloads)"
+	@echo "constraints pin the newest releases that pyproject.toml allows"
+	@echo "clean       remove environments, caches and results"
+
+# One stamp for the package with its dependencies, one for each extra on top of it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "Installing lorajax and its dependencies into $(VENV) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(INSTALLED)-%: $(INSTALLED)
+	@echo "Installing what '$*' needs into $(VENV) ..."
+	@$(PIP_INSTALL) --editable '.[$*]'
+	@touch $@
+
+validate: $(INSTALLED)
+	@$(BIN)/lorajax validate $(ARGS)
+
+test: $(INSTALLED)-test
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
+
+lint: $(INSTALLED)-lint
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(INSTALLED)-lint
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+typecheck: $(INSTALLED)-lint
+	@$(BIN)/pyright --pythonpath $(BIN)/python $(ARGS)
+
+figures: $(INSTALLED)
+	@$(if $(SIMS),,echo "sims/ holds no simulation.")
+	@set -e; for file in $(SIMS); do \
+	  echo "$$file"; $(BIN)/python $$file --profile quick $(ARGS); \
+	done
+
+notebooks: $(INSTALLED)-notebooks
+	@$(if $(NOTEBOOKS),,echo "notebooks/ holds no notebook.")
+	@mkdir -p out/notebooks
+	@set -e; for file in $(NOTEBOOKS); do \
+	  $(BIN)/jupyter execute --kernel_name=python3 --timeout=600 \
+	    --output="$(CURDIR)/out/notebooks/$$(basename $$file .ipynb)" $$file; \
+	done
+
+benchmarks: $(INSTALLED)-benchmark
+	@$(if $(BENCHMARKS),,echo "benchmarks/ holds no benchmark.")
+	@set -e; for file in $(BENCHMARKS); do echo "$$file"; $(BIN)/python $$file $(ARGS); done
+
+constraints: $(INSTALLED)-lock
+	@{ echo "# Made by 'make constraints': the releases that this repository is tested with."; \
+	   $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade \
+	     --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml; \
+	 } > constraints.new
+	@mv constraints.new constraints.txt
+
+clean:
+	rm -rf .venv .venv-* .cache .pytest_cache .ruff_cache out

@@ -1,0 +1,52 @@
+"""Fixtures that the tests share."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+
+import jax
+import pytest
+
+TRACE_EVENT = "/jax/core/compile/jaxpr_trace_duration"
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """A fixed PRNG key; split it for more."""
+    return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> pathlib.Path:
+    """The folder of real data and weights that LORAJAX_DATA names; skips without one."""
+    name = os.environ.get("LORAJAX_DATA")
+    if not name:
+        pytest.skip("LORAJAX_DATA is unset: it names the folder of data sets and checkpoints.")
+    folder = pathlib.Path(name)
+    assert folder.is_dir(), f"LORAJAX_DATA is {name!r}; it must name a folder."
+    return folder
+
+
+@pytest.fixture
+def traces() -> Callable[[], contextlib.AbstractContextManager[list[str]]]:
+    """Opens a block that lists the name of every function JAX traces inside it.
+
+    `with traces() as names: run_again()` and `assert not names` show that nothing is traced twice.
+    """
+
+    @contextlib.contextmanager
+    def block() -> Iterator[list[str]]:
+        names: list[str] = []
+
+        def listen(event: str, _seconds: float, **details: object) -> None:
+            if event == TRACE_EVENT:
+                names.append(str(details.get("fun_name")))
+
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            yield names
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listen)
+
+    return block

@@ -1,0 +1,236 @@
+"""How the repository is laid out: rooms import downwards, names are documented, paths are nobody's.
+
+The rooms and the floors they stand on are those of CONTRIBUTING.md.
+"""
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import os
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+
+import pytest
+
+import lorajax
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "lorajax"
+
+# Each room and the rooms it may import, ground floor first; every room may import `factors`.
+CORE = {
+    "factors": set(),
+    "problems": set(),
+    "initializers": set(),
+    "exact": {"problems"},
+    "flows": {"problems", "exact"},
+    "spectra": set(),
+    "laws": set(),
+    "ranks": {"spectra"},
+    "sweeps": set(),
+}
+MIDDLE = {
+    "claims": set(CORE),
+    "adapters": {"initializers", "ranks"},
+    "models": set(),
+    "data": {"adapters", "models"},
+    "finetune": {"adapters", "models", "data"},
+}
+TOP = dict.fromkeys(
+    ["plots", "report", "cli", "__main__", "__init__"],
+    {*CORE, *MIDDLE, "plots", "report", "cli"},
+)
+ROOMS = CORE | MIDDLE | TOP
+# Packages that cost seconds to import, and the only rooms that may pay for them.
+HEAVY = {
+    "flax": {"adapters", "models", "finetune", *TOP},
+    "matplotlib": set(TOP),
+    "xarray": {"sweeps", "claims", *TOP},
+    "zarr": {"sweeps", *TOP},
+}
+
+
+def room_of(path: pathlib.Path) -> str:
+    """The room that a file of the package belongs to."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported_modules(source: str, package: str) -> Iterator[str]:
+    """The absolute dotted name of everything that `source`, a module of `package`, imports."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level]
+            parts = (above if node.level else []) + ([node.module] if node.module else [])
+            yield from (".".join([*parts, alias.name]) for alias in node.names)
+
+
+def trespasses(room: str, modules: Iterator[str]) -> list[str]:
+    """Which of `modules` the room must not import."""
+    found = []
+    for module in modules:
+        top, _, rest = module.partition(".")
+        if top == "lorajax" and rest:
+            target = rest.partition(".")[0]
+            # `from lorajax import name` may also bring a public name: the name says which room.
+            if target not in ROOMS:
+                target = room_of_public_name(target)
+            if target not in ROOMS[room] | {room, "factors", "__version__"}:
+                found.append(module)
+        elif top in HEAVY and room not in HEAVY[top]:
+            found.append(module)
+    return found
+
+
+def room_of_public_name(name: str) -> str:
+    """The room that defines the public name `lorajax.<name>`."""
+    value = getattr(lorajax, name)
+    module = getattr(value, "__module__", "") or ""
+    return module.split(".")[1] if module.startswith("lorajax.") else name
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_every_module_is_in_a_known_room():
+    assert SOURCES
+    assert {room_of(path) for path in SOURCES} <= set(ROOMS)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_rooms_import_only_downwards(path):
+    package = ".".join(path.relative_to(ROOT).parent.parts)
+    modules = imported_modules(path.read_text(encoding="utf-8"), package)
+    assert trespasses(room_of(path), modules) == []
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("problems", "from lorajax import flows"),
+        ("problems", "from lorajax.flows import gradient_flow"),
+        ("problems", "def late():\n    import lorajax.flows"),
+        ("problems", "from .flows import gradient_flow"),
+        ("flows", "import flax.nnx"),
+        ("ranks", "from lorajax import problems"),
+        ("sweeps", "from matplotlib import pyplot"),
+    ],
+)
+def test_an_import_upwards_is_caught(room, source):
+    assert trespasses(room, imported_modules(source, "lorajax")) != []
+
+
+def public_objects() -> Iterator[tuple[str, object]]:
+    """Every public module, class, function and method of the package, with its dotted name."""
+    yield "lorajax", lorajax
+    for info in pkgutil.walk_packages([str(PACKAGE)], "lorajax."):
+        if any(part.startswith("_") for part in info.name.split(".")):
+            continue
+        module = importlib.import_module(info.name)
+        yield info.name, module
+        for name, value in vars(module).items():
+            if name.startswith("_") or getattr(value, "__module__", None) != info.name:
+                continue
+            if inspect.isclass(value):
+                yield f"{info.name}.{name}", value
+                for method_name, method in vars(value).items():
+                    if not method_name.startswith("_") and is_written_here(method):
+                        yield f"{info.name}.{name}.{method_name}", method
+            elif callable(value):
+                yield f"{info.name}.{name}", value
+
+
+def is_written_here(member: object) -> bool:
+    """Whether a class attribute is a method, a property or the like, not a field."""
+    kinds = (types.FunctionType, property, classmethod, staticmethod)
+    return isinstance(member, kinds)
+
+
+def has_own_docstring(value: object) -> bool:
+    """Whether someone wrote a docstring: tuples and data classes make one up themselves."""
+    text = inspect.getdoc(value) or ""
+    if inspect.isclass(value):
+        text = vars(value).get("__doc__") or ""
+        made_up = text.startswith(f"{value.__name__}(")
+        if made_up and (dataclasses.is_dataclass(value) or issubclass(value, tuple)):
+            return False
+    return bool(text.strip())
+
+
+def test_every_public_name_has_a_docstring():
+    named = dict(public_objects())
+    assert len(named) > 20
+    assert [name for name, value in named.items() if not has_own_docstring(value)] == []
+
+
+def test_every_name_in_all_exists_and_is_listed():
+    assert sorted(lorajax.__all__) == sorted(set(lorajax.__all__))
+    assert set(lorajax.__all__) <= set(dir(lorajax))
+    for name in lorajax.__all__:
+        assert getattr(lorajax, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = lorajax.no_such_name
+
+
+def tracked_files() -> list[pathlib.Path]:
+    """The text files that git tracks; every file, where this is not a git checkout."""
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode:
+        return [path for path in ROOT.rglob("*.py") if ".venv" not in str(path)]
+    return [ROOT / name for name in listing.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+PRIVATE = re.compile(
+    r"""(?<![\w.~])/(?:home|root|work|workspace|Users|mnt)/\w   # somebody's folder
+      | (?<![\w.~])/tmp/\w
+      | \b[A-Z]:\\Users\b
+      | --(?:extra-)?index-url | \bfind-links\b | --trusted-host  # where packages come from
+      | https?://[^\s/'"]+/(?:[^\s'"]*/)?simple/?(?=[\s'"]|$)
+      | \b(?:pypi\.org|pythonhosted\.org|npmjs\.org|download\.pytorch\.org)\b
+    """,
+    re.VERBOSE,
+)
+
+
+def index_hosts() -> set[str]:
+    """The hosts that pip on this machine is set up to download from."""
+    pip = [sys.executable, "-m", "pip", "config", "list"]
+    settings = subprocess.run(pip, capture_output=True, text=True).stdout
+    settings += "\n".join(value for name, value in os.environ.items() if name.startswith("PIP_"))
+    urls = re.findall(r"https?://(?:[^\s/'\"@]*@)?([^\s/'\":]+)", settings)
+    return {host for host in urls if host != "localhost" and not host.startswith("127.")}
+
+
+def test_tracked_files_name_no_private_path_and_no_package_index():
+    hosts = index_hosts()
+    found = []
+    for path in tracked_files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        for number, line in enumerate(text.splitlines(), 1):
+            if PRIVATE.search(line) or any(host in line for host in hosts):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "open('/ho" + "me/someone/data.npz')",
+        "see /wo" + "rk/notes.md",
+        "pip install --index" + "-url=x",
+        "https://mirror.example" + "/simple/",
+    ],
+)
+def test_a_private_path_or_index_is_caught(line):
+    assert PRIVATE.search(line)
