@@ -93,7 +93,7 @@ def _orthonormal(key: PRNGKey, shape: tuple[int, int], dtype) -> Array:
     """A Haar-distributed frame: orthonormal columns, shape (m, r) with m ≥ r."""
     q, upper = jnp.linalg.qr(jax.random.normal(key, shape, dtype))
     # Without the signs of R's diagonal the frame depends on the QR's sign convention.
-    return q * jnp.where(jnp.diagonal(upper) < 0, -1, 1).astype(dtype)
+    return q * jnp.where(jnp.diagonal(upper) < 0, -1, 1).astype(dtype)[None, :]
 
 
 def lora(
@@ -275,7 +275,7 @@ def spectral(
     norm = jnp.asarray(resolve_scale(scale), matrix.dtype)
     u, _, vt = jnp.linalg.svd(matrix, full_matrices=False)
     mask = (jnp.arange(rank) < directions).astype(matrix.dtype)
-    return Factors(norm * u[:, :rank] * mask, norm * vt[:rank] * mask[:, None])
+    return Factors(norm * u[:, :rank] * mask[None, :], norm * vt[:rank] * mask[:, None])
 
 
 def nystrom(
@@ -314,7 +314,7 @@ def nystrom(
 
 def _from_singular(u: Array, s: Array, vt: Array, scaling: float | Array) -> Start:
     root = jnp.sqrt(s / jnp.asarray(scaling, s.dtype))
-    factors = Factors(u * root, root[:, None] * vt)
+    factors = Factors(u * root[None, :], root[:, None] * vt)
     return Start(factors, factors)
 
 

@@ -1,0 +1,232 @@
+"""Discrete descent by any optax transformation, and LoRA's own descents in that form."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from lorajax.exact import reduce
+from lorajax.factors import Factors, check_positive
+from lorajax.flows.gradient import _check_start, _is_factors
+from lorajax.flows.path import Path, finite_status
+from lorajax.problems import MatrixFactorization, Problem
+
+
+def _over_adapters(fn, updates: Any, *rest: Any) -> Any:
+    """Maps `fn` over every pair of factors (and every lone matrix) of a tree."""
+    return jax.tree.map(fn, updates, *rest, is_leaf=_is_factors)
+
+
+def lora_plus(
+    learning_rate: optax.ScalarOrSchedule,
+    ratio: float,
+    inner: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformation:
+    """LoRA+: the step of B is `ratio` times that of A.
+
+    Args:
+      learning_rate: step size of A.
+      ratio: ρ > 0, the step of B over that of A.
+      inner: what precedes the step, e.g. `optax.scale_by_adam()`; plain descent if None.
+
+    Returns:
+      A gradient transformation over Factors (or any tree of them).
+
+    Raises:
+      ValueError: if the ratio is not positive.
+
+    Source: Hayou et al. 2024 (arXiv:2402.12354), recalled; under gradient flow `ρ AᵀA − BBᵀ` is
+    conserved (theory section 1, derived).
+    """
+    check_positive(ratio=ratio)
+
+    def scale(updates, params=None):
+        del params
+        return _over_adapters(
+            lambda u: Factors(u.a, ratio * u.b) if _is_factors(u) else u, updates
+        )
+
+    return optax.chain(
+        optax.identity() if inner is None else inner,
+        optax.stateless(scale),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def scaled_gradient(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """ScaledGD: each gradient is preconditioned by the other factor's Gram matrix.
+
+    `∂A (BBᵀ)⁺` and `(AᵀA)⁺ ∂B` for a pair of factors, `∂X (XᵀX)⁺` for a lone symmetric factor. The
+    pseudo-inverse (not the inverse) makes the step defined where a factor is 0 or rank-deficient.
+
+    Args:
+      learning_rate: step size; 1 is Gauss–Newton-like for a pair, ½ for a symmetric factor.
+
+    Returns:
+      A gradient transformation that needs `params`.
+
+    Source: Tong, Ma, Chi 2021 (arXiv:2005.08898), recalled; convergence in theory section 2.5.
+    """
+
+    def inverse(gram: Array) -> Array:
+        return jnp.linalg.pinv(gram, hermitian=True)
+
+    def precondition(update: Any, value: Any) -> Any:
+        if _is_factors(update):
+            return Factors(
+                update.a @ inverse(value.b @ value.b.T), inverse(value.a.T @ value.a) @ update.b
+            )
+        return update @ inverse(value.T @ value)
+
+    return optax.chain(
+        optax.stateless(lambda u, p: _over_adapters(precondition, u, p)),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def spectral_descent(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Spectral descent (Muon without momentum): every gradient U Σ Vᵀ is replaced by U Vᵀ.
+
+    Args:
+      learning_rate: step size, the spectral norm of each step.
+
+    Returns:
+      A gradient transformation over matrices. Singular values of the gradient below the rounding of
+      its largest one are left out: their directions are noise.
+
+    Source: Jordan et al. 2024 (Muon), recalled; its flow is in theory section 2.5 (derived).
+    """
+
+    def polar(gradient: Array) -> Array:
+        u, s, vt = jnp.linalg.svd(gradient, full_matrices=False)
+        keep = s > max(gradient.shape) * jnp.finfo(s.dtype).eps * s[0]
+        return (u * keep.astype(s.dtype)) @ vt
+
+    return optax.chain(
+        optax.stateless(lambda u, p: jax.tree.map(polar, u)),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def _check_counts(steps: int, every: int) -> None:
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; it must be at least 1.")
+    if every < 1 or steps % every:
+        raise ValueError(f"every is {every}; it must divide steps = {steps}.")
+
+
+def _simultaneous(problem, factors, state, update):
+    updates, state = update(problem.gradient(factors), state, factors)
+    return optax.apply_updates(factors, updates), state
+
+
+def _sequential(problem, factors, rate, _):
+    a = factors.a - rate * problem.gradient(factors).a
+    b = factors.b - rate * problem.gradient(Factors(a, factors.b)).b
+    return Factors(a, b), rate
+
+
+@eqx.filter_jit
+def _run(problem, start, step, state, update, count: int, every: int):
+    # `step` and `update` are static by identity: one optimizer, one compilation.
+    def outer(carry, _):
+        carry = jax.lax.fori_loop(0, every, lambda _, c: step(problem, *c, update), carry)
+        return carry, carry[0]
+
+    _, path = jax.lax.scan(outer, (start, state), None, length=count)
+    return jax.tree.map(lambda x0, x: jnp.concatenate([x0[None], x]), start, path)
+
+
+def descend(
+    problem: Problem,
+    factors: Any,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    *,
+    learning_rate: float | Float[Array, ""] = 1.0,
+    every: int = 1,
+    reduced: bool = False,
+) -> Path:
+    """Runs an optax transformation on all factors at once.
+
+    Args:
+      problem: anything with `loss` and `gradient`.
+      factors: the start.
+      optimizer: any optax transformation, with its own step size.
+      steps: how many steps to take, at least 1.
+      learning_rate: only the unit of `Path.times`, which are steps times this.
+      every: the path keeps the start and every so manieth step; it must divide `steps`.
+      reduced: whether to run in the frames of `exact.reduce`: right for descents that commute with
+        rotations (GD, momentum, LoRA+, ScaledGD, spectral), wrong for Adam and other entrywise ones.
+
+    Returns:
+      A Path with `1 + steps/every` times. A descent that blows up has status "non-finite".
+
+    Raises:
+      ValueError: before any tracing, for a bad start, `steps`, `every` or `learning_rate`.
+
+    Example:
+      >>> import jax, optax, lorajax
+      >>> problem = lorajax.MatrixFactorization.from_spectrum(
+      ...     jax.random.key(0), shape=(32, 32), singular_values=(2.0, 1.0)
+      ... )
+      >>> start = lorajax.initializers.nystrom(jax.random.key(1), problem.target, 2)
+      >>> path = lorajax.descend(problem, start, lorajax.flows.scaled_gradient(1.0), 1)
+      >>> bool(path.losses[-1] < 1e-8 * path.losses[0])
+      True
+    """
+    _check_counts(steps, every)
+    check_positive(learning_rate=learning_rate)
+    dtype = jnp.result_type(*jax.tree.leaves(factors))
+    times = jnp.asarray(learning_rate, dtype) * jnp.arange(0, steps + 1, every).astype(dtype)
+    _check_start(problem, factors, times)
+    frames = None
+    if reduced:
+        if not isinstance(problem, MatrixFactorization):
+            raise ValueError(
+                f"reduced is True, but a {type(problem).__name__} has no reduction; leave it False."
+            )
+        problem, factors, frames = reduce(problem, factors)
+
+    state = optimizer.init(factors)
+    core = _run(problem, factors, _simultaneous, state, optimizer.update, steps // every, every)
+    return Path(times, core, problem, frames, finite_status(core), jnp.asarray(steps, jnp.int32))
+
+
+def sequential_descent(
+    problem: Problem,
+    factors: Factors,
+    learning_rate: float | Float[Array, ""],
+    steps: int,
+    *,
+    every: int = 1,
+) -> Path:
+    """Gradient descent that updates A first and B with the new A (alternating, Gauss–Seidel order).
+
+    Args:
+      problem: a problem of one pair of factors.
+      factors: the start.
+      learning_rate: step size.
+      steps: how many sweeps over both factors.
+      every: the path keeps the start and every so manieth sweep; it must divide `steps`.
+
+    Returns:
+      A Path; its gradient flow limit is that of simultaneous descent, which it leaves by O(step)
+      at fixed time.
+
+    Raises:
+      ValueError: before any tracing, for a bad start, `steps`, `every` or `learning_rate`.
+
+    Source: Rushka, Klabjan 2026 (arXiv:2602.10212), stated for the flows; theory section 6.
+    """
+    _check_counts(steps, every)
+    check_positive(learning_rate=learning_rate)
+    rate = jnp.asarray(learning_rate, factors.a.dtype)
+    times = rate * jnp.arange(0, steps + 1, every).astype(factors.a.dtype)
+    _check_start(problem, factors, times)
+
+    core = _run(problem, factors, _sequential, rate, None, steps // every, every)
+    return Path(times, core, problem, None, finite_status(core), jnp.asarray(steps, jnp.int32))

@@ -1,0 +1,186 @@
+"""Gradient flow by diffrax."""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lorajax.exact import check_flow, check_times, reduce
+from lorajax.factors import Factors, check_finite, check_positive, is_traced
+from lorajax.flows.path import CONVERGED, FAILED, MAX_STEPS, NON_FINITE, Path
+from lorajax.problems import MatrixFactorization, Problem
+
+DEFAULT_RTOL = {"float64": 1e-8, "float32": 1e-5}
+DEFAULT_MAX_STEPS = 2**17
+
+
+def _is_factors(node: Any) -> bool:
+    return isinstance(node, Factors)
+
+
+def amplitude(start: Any) -> Float[Array, ""]:
+    """The scale a solver has to resolve: the smallest adapter's largest entry.
+
+    An adapter's two factors drive each other, so the larger one sets its scale; two adapters may
+    start at different scales, and the smaller one must not drown in the other's tolerance.
+    """
+    parts = [
+        jnp.max(jnp.array([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(node)]))
+        for node in jax.tree.leaves(start, is_leaf=_is_factors)
+    ]
+    return jnp.min(jnp.stack(parts))
+
+
+def field(problem: Problem, state: Any, weight_decay: Array, b_rate: Array) -> Any:
+    """Right-hand side of the flow: minus the gradient, with B's part times `b_rate`, and decay."""
+
+    def one(gradient: Any, value: Any) -> Any:
+        flow = jax.tree.map(lambda g, x: -(g + weight_decay * x), gradient, value)
+        return Factors(flow.a, b_rate * flow.b) if _is_factors(flow) else flow
+
+    return jax.tree.map(one, problem.gradient(state), state, is_leaf=_is_factors)
+
+
+@eqx.filter_jit
+def _integrate(problem, start, times, rtol, atol, decay, rate, solver, max_steps, adjoint):
+    dtype = times.dtype
+    controller = diffrax.PIDController(rtol=rtol, atol=atol)
+    term = diffrax.ODETerm(lambda t, y, args: field(args[0], y, args[1], args[2]))
+    solution = diffrax.diffeqsolve(
+        term,
+        solver,
+        t0=jnp.zeros((), dtype),
+        t1=times[-1],
+        dt0=None,
+        y0=start,
+        args=(problem, decay, rate),
+        saveat=diffrax.SaveAt(ts=times),
+        stepsize_controller=controller,
+        max_steps=max_steps,
+        adjoint=adjoint,
+        throw=False,
+    )
+    # diffrax leaves inf where it never got to; NaN cannot be mistaken for a value.
+    core = jax.tree.map(lambda x: jnp.where(jnp.isinf(x), jnp.nan, x), solution.ys)
+    finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(core)]))
+    result = solution.result
+    status = jnp.where(
+        result == diffrax.RESULTS.successful,
+        jnp.where(finite, CONVERGED, NON_FINITE),
+        jnp.where(
+            result == diffrax.RESULTS.max_steps_reached,
+            MAX_STEPS,
+            jnp.where(finite, FAILED, NON_FINITE),
+        ),
+    )
+    return core, status.astype(jnp.int32), jnp.asarray(solution.stats["num_steps"], jnp.int32)
+
+
+def _check_start(problem: Any, start: Any, times: Any) -> None:
+    check_times(times)
+    check_finite(factors=start)
+    if isinstance(start, Factors) and hasattr(problem, "shape"):
+        check_flow(problem, start, times)
+        return
+    for node in jax.tree.leaves(start, is_leaf=_is_factors):
+        if not is_traced(node) and not any(bool(jnp.any(x)) for x in jax.tree.leaves(node)):
+            raise ValueError(
+                "factors are both zero, a critical point that no flow leaves; start at least one of "
+                "them away from zero."
+            )
+    try:
+        jax.eval_shape(problem.gradient, start)
+    except (TypeError, ValueError) as error:
+        shapes = [tuple(x.shape) for x in jax.tree.leaves(start)]
+        raise ValueError(
+            f"factors have shapes {shapes}, which do not fit the problem of shape "
+            f"{getattr(problem, 'shape', '?')}."
+        ) from error
+
+
+def gradient_flow(
+    problem: Problem,
+    factors: Any,
+    times: Float[Array, " t"] | np.ndarray,
+    *,
+    rtol: float | Float[Array, ""] | None = None,
+    atol: float | Float[Array, ""] | None = None,
+    weight_decay: float | Float[Array, ""] = 0.0,
+    b_rate: float | Float[Array, ""] = 1.0,
+    reduced: bool | None = None,
+    solver: diffrax.AbstractSolver | None = None,
+    max_steps: int = DEFAULT_MAX_STEPS,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+) -> Path:
+    """Integrates `Ȧ = −∂L/∂A, Ḃ = −∂L/∂B` adaptively, from any scale of start.
+
+    Jit- and vmap-safe; all numbers are traced, so that changing a tolerance, a time or a scale
+    compiles nothing anew. Under `vmap` each lane keeps its own tolerance and status.
+
+    Args:
+      problem: anything with `loss` and `gradient`.
+      factors: the start, a pytree that `problem.gradient` takes; its dtype is the flow's.
+      times: when to save, shape (t,), increasing, from 0 on (the flow starts at 0).
+      rtol: relative tolerance of a step; 1e-8 in float64 and 1e-5 in float32 if None.
+      atol: absolute tolerance; if None `rtol` times the start's amplitude, because a fixed one lets
+        the solver skip over the growth of a small start (an escape time off by 2.3 at 1e-20).
+      weight_decay: w ≥ 0 on all factors, in units of 1/time.
+      b_rate: ρ of LoRA+: Ḃ is multiplied by it.
+      reduced: whether to flow in the frames of `exact.reduce`; None does wherever there are any.
+      solver: a diffrax solver; Dopri8 if None.
+      max_steps: the flow ends with status "max steps" beyond so many.
+      adjoint: how to differentiate through the flow; diffrax.ForwardMode if None, the cheapest to
+        run. Give diffrax.RecursiveCheckpointAdjoint() for reverse mode.
+
+    Returns:
+      A Path. It never raises from within: look at `status`.
+
+    Raises:
+      ValueError: before any tracing, for shapes, dtypes or times that do not fit, entries that are
+        not finite, or a start that cannot move.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, lorajax
+      >>> problem = lorajax.MatrixFactorization.from_spectrum(
+      ...     jax.random.key(0), shape=(64, 48), singular_values=(4.0, 2.0)
+      ... )
+      >>> factors = lorajax.initializers.lora(jax.random.key(1), problem.shape, 4, scale=1e-3)
+      >>> path = lorajax.gradient_flow(problem, factors, jnp.linspace(0.0, 10.0, 5))
+      >>> path.factors.a.shape, path.converged
+      ((5, 64, 4), True)
+
+    Source: theory sections 0, 1 and 8 (derived).
+    """
+    _check_start(problem, factors, times)
+    dtype = jnp.result_type(*jax.tree.leaves(factors))
+    rtol = DEFAULT_RTOL[str(dtype)] if rtol is None else rtol
+    check_positive(rtol=rtol, b_rate=b_rate)
+    times = jnp.asarray(times, dtype)
+    rtol = jnp.asarray(rtol, dtype)
+    can_reduce = isinstance(problem, MatrixFactorization)
+    if reduced and not can_reduce:
+        raise ValueError(
+            f"reduced is True, but a {type(problem).__name__} has no reduction; leave it at None."
+        )
+    frames = None
+    if can_reduce and reduced is not False:
+        problem, factors, frames = reduce(problem, factors)
+    if atol is None:
+        atol = jnp.maximum(rtol * amplitude(factors), jnp.finfo(dtype).tiny)
+    core, status, steps = _integrate(
+        problem,
+        factors,
+        times,
+        rtol,
+        jnp.asarray(atol, dtype),
+        jnp.asarray(weight_decay, dtype),
+        jnp.asarray(b_rate, dtype),
+        diffrax.Dopri8() if solver is None else solver,
+        max_steps,
+        diffrax.ForwardMode() if adjoint is None else adjoint,
+    )
+    return Path(times, core, problem, frames, status, steps)

@@ -1,0 +1,254 @@
+"""Analytic predictions: each law a short function next to its source.
+
+Times come first and broadcast against the rest. Units: gradient flow of `½‖S − AB‖²` has time in
+1/s, with s a singular value of S; a start's scale a has the unit √s.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lorajax.factors import Factors
+from lorajax.problems import MatrixFactorization, TwoLayer
+
+Real = float | Float[Array, "..."]
+
+
+def _broadcast(*arguments: Real) -> list[Array]:
+    """Arrays of one shape: explicit, so that laws also run where rank promotion raises."""
+    return jnp.broadcast_arrays(*(jnp.asarray(x) for x in arguments))
+
+
+def logistic(times: Real, s: Real, start: Real) -> Float[Array, "..."]:
+    """A mode of a balanced start (λ = 0): `σ(t) = s / (1 + (s/σ0 − 1) e^{−2st})`.
+
+    Args:
+      times: t ≥ 0.
+      s: the target's singular value.
+      start: σ0 > 0, the mode's singular value at t = 0.
+
+    Returns:
+      σ(t), broadcast over the arguments.
+
+    Source: theory section 2.2 (derived; Saxe et al. 2014).
+    """
+    times, s, start = _broadcast(times, s, start)
+    decay = jnp.exp(-2 * s * times)
+    # Multiplied through by σ0, so that a tiny σ0 does not overflow s/σ0.
+    return s * start / (start * (1 - decay) + s * decay)
+
+
+def balanced_mode(times: Real, s: Real, a: Real, b: Real) -> Float[Array, "..."]:
+    """One mode from aligned factors a and b: the solution of `σ̇ = √(λ² + 4σ²)(s − σ)`.
+
+    Args:
+      times: t ≥ 0.
+      s: the target's singular value, not negative.
+      a: the left factor's amplitude along the mode at t = 0.
+      b: the right factor's; λ = a² − b², σ(0) = a b.
+
+    Returns:
+      σ(t), broadcast over the arguments. `b = a` is `logistic`, `b = 0` is `lora_mode`, and `s = 0`
+      is the decay of a superfluous direction.
+
+    Source: theory sections 2.1, 2.2 (derived): q(t) = e^{Ft} q(0) / √(1 + q(0)ᵀ∫e^{2Fτ}dτ q(0)) in two
+    dimensions, multiplied through by e^{−2κt} against overflow.
+    """
+    times, s, a, b = _broadcast(times, s, a, b)
+    half = (a**2 - b**2) / 2
+    kappa = jnp.sqrt(s**2 + half**2)
+    safe = jnp.where(kappa == 0, 1, kappa)
+    decay = jnp.exp(-2 * kappa * times)
+    cosh = (1 + decay) / 2
+    sinh = jnp.where(kappa == 0, times, -jnp.expm1(-2 * kappa * times) / (2 * safe))
+    f_a, f_b = half * a + s * b, s * a - half * b
+    growth = cosh * sinh * (a**2 + b**2) + sinh**2 * (a * f_a + b * f_b)
+    return (cosh * a + sinh * f_a) * (cosh * b + sinh * f_b) / (decay + growth)
+
+
+def lora_mode(times: Real, s: Real, a: Real) -> Float[Array, "..."]:
+    """A mode of LoRA's default start, B = 0: exact at every scale from lazy to rich.
+
+    Args:
+      times: t ≥ 0.
+      s: the target's singular value.
+      a: |Aᵀu|, the start's amplitude along the left singular vector u (for several modes the
+        deflated amplitude; see `deflated_amplitudes`).
+
+    Returns:
+      σ(t), broadcast over the arguments.
+
+    Source: theory section 2.2 (derived).
+    """
+    return balanced_mode(times, s, a, jnp.zeros_like(jnp.asarray(a)))
+
+
+def lazy(times: Real, s: Real, a: Real) -> Float[Array, "..."]:
+    """Lazy limit of `lora_mode`, a² ≫ s: `s (1 − e^{−a²t})`.
+
+    Source: theory section 2.2 (derived). Relative error of order s²/a⁴.
+    """
+    times, s, a = _broadcast(times, s, a)
+    return -s * jnp.expm1(-(a**2) * times)
+
+
+def tanh_squared(times: Real, s: Real) -> Float[Array, "..."]:
+    """The law of the spectral-dynamics paper, `σ(t) ≈ s tanh²(s t/√2)`: a law under test.
+
+    Args:
+      times: t ≥ 0.
+      s: the target's singular value.
+
+    Returns:
+      The stated σ(t). It does not depend on the start and it solves σ̇ = √2 √(sσ)(s − σ), which is
+      not the flow of the stated loss: claim `spectral_dynamics.tanh_squared` reports by how much.
+
+    Source: OpenReview gg2Wb2HPOI, stated.
+    """
+    times, s = _broadcast(times, s)
+    return s * jnp.tanh(s * times / 2**0.5) ** 2
+
+
+def half_time(s: Real, a: Real) -> Float[Array, "..."]:
+    """Time at which a mode of a small LoRA start reaches s/2: `ln(4s/a²)/(2s)`.
+
+    Args:
+      s: the target's singular value.
+      a: the (deflated) amplitude |Aᵀu|, a² ≪ s.
+
+    Returns:
+      The half-time, in 1/s. Relative corrections are of order a²/s.
+
+    Source: theory section 2.2 (derived), rich limit.
+    """
+    s, a = _broadcast(s, a)
+    return jnp.log(4 * s / a**2) / (2 * s)
+
+
+def deflated_amplitudes(
+    problem: MatrixFactorization, factors: Factors
+) -> Float[Array, " q"]:
+    """Amplitude that each mode really starts from, once the modes before it are learned.
+
+    Args:
+      problem: matrix factorization with distinct singular values, rank k.
+      factors: a LoRA start (B = 0) of rank r.
+
+    Returns:
+      `a_i = |R_ii|` of `AᵀU = Q R`, U's columns in order of decreasing s: shape (min(k, r),). Taking
+      |Aᵀu_i| instead is wrong for all modes but the first.
+
+    Source: theory section 2.3 (derived).
+    """
+    return jnp.abs(jnp.diagonal(jnp.linalg.qr(factors.a.T @ problem.u, mode="r")))
+
+
+def lora_modes(
+    problem: MatrixFactorization, factors: Factors, times: Float[Array, " t"]
+) -> Float[Array, "t q"]:
+    """All modes of a small LoRA start: `lora_mode` of each deflated amplitude.
+
+    Args:
+      problem: matrix factorization with distinct singular values, rank k.
+      factors: a LoRA start (B = 0) of rank r.
+      times: shape (t,).
+
+    Returns:
+      Shape (t, min(k, r)): the top modes, largest first; with r < k the others are never learned.
+
+    Source: theory section 2.3 (derived): sup error ≤ 0.4 % at std ≤ 1e-2, 2–8 % at 0.1. It fails for
+    equal singular values and for std above about 0.3 √s.
+    """
+    amplitudes = deflated_amplitudes(problem, factors)
+    s = problem.singular_values[: amplitudes.shape[0]]
+    return lora_mode(times[:, None], s[None, :], amplitudes[None, :])
+
+
+def superfluous(times: Real, start: Real, level: Real = 0.0) -> Float[Array, "..."]:
+    """Decay of a direction without a target: the solution of `ṁ = −√(λ² + 4m²) m`.
+
+    Args:
+      times: t ≥ 0.
+      start: m0 > 0, its singular value at t = 0.
+      level: λ of the direction; 0 when balanced.
+
+    Returns:
+      `m0/(1 + 2 m0 t)` for λ = 0, else `(|λ|/2) / sinh(|λ| t + asinh(|λ|/2m0))`.
+
+    Source: theory section 2.4; the closed form for λ ≠ 0 is derived here by m = (λ/2)/sinh θ, θ̇ = λ.
+    """
+    times, start, level = _broadcast(times, start, level)
+    level = jnp.abs(level)
+    safe = jnp.where(level == 0, 1, level)
+    angle = safe * times + jnp.arcsinh(safe / (2 * start))
+    # exp(−θ) form: sinh overflows where the direction is long gone.
+    unbalanced = safe * jnp.exp(-angle) / -jnp.expm1(-2 * angle)
+    return jnp.where(level == 0, start / (1 + 2 * start * times), unbalanced)
+
+
+def spectral_flow(times: Real, s: Real, start: Real) -> Float[Array, "..."]:
+    """A mode under spectral gradient flow (Muon): `min((√σ0 + t)², s)`.
+
+    Args:
+      times: t ≥ 0, in √s.
+      s: the target's singular value.
+      start: σ0 ≥ 0.
+
+    Returns:
+      σ(t): smaller targets are reached first.
+
+    Source: theory section 2.5 (derived).
+    """
+    times, s, start = _broadcast(times, s, start)
+    return jnp.minimum((jnp.sqrt(start) + times) ** 2, s)
+
+
+def spectral_hit_time(s: Real, start: Real, fraction: float = 0.95) -> Float[Array, "..."]:
+    """Time at which `spectral_flow` reaches a fraction of s: `√(fraction · s) − √σ0`."""
+    s, start = _broadcast(s, start)
+    return jnp.sqrt(fraction * s) - jnp.sqrt(start)
+
+
+def lora_plus_equivalent(times: Real, a: Real, ratio: Real) -> tuple[Array, Array]:
+    """LoRA+ with ratio ρ as plain flow: time times √ρ, amplitude of A times ρ^{1/4}.
+
+    Args:
+      times: t of the LoRA+ flow.
+      a: amplitude of its start.
+      ratio: ρ.
+
+    Returns:
+      Time and amplitude of the plain flow with the same products.
+
+    Source: theory section 2.5 (derived).
+    """
+    times, a, ratio = _broadcast(times, a, ratio)
+    return jnp.sqrt(ratio) * times, ratio**0.25 * a
+
+
+def growth_rates(problem: TwoLayer) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Growth rates of the two adapters near zero, `g_1 = σ_1(W2ᵀE)` and `g_2 = σ_1(E W1ᵀ)`.
+
+    Source: theory section 4 (reconstructed from Xu et al. 2025, arXiv:2503.06982).
+    """
+    first, second = problem.alignment_matrices()
+    return (
+        jnp.linalg.svd(first, compute_uv=False)[0],
+        jnp.linalg.svd(second, compute_uv=False)[0],
+    )
+
+
+def escape_slope(problem: TwoLayer) -> Float[Array, ""]:
+    """d(escape time)/d(ln 1/α) = 1/max(g_1, g_2), the slope in the scale α of the start.
+
+    Source: theory section 4, item 1 (reconstructed): within 3 % for α ≤ 1e-4.
+    """
+    return 1 / jnp.maximum(*growth_rates(problem))
+
+
+def slow_layer_exponent(problem: TwoLayer) -> Float[Array, ""]:
+    """Exponent of α in the slow layer's norm at escape, 1 − δ_w with δ_w = slower/faster rate.
+
+    Source: theory section 4, item 2 (reconstructed): ±0.07.
+    """
+    first, second = growth_rates(problem)
+    return 1 - jnp.minimum(first, second) / jnp.maximum(first, second)

@@ -1,0 +1,390 @@
+"""What is learned: losses of low-rank factors, with their gradients and their oracles.
+
+A problem is a frozen pytree with
+
+* `shape`, the shape of the update,
+* `loss(factors)`, a scalar,
+* `gradient(factors)`, the exact derivative of `loss` with respect to the factors, in the cheapest
+  form that is known (a flow's field is minus this), and
+* an oracle: what the best factors of a rank reach.
+
+Anything with `loss` and `gradient` can be handed to `flows.gradient_flow` and `flows.descend`.
+"""
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, UInt32
+
+from lorajax.factors import Factors, check_finite, check_rank, is_traced
+
+PRNGKey = Key[Array, ""] | UInt32[Array, "2"]
+
+
+@runtime_checkable
+class Problem(Protocol):
+    """What a flow needs to know of a problem."""
+
+    def loss(self, factors: Any) -> Array:
+        """The loss, a scalar."""
+        ...
+
+    def gradient(self, factors: Any) -> Any:
+        """The derivative of `loss`, a pytree like `factors`."""
+        ...
+
+
+def _frame(key: PRNGKey, rows: int, columns: int, dtype) -> Array:
+    q, upper = jnp.linalg.qr(jax.random.normal(key, (rows, columns), dtype))
+    return q * jnp.where(jnp.diagonal(upper) < 0, -1, 1).astype(dtype)[None, :]
+
+
+def _check_spectrum(singular_values: Array, shape: tuple[int, int]) -> None:
+    if singular_values.ndim != 1 or singular_values.shape[0] < 1:
+        raise ValueError(
+            f"singular_values have shape {singular_values.shape}; give at least one, in a vector."
+        )
+    if singular_values.shape[0] > min(shape):
+        raise ValueError(
+            f"singular_values has {singular_values.shape[0]} entries; a matrix of shape {shape} has "
+            f"at most {min(shape)}."
+        )
+    if is_traced(singular_values):
+        return
+    values = np.asarray(singular_values)
+    if not (np.all(np.isfinite(values)) and np.all(values > 0)):
+        raise ValueError(f"singular_values are {values}; each must be positive and finite.")
+    if np.any(np.diff(values) > 0):
+        raise ValueError(f"singular_values are {values}; give them in decreasing order.")
+
+
+class MatrixFactorization(eqx.Module):
+    """Quadratic loss `½‖S − A B‖_F²` of a low-rank update against the oracle update S.
+
+    S = target − W0 is kept as its thin singular value decomposition, so that a 4096×4096 problem of
+    rank 4 takes 33 thousand numbers and its gradient never forms a matrix of full size. Make it
+    with `from_spectrum` or `from_target`.
+
+    Attributes:
+      u: left singular vectors of S, shape (m, k), orthonormal columns.
+      singular_values: s_1 ≥ … ≥ s_k > 0, shape (k,), in the unit of S. Under gradient flow time is
+        measured in 1/s.
+      v: right singular vectors, shape (n, k), orthonormal columns.
+    """
+
+    u: Float[Array, "m k"]
+    singular_values: Float[Array, " k"]
+    v: Float[Array, "n k"]
+
+    @classmethod
+    def from_spectrum(
+        cls,
+        key: PRNGKey,
+        shape: tuple[int, int],
+        singular_values: Float[Array, " k"] | tuple[float, ...],
+        *,
+        dtype=None,
+    ) -> "MatrixFactorization":
+        """A target with a given spectrum and Haar-distributed singular vectors.
+
+        Args:
+          key: a PRNG key.
+          shape: (m, n) of the update.
+          singular_values: positive, in decreasing order, at most min(m, n) of them.
+          dtype: floating dtype; JAX's default float if None.
+
+        Returns:
+          The problem.
+
+        Raises:
+          ValueError: for a spectrum that is empty, too long, unordered, not positive or not finite.
+
+        Example:
+          >>> import jax, lorajax
+          >>> problem = lorajax.MatrixFactorization.from_spectrum(
+          ...     jax.random.key(0), shape=(512, 256), singular_values=(4.0, 2.0, 1.0)
+          ... )
+          >>> problem.shape, problem.rank
+          ((512, 256), 3)
+        """
+        dtype = jnp.result_type(float if dtype is None else dtype)
+        values = jnp.asarray(singular_values, dtype)
+        _check_spectrum(values, shape)
+        key_u, key_v = jax.random.split(key)
+        k = values.shape[0]
+        return cls(_frame(key_u, shape[0], k, dtype), values, _frame(key_v, shape[1], k, dtype))
+
+    @classmethod
+    def from_target(
+        cls, target: Float[Array, "m n"], *, tolerance: float | None = None
+    ) -> "MatrixFactorization":
+        """The problem of a given oracle update, by one singular value decomposition.
+
+        Args:
+          target: S, shape (m, n), concrete (its rank becomes a shape).
+          tolerance: singular values up to `tolerance · s_1` count as 0; if None, max(m, n) times
+            the dtype's epsilon, what rounding alone leaves.
+
+        Returns:
+          The problem, with k the numerical rank of the target.
+
+        Raises:
+          ValueError: if the target is not a matrix, not finite or zero.
+        """
+        if target.ndim != 2:
+            raise ValueError(f"target has shape {target.shape}; it must be a matrix.")
+        check_finite(target=target)
+        u, s, vt = jnp.linalg.svd(target, full_matrices=False)
+        if tolerance is None:
+            tolerance = max(target.shape) * float(jnp.finfo(target.dtype).eps)
+        k = int(jnp.sum(s > tolerance * s[0]))
+        if k == 0:
+            raise ValueError("target is zero; there is nothing to learn.")
+        return cls(u[:, :k], s[:k], vt[:k].T)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n) of the update."""
+        return self.u.shape[0], self.v.shape[0]
+
+    @property
+    def rank(self) -> int:
+        """k, the rank of the oracle update."""
+        return self.singular_values.shape[0]
+
+    @property
+    def dtype(self):
+        """Floating dtype of the problem."""
+        return self.singular_values.dtype
+
+    @property
+    def target(self) -> Float[Array, "m n"]:
+        """The oracle update S as a full matrix."""
+        return (self.u * self.singular_values[None, :]) @ self.v.T
+
+    def loss(self, factors: Factors) -> Float[Array, ""]:
+        """`½‖S − A B‖²` without the full residual and without cancellation.
+
+        The residual's blocks along and across S's singular spaces are orthogonal, so their squares
+        add; each is at most k·(m+n) numbers. Exact down to the square of the rounding unit, where
+        the expanded form `‖S‖² − 2⟨S, AB⟩ + ‖AB‖²` stops at the rounding unit itself.
+        """
+        a, b = factors
+        a_along, b_along = self.u.T @ a, b @ self.v
+        a_across, b_across = a - self.u @ a_along, b - b_along @ self.v.T
+        gram_a, gram_b = a_across.T @ a_across, b_across @ b_across.T
+        inner = jnp.diag(self.singular_values) - a_along @ b_along
+        return 0.5 * (
+            jnp.sum(inner**2)
+            + jnp.sum((a_along @ gram_b) * a_along)
+            + jnp.sum((gram_a @ b_along) * b_along)
+            + jnp.sum(gram_a * gram_b)
+        )
+
+    def gradient(self, factors: Factors) -> Factors:
+        """Derivative of the loss in Gram form: `A(BBᵀ) − S Bᵀ` and `(AᵀA)B − AᵀS`."""
+        a, b = factors
+        s = self.singular_values
+        s_bt = self.u @ (s[:, None] * (self.v.T @ b.T))
+        at_s = ((a.T @ self.u) * s[None, :]) @ self.v.T
+        return Factors(a @ (b @ b.T) - s_bt, (a.T @ a) @ b - at_s)
+
+    def full_gradient(self, factors: Factors) -> Float[Array, "m n"]:
+        """`G = ∇_W L = A B − S`, the gradient with respect to the full matrix."""
+        return factors.product - self.target
+
+    def oracle(self, rank: int) -> Factors:
+        """Balanced factors of the best approximation of rank `rank` (Eckart–Young).
+
+        Args:
+          rank: at least 1; beyond k the remaining columns are 0.
+
+        Returns:
+          Factors with `AᵀA = BBᵀ`.
+
+        Raises:
+          ValueError: for a bad rank.
+        """
+        check_rank(rank, self.shape)
+        keep = min(rank, self.rank)
+        root = jnp.sqrt(self.singular_values[:keep])
+        pad = rank - keep
+        a = jnp.pad(self.u[:, :keep] * root[None, :], ((0, 0), (0, pad)))
+        return Factors(a, jnp.pad((self.v[:, :keep] * root[None, :]).T, ((0, pad), (0, 0))))
+
+    def oracle_loss(self, rank: int) -> Float[Array, ""]:
+        """The least loss at a rank, `½ Σ_{i>r} s_i²`."""
+        return 0.5 * jnp.sum(self.singular_values[rank:] ** 2)
+
+    def recentered(self, offset: Factors) -> "MatrixFactorization":
+        """The same problem for a start with an offset: S grows by what the offset takes off W0.
+
+        Args:
+          offset: `initializers.Start.offset`, concrete.
+
+        Returns:
+          The problem with oracle update `S + offset.product`.
+        """
+        return MatrixFactorization.from_target(self.target + offset.product)
+
+
+class DiagonalFactorization(eqx.Module):
+    """`½‖diag(s, 0) − A B‖²`: what `MatrixFactorization` becomes in its own singular frame.
+
+    Attributes:
+      singular_values: s, shape (k,).
+      shape: (p, q) of the update, p, q ≥ k.
+    """
+
+    singular_values: Float[Array, " k"]
+    shape: tuple[int, int] = eqx.field(static=True)
+
+    @property
+    def rank(self) -> int:
+        """k, the rank of the target."""
+        return self.singular_values.shape[0]
+
+    @property
+    def dtype(self):
+        """Floating dtype of the problem."""
+        return self.singular_values.dtype
+
+    @property
+    def target(self) -> Float[Array, "p q"]:
+        """diag(s, 0) as a full matrix."""
+        k = self.rank
+        return jnp.zeros(self.shape, self.dtype).at[jnp.arange(k), jnp.arange(k)].set(
+            self.singular_values
+        )
+
+    def loss(self, factors: Factors) -> Float[Array, ""]:
+        """`½‖diag(s, 0) − A B‖²`."""
+        return 0.5 * jnp.sum((self.target - factors.product) ** 2)
+
+    def gradient(self, factors: Factors) -> Factors:
+        """Derivative of the loss in Gram form; the target costs k·r multiplications."""
+        a, b = factors
+        k, s = self.rank, self.singular_values
+        s_bt = jnp.pad(s[:, None] * b[:, :k].T, ((0, self.shape[0] - k), (0, 0)))
+        at_s = jnp.pad(a[:k].T * s[None, :], ((0, 0), (0, self.shape[1] - k)))
+        return Factors(a @ (b @ b.T) - s_bt, (a.T @ a) @ b - at_s)
+
+
+class SymmetricFactorization(eqx.Module):
+    """`¼‖X Xᵀ − S‖_F²` of one factor against a positive semidefinite target.
+
+    Attributes:
+      target: S, shape (n, n), symmetric positive semidefinite.
+    """
+
+    target: Float[Array, "n n"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, n) of the product."""
+        n = self.target.shape[0]
+        return n, n
+
+    def loss(self, factor: Float[Array, "n r"]) -> Float[Array, ""]:
+        """`¼‖X Xᵀ − S‖²`."""
+        return 0.25 * jnp.sum((factor @ factor.T - self.target) ** 2)
+
+    def gradient(self, factor: Float[Array, "n r"]) -> Float[Array, "n r"]:
+        """`X(XᵀX) − S X`."""
+        return factor @ (factor.T @ factor) - self.target @ factor
+
+
+class TwoLayerFactors(NamedTuple):
+    """Factors of the adapters on both layers of `TwoLayer`.
+
+    Attributes:
+      first: adapter of W1, shapes (h, r) and (r, q).
+      second: adapter of W2, shapes (p, r) and (r, h).
+    """
+
+    first: Factors
+    second: Factors
+
+
+class TwoLayer(eqx.Module):
+    """Two frozen layers with an adapter on each: `½‖E − …‖²` for `Y_ft − (W2 + ΔW2)(W1 + ΔW1)`.
+
+    Attributes:
+      w1: first frozen layer W1, shape (h, q).
+      w2: second frozen layer W2, shape (p, h).
+      shift: `E = Y_ft − W2 W1`, what fine-tuning has to add, shape (p, q).
+
+    Source: Xu et al. 2025 (arXiv:2503.06982), stated. The form of the gradient, in which every
+    product is a constant matrix times a thin one, is derived (theory section 1).
+    """
+
+    w1: Float[Array, "h q"]
+    w2: Float[Array, "p h"]
+    shift: Float[Array, "p q"]
+
+    def __check_init__(self) -> None:
+        """Raises ValueError where the shapes do not chain."""
+        w1, w2, shift = (getattr(x, "shape", None) for x in (self.w1, self.w2, self.shift))
+        if w1 is None or w2 is None or shift is None:
+            return
+        if w2[-1] != w1[-2] or shift[-2:] != (w2[-2], w1[-1]):
+            raise ValueError(
+                f"w2, w1 and shift have shapes {w2}, {w1} and {shift}; they must be (p, h), (h, q) "
+                "and (p, q)."
+            )
+        check_finite(w1=self.w1, w2=self.w2, shift=self.shift)
+
+    @property
+    def shape(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Shapes of the two updates, ΔW1's first."""
+        return (self.w1.shape[0], self.w1.shape[1]), (self.w2.shape[0], self.w2.shape[1])
+
+    @property
+    def dtype(self):
+        """Floating dtype of the problem."""
+        return self.shift.dtype
+
+    def residual(self, factors: TwoLayerFactors) -> Float[Array, "p q"]:
+        """`R = Y_ft − (W2 + A2B2)(W1 + A1B1)`, the full matrix."""
+        (a1, b1), (a2, b2) = factors
+        v = self.w2 @ a1 + a2 @ (b2 @ a1)
+        return self.shift - v @ b1 - a2 @ (b2 @ self.w1)
+
+    def loss(self, factors: TwoLayerFactors) -> Float[Array, ""]:
+        """`½‖R‖²`."""
+        return 0.5 * jnp.sum(self.residual(factors) ** 2)
+
+    def gradient(self, factors: TwoLayerFactors) -> TwoLayerFactors:
+        """Derivative of the loss: eight products of a constant matrix with an r-column one.
+
+        With V = (W2 + A2B2)A1 and C = B2W1 the residual is `E − V B1 − A2 C`, and only R B1ᵀ, VᵀR,
+        R Uᵀ and A2ᵀR with U = C + (B2A1)B1 are ever formed.
+        """
+        (a1, b1), (a2, b2) = factors
+        r = a1.shape[-1]
+        b2_a1 = b2 @ a1
+        c = b2 @ self.w1
+        v = self.w2 @ a1 + a2 @ b2_a1
+        u = c + b2_a1 @ b1
+        # E meets [B1ᵀ Uᵀ] and [V A2] in one product each: half as many passes over the big matrix.
+        right = jnp.concatenate([b1, u]).T
+        r_right = self.shift @ right - v @ (b1 @ right) - a2 @ (c @ right)
+        left = jnp.concatenate([v, a2], axis=1)
+        left_r = left.T @ self.shift - (left.T @ v) @ b1 - (left.T @ a2) @ c
+        r_b1, r_u = r_right[:, :r], r_right[:, r:]
+        vt_r, a2t_r = left_r[:r], left_r[r:]
+        return TwoLayerFactors(
+            Factors(-(self.w2.T @ r_b1 + b2.T @ (a2.T @ r_b1)), -vt_r),
+            Factors(-r_u, -(a2t_r @ self.w1.T + (a2t_r @ b1.T) @ a1.T)),
+        )
+
+    def alignment_matrices(self) -> tuple[Float[Array, "h q"], Float[Array, "p h"]]:
+        """`W2ᵀE` and `E W1ᵀ`: the negative gradients at zero, whose top singular vectors attract.
+
+        Near zero the stacked factors `Z_i = [A_i; B_iᵀ]` obey `Ż_i = H(M_i) Z_i` with
+        H(M) = [[0, M], [Mᵀ, 0]] and M_1, M_2 these two (reconstructed; theory section 4).
+        """
+        return self.w2.T @ self.shift, self.shift @ self.w1.T
