@@ -1,0 +1,67 @@
+"""The `lorajax` command: one module a subcommand.
+
+A subcommand's module has `HELP` (a line), `configure(parser)` and `run(args) -> int`, the exit status.
+It imports jax only inside `run`, so that help and usage errors answer at once.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from lorajax import __version__
+
+COMMANDS = ("validate", "claims", "spectra")
+
+DESCRIPTION = """\
+The theory of low-rank adaptation (LoRA), made executable: simulate its training dynamics, hold the
+theory about it against the simulation, and carry what holds into real fine-tuning.
+"""
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be done as asked; the message is one sentence."""
+
+
+def enable_x64() -> None:
+    """Switches the command to float64, which the theory's tolerances need."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command with all its subcommands; imports no jax."""
+    parser = argparse.ArgumentParser(prog="lorajax", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"lorajax {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        module = importlib.import_module(f"lorajax.cli.{name}")
+        sub = subparsers.add_parser(name, help=module.HELP, description=module.__doc__)
+        module.configure(sub)
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+      argv: arguments without the program's name; those of the process if None.
+
+    Returns:
+      0 when all went as on record, 1 when a result changed, 2 for bad usage, 130 when interrupted.
+    """
+    try:
+        args = build_parser().parse_args(argv)
+        return args.run(args)
+    except (UsageError, ValueError) as error:
+        print(f"lorajax: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"lorajax: error: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lorajax: interrupted", file=sys.stderr)
+        return 130
