@@ -81,7 +81,7 @@ benchmarks: $(INSTALLED)-benchmark
 constraints: $(INSTALLED)-lock
 	@{ echo "# Made by 'make constraints': the releases that this repository is tested with."; \
 	   $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade \
-	     --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml; \
+	     --no-header --no-annotate pyproject.toml; \
 	 } > constraints.new
 	@mv constraints.new constraints.txt
 
