@@ -1,0 +1,192 @@
+"""Residual networks (He et al. 2015, arXiv:1512.03385) in Flax NNX."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lorajax.models.layers import IMAGENET_MEAN, IMAGENET_STD
+
+SIZES: dict[int, tuple[str, tuple[int, ...]]] = {
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
+}
+"""Block kind and blocks a stage of the ImageNet networks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+    """Everything that fixes a residual network's function, apart from its weights.
+
+    Attributes:
+      block: "basic" (two 3×3 convolutions) or "bottleneck" (1×1, 3×3 with the stride, 1×1 ×4).
+      depths: blocks in each stage.
+      widths: channels in each stage, before a bottleneck's expansion.
+      stem: "imagenet" (7×7 stride 2 and max pooling) or "cifar" (3×3).
+      stem_width: channels after the stem; 0 means those of the first stage.
+      shortcut: where the shape changes: "projection" (1×1 convolution) or "pad" (every second
+        pixel, zero channels on both sides: option A of the CIFAR networks).
+      classes: outputs of the head.
+      channels: of the images.
+      mean: per-channel mean of the images in units of [0, 1]; one number stands for all channels.
+      std: per-channel standard deviation, likewise.
+    """
+
+    block: Literal["basic", "bottleneck"] = "bottleneck"
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    stem_width: int = 0
+    shortcut: Literal["projection", "pad"] = "projection"
+    classes: int = 1000
+    channels: int = 3
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self):
+        for name, choices in (
+            ("block", ("basic", "bottleneck")),
+            ("stem", ("imagenet", "cifar")),
+            ("shortcut", ("projection", "pad")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}."
+                )
+        if len(self.depths) != len(self.widths) or not self.depths:
+            raise ValueError(
+                f"widths is {self.widths}; it needs one entry a stage, as depths = {self.depths}."
+            )
+        if self.shortcut == "pad" and self.block == "bottleneck":
+            raise ValueError("shortcut is 'pad'; only basic blocks have such shortcuts.")
+        if not self.stem_width:
+            object.__setattr__(self, "stem_width", self.widths[0])
+
+
+def _conv(inputs: int, outputs: int, size: int, stride: int, *, rngs: nnx.Rngs, **dtypes: Any):
+    # Padding as in torch: the same on both sides. "SAME" is shifted by a pixel at stride 2.
+    pad = (size - 1) // 2
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (size, size),
+        strides=(stride, stride),
+        padding=((pad, pad), (pad, pad)),
+        use_bias=False,
+        kernel_init=nnx.initializers.he_normal(),
+        rngs=rngs,
+        **dtypes,
+    )
+
+
+class Block(nnx.Module):
+    """A residual block of either kind, with its shortcut."""
+
+    def __init__(
+        self, config: ResNetConfig, inputs: int, width: int, stride: int, *, rngs, **dtypes: Any
+    ):
+        sizes, expansion = ((3, 3), 1) if config.block == "basic" else ((1, 3, 1), 4)
+        strides = (stride, 1) if config.block == "basic" else (1, stride, 1)
+        self.stride = stride
+        self.outputs = width * expansion
+        widths = [inputs] + [width] * (len(sizes) - 1) + [self.outputs]
+        self.convs = nnx.List(
+            [
+                _conv(i, o, size, step, rngs=rngs, **dtypes)
+                for i, o, size, step in zip(widths, widths[1:], sizes, strides, strict=False)
+            ]
+        )
+        self.norms = nnx.List([_norm(o, rngs=rngs, **dtypes) for o in widths[1:]])
+        changes = stride != 1 or inputs != self.outputs
+        projects = changes and config.shortcut == "projection"
+        self.projection = (
+            _conv(inputs, self.outputs, 1, stride, rngs=rngs, **dtypes) if projects else None
+        )
+        self.projection_norm = _norm(self.outputs, rngs=rngs, **dtypes) if projects else None
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        """The block's convolutions added to its shortcut."""
+        y = x
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            y = norm(conv(y))
+            y = jax.nn.relu(y) if i + 1 < len(self.convs) else y
+        if self.projection is not None and self.projection_norm is not None:
+            x = self.projection_norm(self.projection(x))
+        elif x.shape != y.shape:
+            x = x[:, :: self.stride, :: self.stride]
+            extra = self.outputs - x.shape[-1]
+            x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
+        return jax.nn.relu(x + y)
+
+
+def _norm(features: int, *, rngs: nnx.Rngs, **dtypes: Any) -> nnx.BatchNorm:
+    # torch's momentum of 0.1 is the weight of the new batch, Flax's 0.9 that of the old average.
+    return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, rngs=rngs, **dtypes)
+
+
+class ResNet(nnx.Module):
+    """A residual network in torchvision's form (the stride of a bottleneck on its 3×3).
+
+    Args:
+      config: its shape.
+      rngs: for the initial weights.
+      dtype: of the computation; that of the weights and the images if None.
+      param_dtype: of the weights.
+
+    `model.train()` normalizes by the batch and updates the running averages, `model.eval()` uses
+    them; a new model is in training mode, a loaded one in evaluation mode. Flax averages the biased
+    variance where torch takes the unbiased one, a factor (n − 1)/n with n values a channel.
+
+    Layers that an adapter may replace, by path: `stem`, `stages.S.I.convs.J`,
+    `stages.S.I.projection`, `head`.
+    """
+
+    def __init__(
+        self,
+        config: ResNetConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+    ):
+        dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+        self.config = config
+        self.dtype = dtype
+        size, stride = (7, 2) if config.stem == "imagenet" else (3, 1)
+        self.stem = _conv(config.channels, config.stem_width, size, stride, rngs=rngs, **dtypes)
+        self.stem_norm = _norm(config.stem_width, rngs=rngs, **dtypes)
+        stages, features = [], config.stem_width
+        for stage, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
+            blocks = []
+            for i in range(depth):
+                stride = 2 if stage and not i else 1
+                blocks.append(Block(config, features, width, stride, rngs=rngs, **dtypes))
+                features = blocks[-1].outputs
+            stages.append(nnx.List(blocks))
+        self.stages = nnx.List(stages)
+        self.head = nnx.Linear(features, config.classes, rngs=rngs, **dtypes)
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b classes"]:
+        """Class logits of normalized images of any size.
+
+        Raises:
+          ValueError: if the images have another number of channels than the configuration.
+        """
+        if images.ndim != 4 or images.shape[-1] != self.config.channels:
+            raise ValueError(
+                f"images have shape {images.shape}; this ResNet takes (batch, height, width, "
+                f"{self.config.channels})."
+            )
+        x = jax.nn.relu(self.stem_norm(self.stem(images)))
+        if self.config.stem == "imagenet":
+            x = nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        for blocks in self.stages:
+            for block in blocks:
+                x = block(x)
+        return self.head(x.mean(axis=(1, 2)))
