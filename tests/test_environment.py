@@ -13,7 +13,7 @@ from lorajax.factors import Factors
 
 
 # The fault needs just over 2**14 rows in float64 and 2**15 in float32, and few columns: jax 0.10.2
-# fails 12 of these 32 cases by up to the full size of the result.
+# fails 4 of these 32 cases, by up to the full size of the result.
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("rows", [100, 16_384, 16_385, 32_769])
 @pytest.mark.parametrize("shape", [(3, 3), (4, 3), (8, 8), (16, 64)], ids=str)
