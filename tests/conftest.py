@@ -11,6 +11,13 @@ import pytest
 TRACE_EVENT = "/jax/core/compile/jaxpr_trace_duration"
 
 
+def pytest_ignore_collect(collection_path: pathlib.Path) -> bool | None:
+    """Looks for doctests in the package only: helper scripts beside the tests may need peers."""
+    if collection_path.suffix == ".py" and not collection_path.name.startswith("test_"):
+        return True
+    return None
+
+
 @pytest.fixture
 def key() -> jax.Array:
     """A fixed PRNG key; split it for more."""
