@@ -1,11 +1,12 @@
 """Pieces that several models share: activations with a lean derivative, pooling, resizing."""
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float
 
 Gelu = Literal["erf", "tanh"]
@@ -69,6 +70,94 @@ def gelu(x: Float[Array, "*shape"], form: Gelu = "erf") -> Float[Array, "*shape"
     if form == "tanh":
         return _gelu_tanh(x)
     raise ValueError(f"form is {form!r}; it must be 'erf' or 'tanh'.")
+
+
+def at_least_float32(dtype: Any) -> Any:
+    """The dtype to compute sums and exponentials in: float32 for anything narrower."""
+    return dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def standardize(x: Float[Array, "*batch d"], epsilon: float) -> Float[Array, "*batch d"]:
+    """Subtracts the mean of the last axis and divides by its standard deviation.
+
+    Args:
+      x: any shape, floating point.
+      epsilon: added to the variance.
+
+    Returns:
+      Same shape and dtype. Differentiation keeps the result and one number a row.
+    """
+    return _standardize(x, epsilon)[0]
+
+
+def _standardize(x: Array, epsilon: float) -> tuple[Array, Array]:
+    centered = x - x.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centered).mean(axis=-1, keepdims=True)
+    scale = jax.lax.rsqrt(variance + jnp.asarray(epsilon, x.dtype))
+    return centered * scale, scale
+
+
+@standardize.defjvp
+def _standardize_jvp(epsilon, primals, tangents):
+    (x,), (t,) = primals, tangents
+    y, scale = _standardize(x, epsilon)
+    along = (y * t).mean(axis=-1, keepdims=True)
+    return y, scale * (t - t.mean(axis=-1, keepdims=True) - y * along)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """`nnx.LayerNorm` over the last axis, with a leaner derivative, in float32 at least.
+
+    A frozen norm that is differentiated by JAX's own rules keeps several arrays of its input's
+    size; this one keeps one.
+    """
+
+    def __call__(
+        self, x: Float[Array, "*batch d"], *, mask: Any = None
+    ) -> Float[Array, "*batch d"]:
+        """Standardizes each token, then scales and shifts it.
+
+        Raises:
+          ValueError: for a mask, which tokens of fixed number have no use for.
+        """
+        if mask is not None:
+            raise ValueError("mask is given; this layer norm takes None.")
+        dtype = self.dtype or x.dtype
+        wide = at_least_float32(x.dtype)
+        y = standardize(x.astype(wide), self.epsilon)
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        if self.scale is not None:
+            y = y * self.scale[...].astype(wide).reshape(shape)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(wide).reshape(shape)
+        return y.astype(dtype)
+
+
+class BatchNorm(nnx.BatchNorm):
+    """`nnx.BatchNorm` with weights, statistics and arithmetic in float32 at least.
+
+    Args:
+      features: channels, the last axis.
+      rngs: for the initial weights, which are constants.
+      dtype: of the result; that of the input if None.
+      param_dtype: of scale and bias, widened to float32 where it is narrower.
+
+    Momentum and epsilon are those of torch, whose momentum of 0.1 is the weight of the new batch
+    where Flax's 0.9 is that of the old average.
+    """
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs, dtype: Any, param_dtype: Any):
+        wide = at_least_float32(param_dtype)
+        super().__init__(
+            features, momentum=0.9, epsilon=1e-5, dtype=None, param_dtype=wide, rngs=rngs
+        )
+        self.result_dtype = dtype
+
+    def __call__(self, x: Float[Array, "b *space c"], **options: Any) -> Float[Array, "b *space c"]:
+        """Normalizes each channel, by the batch in training mode, else by running averages."""
+        y = super().__call__(x.astype(at_least_float32(x.dtype)), **options)
+        return y.astype(self.result_dtype or x.dtype)
 
 
 @functools.cache

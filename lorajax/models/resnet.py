@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lorajax.models import layers
 from lorajax.models.layers import IMAGENET_MEAN, IMAGENET_STD
 
 SIZES: dict[int, tuple[str, tuple[int, ...]]] = {
@@ -102,13 +103,15 @@ class Block(nnx.Module):
                 for i, o, size, step in zip(widths, widths[1:], sizes, strides, strict=False)
             ]
         )
-        self.norms = nnx.List([_norm(o, rngs=rngs, **dtypes) for o in widths[1:]])
+        self.norms = nnx.List([layers.BatchNorm(o, rngs=rngs, **dtypes) for o in widths[1:]])
         changes = stride != 1 or inputs != self.outputs
         projects = changes and config.shortcut == "projection"
         self.projection = (
             _conv(inputs, self.outputs, 1, stride, rngs=rngs, **dtypes) if projects else None
         )
-        self.projection_norm = _norm(self.outputs, rngs=rngs, **dtypes) if projects else None
+        self.projection_norm = (
+            layers.BatchNorm(self.outputs, rngs=rngs, **dtypes) if projects else None
+        )
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         """The block's convolutions added to its shortcut."""
@@ -123,11 +126,6 @@ class Block(nnx.Module):
             extra = self.outputs - x.shape[-1]
             x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
         return jax.nn.relu(x + y)
-
-
-def _norm(features: int, *, rngs: nnx.Rngs, **dtypes: Any) -> nnx.BatchNorm:
-    # torch's momentum of 0.1 is the weight of the new batch, Flax's 0.9 that of the old average.
-    return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, rngs=rngs, **dtypes)
 
 
 class ResNet(nnx.Module):
@@ -160,7 +158,7 @@ class ResNet(nnx.Module):
         self.dtype = dtype
         size, stride = (7, 2) if config.stem == "imagenet" else (3, 1)
         self.stem = _conv(config.channels, config.stem_width, size, stride, rngs=rngs, **dtypes)
-        self.stem_norm = _norm(config.stem_width, rngs=rngs, **dtypes)
+        self.stem_norm = layers.BatchNorm(config.stem_width, rngs=rngs, **dtypes)
         stages, features = [], config.stem_width
         for stage, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
             blocks = []
@@ -185,7 +183,8 @@ class ResNet(nnx.Module):
             )
         x = jax.nn.relu(self.stem_norm(self.stem(images)))
         if self.config.stem == "imagenet":
-            x = nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            # Flax annotates the padding as a string, and documents pairs of integers.
+            x = nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         for blocks in self.stages:
             for block in blocks:
                 x = block(x)

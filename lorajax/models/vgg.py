@@ -98,7 +98,7 @@ class VGG(nnx.Module):
         )
         self.norms = nnx.List(
             [
-                nnx.BatchNorm(width, momentum=0.9, epsilon=1e-5, rngs=rngs, **dtypes)
+                layers.BatchNorm(width, rngs=rngs, **dtypes)
                 for width in (widths if config.batch_norm else [])
             ]
         )

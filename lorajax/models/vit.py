@@ -114,7 +114,7 @@ class Attention(nnx.Module):
         key, value = split(self.key(x)), split(self.value(x))
         scores = jnp.einsum("bhqf,bhkf->bhqk", query, key)
         # Half precision loses the small weights of long rows.
-        weights = jax.nn.softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)))
+        weights = jax.nn.softmax(scores.astype(layers.at_least_float32(scores.dtype)))
         mixed = jnp.einsum("bhqk,bhkf->bhqf", weights.astype(value.dtype), value)
         return self.out(mixed.transpose(0, 2, 1, 3).reshape(batch, tokens, width))
 
@@ -139,9 +139,9 @@ class Block(nnx.Module):
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs, **dtypes: Any):
         norm = {"epsilon": config.epsilon, "rngs": rngs, **dtypes}
-        self.norm1 = nnx.LayerNorm(config.width, **norm)
+        self.norm1 = layers.LayerNorm(config.width, **norm)
         self.attention = Attention(config.width, config.heads, rngs=rngs, **dtypes)
-        self.norm2 = nnx.LayerNorm(config.width, **norm)
+        self.norm2 = layers.LayerNorm(config.width, **norm)
         self.mlp = MLP(config.width, config.mlp_width, config.gelu, rngs=rngs, **dtypes)
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs) if config.dropout else None
 
@@ -198,7 +198,7 @@ class ViT(nnx.Module):
         )
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs) if config.dropout else None
         self.blocks = nnx.List([Block(config, rngs=rngs, **dtypes) for _ in range(config.depth)])
-        self.norm = nnx.LayerNorm(config.width, epsilon=config.epsilon, rngs=rngs, **dtypes)
+        self.norm = layers.LayerNorm(config.width, epsilon=config.epsilon, rngs=rngs, **dtypes)
         self.head = nnx.Linear(config.width, config.classes, rngs=rngs, **dtypes)
         self.distilled_head = (
             nnx.Linear(config.width, config.classes, rngs=rngs, **dtypes)

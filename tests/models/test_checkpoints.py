@@ -1,0 +1,265 @@
+"""Loading, exporting and refusing checkpoints, against logits of the defining libraries.
+
+The fixtures and their logits were written by torchvision, transformers and timm themselves
+(`references.py`), from tiny configurations of their own classes with random weights.
+"""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from lorajax import models
+
+FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+
+# name: (family, layout, what the files leave open)
+CASES = {
+    "huggingface_vit": ("ViT", "huggingface", {}),
+    "timm_vit": ("ViT", "timm", {"heads": 3}),
+    "timm_deit_distilled": ("ViT", "timm", {"heads": 3}),
+    "timm_vit_mean": ("ViT", "timm", {"heads": 3}),
+    # timm reads these files with the exact GELU; Google's own code has the tanh form.
+    "augreg_vit": ("ViT", "augreg", {"gelu": "erf"}),
+    "resnet_basic": ("ResNet", "torchvision", {}),
+    "resnet_bottleneck": ("ResNet", "torchvision", {}),
+    "vgg": ("VGG", "torchvision", {"grid": 2}),
+    "vgg_bn": ("VGG", "torchvision", {"grid": 2}),
+}
+
+
+def source(name: str) -> pathlib.Path:
+    folder = FIXTURES / name
+    return folder / "model.npz" if name == "augreg_vit" else folder
+
+
+@nnx.jit
+def run(model, images):
+    return model(images)
+
+
+def load(name: str, **options) -> models.Model:
+    return models.load(source(name), **CASES[name][2], **options)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_equal_those_of_the_defining_library(name):
+    expected = np.load(FIXTURES / name / "expected.npz")
+    model = load(name)
+    assert type(model).__name__ == CASES[name][0]
+    logits = run(model, jnp.asarray(expected["images"]))
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_export_restores_every_tensor_bit_for_bit(name, tmp_path):
+    layout = CASES[name][1]
+    path = tmp_path / ("model.npz" if layout == "augreg" else "model.safetensors")
+    models.save(load(name), path, layout=layout)
+    if layout == "augreg":
+        original, exported = np.load(source(name)), np.load(path)
+    else:
+        original, exported = load_file(source(name) / "model.safetensors"), load_file(path)
+    original = {k: v for k, v in original.items() if "num_batches_tracked" not in k}
+    if name == "timm_vit_mean":  # timm keeps an unused norm or none, by version
+        exported = {k: exported[k] for k in original}
+    assert original.keys() == exported.keys()
+    for key, value in original.items():
+        np.testing.assert_array_equal(value, exported[key], err_msg=key)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_own_format_keeps_configuration_and_logits(name, tmp_path):
+    model = load(name)
+    path = models.save(model, tmp_path / "own.safetensors", notes={"recipe": "none"})
+    again = models.load(path)
+    assert again.config == model.config
+    x = jnp.asarray(np.load(FIXTURES / name / "expected.npz")["images"])
+    np.testing.assert_array_equal(run(again, x), run(model, x))
+
+
+def test_huggingface_export_states_its_configuration(tmp_path):
+    model = load("huggingface_vit")
+    models.save(model, tmp_path / "model.safetensors", layout="huggingface")
+    assert models.load(tmp_path).config == model.config
+
+
+def test_a_head_of_another_size_is_drawn_afresh_and_nothing_else_changes():
+    old, new = load("timm_vit"), load("timm_vit", classes=7, seed=3)
+    x = jnp.asarray(np.load(FIXTURES / "timm_vit" / "expected.npz")["images"])
+    np.testing.assert_array_equal(old.tokens(x), new.tokens(x))
+    assert new(x).shape == (3, 7)
+    assert float(jnp.std(new.head.kernel[...])) == pytest.approx(24**-0.5, rel=0.2)
+    again = load("timm_vit", classes=7, seed=3)
+    np.testing.assert_array_equal(new.head.kernel[...], again.head.kernel[...])
+
+
+@pytest.mark.parametrize("size", [(8, 8), (24, 32)])
+def test_position_embeddings_are_interpolated(size):
+    old, new = load("huggingface_vit"), load("huggingface_vit", image_size=size)
+    rows, columns = size[0] // 4, size[1] // 4
+    grid = old.positions[...][0, 1:].reshape(4, 4, -1)
+    expected = jax.image.resize(grid, (rows, columns, 24), "cubic").reshape(rows * columns, -1)
+    np.testing.assert_allclose(new.positions[...][0, 1:], expected, atol=1e-6)
+    np.testing.assert_array_equal(new.positions[...][0, 0], old.positions[...][0, 0])
+    assert new(jnp.zeros((1, *size, 3), jnp.float32)).shape == (1, 5)
+
+
+def test_constant_position_embeddings_stay_constant(tmp_path):
+    model = load("huggingface_vit")
+    model.positions.set_value(jnp.ones_like(model.positions[...]))
+    path = models.save(model, tmp_path / "m.safetensors")
+    resized = models.load(path, image_size=40)
+    np.testing.assert_allclose(resized.positions[...], 1, atol=1e-6)
+
+
+def test_a_bare_huggingface_vit_needs_a_number_of_classes(tmp_path):
+    shutil.copy(FIXTURES / "huggingface_vit" / "config.json", tmp_path)
+    tensors = load_file(FIXTURES / "huggingface_vit" / "model.safetensors")
+    bare = {k.removeprefix("vit."): v for k, v in tensors.items() if "classifier" not in k}
+    bare["pooler.dense.weight"] = np.zeros((24, 24), np.float32)
+    save_file(bare, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="no classification head"):
+        models.load(tmp_path)
+    model = models.load(tmp_path, classes=2)
+    x = jnp.asarray(np.load(FIXTURES / "huggingface_vit" / "expected.npz")["images"])
+    np.testing.assert_array_equal(model.tokens(x), load("huggingface_vit").tokens(x))
+
+
+def test_a_query_bias_that_is_switched_off_counts_as_zero(tmp_path):
+    tensors = load_file(FIXTURES / "timm_vit" / "model.safetensors")
+    path = tmp_path / "m.safetensors"
+    save_file({k: v for k, v in tensors.items() if not k.endswith("qkv.bias")}, path)
+    without = models.load(path, heads=3)
+    save_file({k: v * (not k.endswith("qkv.bias")) for k, v in tensors.items()}, path)
+    x = jnp.asarray(np.load(FIXTURES / "timm_vit" / "expected.npz")["images"])
+    np.testing.assert_array_equal(run(without, x), run(models.load(path, heads=3), x))
+
+
+def test_sharded_folders_and_wrapped_names(tmp_path):
+    tensors = load_file(FIXTURES / "resnet_basic" / "model.safetensors")
+    names, weight_map = sorted(tensors), {}
+    for part, file in ((names[::2], "a.safetensors"), (names[1::2], "b.safetensors")):
+        save_file({f"module.{k}": tensors[k] for k in part}, tmp_path / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = {"weight_map": weight_map}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    expected = np.load(FIXTURES / "resnet_basic" / "expected.npz")
+    logits = run(models.load(tmp_path), jnp.asarray(expected["images"]))
+    np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=1e-5)
+
+
+def test_bfloat16_weights_and_computation(tmp_path):
+    exact = load("huggingface_vit")
+    x = jnp.asarray(np.load(FIXTURES / "huggingface_vit" / "expected.npz")["images"])
+    half = load("huggingface_vit", dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    assert half.blocks[0].mlp.up.kernel[...].dtype == jnp.bfloat16
+    logits = run(half, x)
+    assert logits.dtype == jnp.bfloat16
+    np.testing.assert_allclose(logits.astype(jnp.float32), run(exact, x), atol=0.1)
+    path = models.save(half, tmp_path / "half.safetensors")
+    again = models.load(path, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    np.testing.assert_array_equal(run(again, x), logits)
+
+
+class TestRefusals:
+    """Bad files get one sentence that names the file and the tensor."""
+
+    def changed(self, tmp_path, change):
+        tensors = load_file(FIXTURES / "timm_vit" / "model.safetensors")
+        change(tensors)
+        save_file(tensors, tmp_path / "m.safetensors")
+        return tmp_path / "m.safetensors"
+
+    def test_missing_tensor(self, tmp_path):
+        path = self.changed(tmp_path, lambda t: t.pop("blocks.1.mlp.fc2.weight"))
+        with pytest.raises(ValueError, match=r"lacks blocks\.1\.mlp\.fc2\.weight"):
+            models.load(path, heads=3)
+
+    def test_unexpected_tensor(self, tmp_path):
+        path = self.changed(tmp_path, lambda t: t.update(extra=np.zeros(3, np.float32)))
+        with pytest.raises(ValueError, match="has extra, which this model has no place for"):
+            models.load(path, heads=3)
+
+    def test_wrong_shape(self, tmp_path):
+        def change(tensors):
+            tensors["blocks.1.attn.proj.weight"] = np.zeros((24, 23), np.float32)
+
+        with pytest.raises(ValueError, match=r"blocks\.1\.attention\.out\.kernel has shape"):
+            models.load(self.changed(tmp_path, change), heads=3)
+
+    def test_wrong_shape_of_a_fused_tensor(self, tmp_path):
+        def change(tensors):
+            tensors["blocks.1.attn.qkv.weight"] = np.zeros((71, 24), np.float32)
+
+        with pytest.raises(ValueError, match=r"blocks\.1\.attn\.qkv\.weight has shape \(71, 24\)"):
+            models.load(self.changed(tmp_path, change), heads=3)
+
+    def test_integers(self, tmp_path):
+        path = self.changed(tmp_path, lambda t: t.update({"norm.bias": np.zeros(24, np.int32)}))
+        with pytest.raises(ValueError, match=r"norm\.bias has dtype int32, not a float"):
+            models.load(path, heads=3)
+
+    def test_heads_that_do_not_divide_the_width(self):
+        with pytest.raises(ValueError, match="must be a multiple of heads = 5"):
+            models.load(FIXTURES / "timm_vit", heads=5)
+
+    def test_unknown_field(self):
+        with pytest.raises(ValueError, match="head is not a field of ViTConfig"):
+            models.load(FIXTURES / "timm_vit", head=3)
+
+    def test_truncated_safetensors(self, tmp_path):
+        data = (FIXTURES / "vgg" / "model.safetensors").read_bytes()
+        (tmp_path / "m.safetensors").write_bytes(data[: len(data) // 2])
+        with pytest.raises(ValueError, match="not a readable safetensors file"):
+            models.load(tmp_path / "m.safetensors")
+
+    def test_pickles_in_an_npz(self, tmp_path):
+        np.savez(tmp_path / "m.npz", **{"embedding/kernel": np.array([{}], dtype=object)})
+        with pytest.raises(ValueError, match="without pickles"):
+            models.load(tmp_path / "m.npz")
+
+    @pytest.mark.parametrize("name", ["nothing.pt", "no/such/place", "nothing.safetensors"])
+    def test_no_such_source(self, name):
+        with pytest.raises(ValueError, match="does not exist"):
+            models.load(name)
+
+    def test_file_of_another_kind(self, tmp_path):
+        (tmp_path / "m.pt").write_bytes(b"PK")
+        with pytest.raises(ValueError, match=r"must be a folder, \.safetensors or \.npz"):
+            models.load(tmp_path / "m.pt")
+
+    def test_empty_folder(self, tmp_path):
+        with pytest.raises(ValueError, match=r"has no file 'model\.safetensors'"):
+            models.load(tmp_path)
+
+    def test_an_index_cannot_point_outside_its_folder(self, tmp_path):
+        index = {"weight_map": {"x": "../outside.safetensors"}}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        save_file({"x": np.zeros(1, np.float32)}, tmp_path.parent / "outside.safetensors")
+        with pytest.raises(ValueError, match="has no file '../outside.safetensors'"):
+            models.load(tmp_path)
+
+    def test_unknown_architecture(self, tmp_path):
+        save_file({"alpha": np.zeros(1, np.float32)}, tmp_path / "m.safetensors")
+        with pytest.raises(ValueError, match="in no known format; its tensors are named alpha"):
+            models.load(tmp_path / "m.safetensors")
+
+    def test_layout_of_another_family(self, tmp_path):
+        with pytest.raises(ValueError, match="for a VGG it must be one of lorajax, torchvision"):
+            models.save(load("vgg"), tmp_path / "m.safetensors", layout="timm")
+
+    def test_layout_that_cannot_say_it(self, tmp_path):
+        with pytest.raises(ValueError, match="has no pool = 'mean'"):
+            models.save(load("timm_vit_mean"), tmp_path / "m.npz", layout="augreg")
+
+    def test_suffix_of_another_layout(self, tmp_path):
+        with pytest.raises(ValueError, match=r"must end in \.npz"):
+            models.save(load("timm_vit"), tmp_path / "m.safetensors", layout="augreg")
