@@ -1,0 +1,10 @@
+"""Sweeps: a function over named axes, as fast as the machine allows, into an `xarray.Dataset`.
+
+This room knows functions and axes and nothing of LoRA; `flows` has the engines that run many flows
+at once, and the command `lorajax sweep` puts the two together.
+"""
+
+from lorajax.sweeps.outputs import NOT_RUN, STATUS
+from lorajax.sweeps.run import Plan, Progress, sweep
+
+__all__ = ["NOT_RUN", "STATUS", "Plan", "Progress", "sweep"]
