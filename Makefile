@@ -13,6 +13,8 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+CHECK_VERSION = import sys; sys.version_info >= (3, 11) or sys.exit('lorajax needs Python 3.11 or \
+newer and $(PYTHON) is ' + sys.version.split()[0] + ': choose one with make PYTHON=...')
 SIMS = $(wildcard sims/*/[a-z]*.py)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 BENCHMARKS = $(wildcard benchmarks/[a-z]*.py)
@@ -34,7 +36,7 @@ help:
 # One stamp for the package with its dependencies, one for each extra on top of it.
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing lorajax and its dependencies into $(VENV) ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || { $(PYTHON) -c "$(CHECK_VERSION)" && $(PYTHON) -m venv $(VENV); }
 	@$(PIP_INSTALL) --editable .
 	@touch $@
 
