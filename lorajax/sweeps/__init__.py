@@ -5,6 +5,7 @@ at once, and the command `lorajax sweep` puts the two together.
 """
 
 from lorajax.sweeps.outputs import NOT_RUN, STATUS
-from lorajax.sweeps.run import Plan, Progress, sweep
+from lorajax.sweeps.run import Plan, Progress, plan, sweep
+from lorajax.sweeps.store import open_sweep
 
-__all__ = ["NOT_RUN", "STATUS", "Plan", "Progress", "sweep"]
+__all__ = ["NOT_RUN", "STATUS", "Plan", "Progress", "open_sweep", "plan", "sweep"]

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from jaxtyping import Array
 
 from lorajax.sweeps.axes import Block, Grid, fold_words, lane_keys, make_grid
 from lorajax.sweeps.outputs import Memory, Sink, Variable, describe, named, with_status
+from lorajax.sweeps.store import ZarrStore, configuration, stored_chunk
 
 MEMORY = 2**29
 """Bytes that the results and the temporaries of one chunk may take unless told otherwise."""
@@ -179,7 +181,11 @@ class _Job:
 
 def _default_dtype(values: np.ndarray) -> np.ndarray:
     """Numbers in JAX's default dtype of their kind."""
-    kind = {"f": float, "i": int, "u": np.uint64 if jax.config.jax_enable_x64 else np.uint32}
+    kind = {
+        "f": float,
+        "i": int,
+        "u": np.uint64 if jnp.result_type(float) == np.float64 else np.uint32,
+    }
     if values.dtype.kind == "b":
         return values
     return values.astype(jnp.result_type(kind[values.dtype.kind]))
@@ -208,7 +214,8 @@ def _accepted(function: Callable[..., Any], grid: Grid, words: Mapping[str, Any]
                 "argument of the function or be folded into its key."
             )
     try:
-        signature.bind(**dict.fromkeys([*names, *(["key"] if key is not None else [])]))
+        given: list[str] = [*names, *(["key"] if key is not None else [])]
+        signature.bind(**dict.fromkeys(given))
     except TypeError as error:
         raise ValueError(
             f"function takes {signature}; with the axes {', '.join(grid.names)} and "
@@ -372,6 +379,8 @@ def sweep(
     bucket: int | None = None,
     memory: int = MEMORY,
     devices: Sequence[Any] | None = None,
+    store: str | os.PathLike[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> xarray.Dataset:
     """Runs a pure function over the lanes that named axes span.
@@ -382,9 +391,9 @@ def sweep(
     Args:
       function: called with the parameters that it takes (and `key`, where one is given) as keyword
         arguments, and traced under `vmap`. It returns an array, a mapping of names to
-        arrays or a named tuple of arrays. An integer output `status` (0 is good; see `STATUS`) is taken as the lane's; without
-        one, a lane fails where a number is not finite. Define it once: a lambda made anew for each
-        call compiles anew.
+        arrays or a named tuple of arrays. An integer output `status` (0 is good; see `STATUS`) is
+        taken as the lane's; without one, a lane fails where a number is not finite. Define it
+        once: a lambda made anew for each call compiles anew.
       axes: values by name, numbers or arrays (the first index runs along the axis); the lanes are
         their Cartesian product. An axis given as a mapping holds several parameters that move
         together: `{"run": {"scale": [1e-3, 1e-6], "horizon": [4.0, 8.0]}}`.
@@ -404,12 +413,18 @@ def sweep(
       devices: devices to spread lanes over; all of this process if None.
       progress: called with a Progress after each chunk.
 
+      store: path of a Zarr store to write to and to go on from: what is there is not run again, and
+        the returned data set is read as it is used. With several processes each writes its part.
+      settings: what else determines the results and the function's name does not tell, as JSON; a
+        store of another configuration is refused.
+
     Returns:
       A data set with the axes as its first dimensions, the parameters as coordinates, an int8
       variable `status`, and NaN in the floating-point outputs of lanes that failed.
 
     Raises:
-      ValueError: before anything runs, for arguments, axes and outputs that do not fit together.
+      ValueError: before anything runs, for arguments, axes and outputs that do not fit together, a
+        store of another sweep, or several processes without a store.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -422,6 +437,9 @@ def sweep(
       >>> dict(found.sizes)
       {'rate': 2, 'seed': 5, 'time': 3}
     """
+    processes, process = jax.process_count(), jax.process_index()
+    if store is None and processes > 1:
+        raise ValueError(f"store is None with {processes} processes; give them one to write to.")
     job, _, _ = _prepare(
         function,
         axes,
@@ -436,7 +454,78 @@ def sweep(
         bucket=bucket,
         memory=memory,
         devices=devices,
+        block_shape=None if chunk or store is None else stored_chunk(store),
     )
-    sink = Memory(job.grid, job.variables, coords or {})
-    _drive(job, sink, list(job.grid.blocks(job.sizes)), progress)
+    blocks = list(job.grid.blocks(job.sizes))
+    if store is None:
+        sink = Memory(job.grid, job.variables, coords or {})
+        _drive(job, sink, blocks, progress)
+        return sink.dataset()
+    config = configuration(
+        function, job.grid, job.variables, coords or {}, key, sorted(job.words), settings or {}
+    )
+    sink = ZarrStore(store, job.grid, job.variables, coords or {}, job.sizes, config)
+    _drive(job, sink, blocks[process::processes], progress)
+    sink.wait("end")
     return sink.dataset()
+
+
+def plan(
+    function: Callable[..., Any], axes: Mapping[str, Any], *, probe: bool = True, **options: Any
+) -> Plan:
+    """What `sweep` would do with the same arguments: lanes, chunks, memory and time.
+
+    Args:
+      function: as in `sweep`.
+      axes: as in `sweep`.
+      probe: whether to run one call and predict the time from it.
+      **options: those of `sweep`; `progress` and `settings` play no part.
+
+    Returns:
+      A Plan. Nothing is written.
+
+    Raises:
+      ValueError: as `sweep` does.
+    """
+    names = ("key", "fold", "cost", "chunk", "bucket", "devices", "block_shape")
+    chosen: dict[str, Any] = dict.fromkeys(names)
+    chosen |= {"static": (), "batched": False, "dims": {}, "coords": {}, "memory": MEMORY}
+    store = options.pop("store", None)
+    options = {k: v for k, v in options.items() if k not in ("progress", "settings")}
+    if unknown := set(options) - set(chosen):
+        raise ValueError(f"options names {', '.join(sorted(unknown))}, which sweep does not have.")
+    if store is not None and not options.get("chunk"):
+        chosen["block_shape"] = stored_chunk(store)
+    job, call_bytes, flops = _prepare(
+        function, axes, **chosen | {k: v for k, v in options.items() if v is not None}
+    )
+    grid, sizes = job.grid, job.sizes
+    chunks = math.prod(math.ceil(n / s) for n, s in zip(grid.shape, sizes, strict=True))
+    calls = chunks * math.ceil(math.prod(sizes) / job.bucket)
+    seconds = None
+    if probe:
+        block = next(grid.blocks(sizes))
+        lanes = np.resize(np.arange(block.lanes), job.bucket)
+        if job.cost is not None:
+            # A lane of middling cost: the cheapest and the dearest would both mislead.
+            middle = np.argsort(job.cost[block.slices].ravel())[block.lanes // 2]
+            lanes = np.full(job.bucket, middle)
+        times = []
+        for _ in range(2):  # the first one also loads what was compiled
+            begin = time.perf_counter()
+            jax.block_until_ready(_run(*job.arguments(block, lanes)))
+            times.append(time.perf_counter() - begin)
+        seconds = min(times) * calls / jax.process_count()
+    per_lane = sum(math.prod(v.shape) * v.dtype.itemsize for v in job.variables.values())
+    return Plan(
+        lanes=grid.lanes,
+        chunk=sizes,
+        chunks=chunks,
+        bucket=job.bucket,
+        programs=math.prod(grid.shape[i] for i in grid.static_axes()),
+        variables=job.variables,
+        bytes=grid.lanes * per_lane,
+        chunk_bytes=call_bytes,
+        flops=flops,
+        seconds=seconds,
+    )

@@ -1,0 +1,265 @@
+"""Results in a Zarr store, from which a killed sweep goes on.
+
+A chunk of the store is a chunk of the sweep. Its variables are written first and its part of
+`status` last, each file by a rename, so that a chunk whose status says so is complete, and one that
+does not is run again and overwritten by the same bytes.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import xarray
+import zarr
+from jax.experimental import multihost_utils
+
+from lorajax.sweeps.axes import Block, Grid
+from lorajax.sweeps.outputs import (
+    NOT_RUN,
+    STATUS_ATTRIBUTES,
+    Variable,
+    coordinates,
+    fill_value,
+)
+
+ATTRIBUTE = "lorajax_sweep"
+_SHOWN = 32  # longer lists of values are told apart by a digest
+
+
+def function_name(function: Callable[..., Any]) -> str:
+    """Where a function is defined, with the arguments that a partial has fixed."""
+    if isinstance(function, functools.partial):
+        fixed = [repr(a) for a in function.args]
+        fixed += [f"{name}={value!r}" for name, value in sorted(function.keywords.items())]
+        return f"{function_name(function.func)}({', '.join(fixed)})"
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{getattr(function, '__module__', '?')}.{name}"
+
+
+def _summary(values: Any) -> Any:
+    """Values as JSON, or their size and digest where there are many."""
+    array = np.asarray(values)
+    if array.dtype == object:
+        array = np.array([v if isinstance(v, str) else repr(v) for v in array])
+    if array.size <= _SHOWN:
+        return array.tolist()
+    digest = hashlib.blake2b(json.dumps(array.tolist()).encode(), digest_size=8).hexdigest()
+    ends = [array.ravel()[0].item(), array.ravel()[-1].item()]
+    return {"shape": list(array.shape), "ends": ends, "digest": digest}
+
+
+def configuration(
+    function: Callable[..., Any],
+    grid: Grid,
+    variables: Mapping[str, Variable],
+    coords: Mapping[str, Any],
+    key: Any,
+    fold: list[str],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All that determines the results, as JSON.
+
+    Args:
+      function: what is swept, told by its name; `settings` say what its name does not.
+      grid: the lanes.
+      variables: the outputs.
+      coords: coordinates of output dimensions.
+      key: the sweep's key or None.
+      fold: the parameters folded into it.
+      settings: anything else, representable in JSON.
+
+    Returns:
+      Nested dictionaries of JSON values, the same for the same sweep in any process.
+
+    Raises:
+      ValueError: if the settings cannot be written as JSON.
+    """
+    axes: dict[str, dict[str, Any]] = {name: {} for name in grid.names}
+    for name, p in grid.parameters.items():
+        axes[grid.names[p.axis]][name] = _summary(p.values)
+    seed = None
+    if key is not None:
+        typed = jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key)
+        seed = np.asarray(jax.random.key_data(key) if typed else key).tolist()
+    try:
+        settings = json.loads(json.dumps(dict(settings)))
+    except TypeError as error:
+        raise ValueError(f"settings cannot be written as JSON: {error}.") from error
+    return {
+        "function": function_name(function),
+        "axes": axes,
+        "key": seed,
+        "fold": fold,
+        "outputs": {
+            name: {"dims": list(v.dims), "shape": list(v.shape), "dtype": str(v.dtype)}
+            for name, v in variables.items()
+        },
+        "coords": {name: _summary(values) for name, values in coords.items()},
+        "settings": settings,
+    }
+
+
+def differences(stored: Any, now: Any, where: str = "") -> Iterator[str]:
+    """Where two configurations differ, one line each."""
+    if isinstance(stored, dict) and isinstance(now, dict):
+        for name in sorted({*stored, *now}):
+            inner = f"{where}.{name}" if where else name
+            if name not in stored:
+                yield f"{inner}: not in the store, now {now[name]}"
+            elif name not in now:
+                yield f"{inner}: {stored[name]} in the store, not there now"
+            else:
+                yield from differences(stored[name], now[name], inner)
+    elif stored != now:
+        yield f"{where}: {stored} in the store, now {now}"
+
+
+def _group(path: str) -> zarr.Group | None:
+    try:
+        return zarr.open_group(path, mode="r")
+    except FileNotFoundError:
+        return None
+
+
+def _saved(path: str) -> dict[str, Any] | None:
+    """What a store says of its sweep; None where there is none, or one cut short in the making."""
+    group = _group(path)
+    if group is None:
+        if "://" not in path and os.path.isdir(path) and os.listdir(path):
+            raise ValueError(f"store {path} is a folder that holds something else; give another.")
+        return None
+    saved: Any = group.attrs.get(ATTRIBUTE)
+    if saved is None:
+        raise ValueError(f"store {path} is a Zarr group but no sweep; give another.")
+    return None if saved.get("creating") else saved
+
+
+def stored_chunk(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
+    """Lanes along each axis of a store's chunks; None where there is no store."""
+    saved = _saved(os.fspath(path))
+    return None if saved is None else tuple(saved["chunk"])
+
+
+def open_sweep(path: str | os.PathLike[str]) -> xarray.Dataset:
+    """The results in a store, read as they are used.
+
+    Args:
+      path: of a store that `sweep` has written, complete or not.
+
+    Returns:
+      The data set; lanes that were not run yet have status −1.
+
+    Raises:
+      ValueError: if there is no sweep at the path.
+    """
+    path = os.fspath(path)
+    if _saved(path) is None:
+        raise ValueError(f"store {path} does not exist; run the sweep first.")
+    return xarray.open_zarr(path, consolidated=False, chunks=None)
+
+
+class ZarrStore:
+    """Results of a sweep on disk, or wherever Zarr can write.
+
+    Args:
+      path: of the store, made if there is none.
+      grid: the lanes.
+      variables: the outputs.
+      coords: coordinates of output dimensions.
+      sizes: lanes along each axis of a chunk.
+      config: from `configuration`.
+
+    Raises:
+      ValueError: for a store of another configuration or other chunks, with the differences.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        grid: Grid,
+        variables: Mapping[str, Variable],
+        coords: Mapping[str, Any],
+        sizes: tuple[int, ...],
+        config: Mapping[str, Any],
+    ):
+        self._path, self._grid = os.fspath(path), grid
+        self._variables, self._sizes = variables, sizes
+        wanted = {**config, "chunk": list(sizes)}
+        saved = _saved(self._path)
+        if saved is not None and (found := list(differences(saved, wanted))):
+            raise ValueError(
+                f"store {self._path} holds another sweep; give another store or delete this one. "
+                f"It differs in {'; '.join(found)}."
+            )
+        if jax.process_index() == 0:
+            if saved is None:
+                self._create(wanted, coords)
+            self._sweep_up()
+        self.wait("open")
+        group = zarr.open_group(self._path, mode="r+")
+        self._arrays = {name: _array(group, name) for name in variables}
+        self._status = np.asarray(self._arrays["status"][...])
+
+    def _create(self, wanted: dict[str, Any], coords: Mapping[str, Any]) -> None:
+        group = zarr.open_group(self._path, mode="w", attributes={ATTRIBUTE: {"creating": True}})
+        for name, v in self._variables.items():
+            group.create_array(
+                name,
+                shape=(*self._grid.shape, *v.shape),
+                chunks=(*self._sizes, *(max(1, n) for n in v.shape)),
+                dtype=v.dtype,
+                fill_value=NOT_RUN if name == "status" else fill_value(v.dtype),
+                dimension_names=(*self._grid.names, *v.dims),
+                attributes=STATUS_ATTRIBUTES if name == "status" else {},
+            )
+        for name, (dims, values) in coordinates(self._grid, coords).items():
+            array = group.create_array(
+                name,
+                shape=values.shape,
+                chunks=tuple(max(1, n) for n in values.shape),
+                dtype=str if values.dtype.kind == "U" else values.dtype,
+                dimension_names=dims,
+            )
+            array[...] = values
+        names = sorted(set(coordinates(self._grid, coords)) - {*self._grid.names, *coords})
+        # Only once all is there does the store say what it is.
+        group.attrs.update(
+            {ATTRIBUTE: wanted, **({"coordinates": " ".join(names)} if names else {})}
+        )
+
+    def _sweep_up(self) -> None:
+        """Removes what a killed run was writing under a temporary name."""
+        if "://" not in self._path:
+            for left in pathlib.Path(self._path).rglob("*.partial"):
+                left.unlink(missing_ok=True)
+
+    def wait(self, name: str) -> None:
+        """Waits until all processes of the run are here."""
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"lorajax sweep {name} {self._path}")
+
+    def is_done(self, block: Block) -> bool:
+        """Whether a block's status has been written."""
+        return bool(np.all(self._status[block.slices] != NOT_RUN))
+
+    def write(self, block: Block, results: dict[str, np.ndarray]) -> None:
+        """Writes a block's variables, then its status."""
+        for name in sorted(results, key=lambda name: name == "status"):
+            rest = (slice(None),) * len(self._variables[name].shape)
+            self._arrays[name][(*block.slices, *rest)] = results[name]
+
+    def dataset(self) -> xarray.Dataset:
+        """The results in the store, read as they are used."""
+        return open_sweep(self._path)
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array:
+    found = group[name]
+    assert isinstance(found, zarr.Array)
+    return found

@@ -1,0 +1,155 @@
+"""Sweeps on disk: resumed after a kill, refused when different, the same on any devices."""
+
+import os
+import pathlib
+import random
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray
+
+from lorajax.sweeps import NOT_RUN, open_sweep, plan, sweep
+
+WORKER = pathlib.Path(__file__).with_name("worker.py")
+AXES = {"scale": np.logspace(-3, 0, 4), "seed": range(45)}
+
+
+def draw(scale, key):
+    return {"x": scale * jax.random.normal(key, (3,))}
+
+
+def worker(*arguments: object, devices: int = 1) -> subprocess.Popen:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, str(WORKER), *map(str, arguments)],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    return out
+
+
+def contents(store: pathlib.Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(store)): p.read_bytes() for p in sorted(store.rglob("*")) if p.is_file()
+    }
+
+
+def test_a_store_holds_what_memory_would(tmp_path):
+    arguments = dict(key=jax.random.key(0), dims={"x": ("time",)}, coords={"time": [0.0, 1.0, 2.0]})
+    run = {"seed": range(9), "pair": np.arange(18.0).reshape(9, 2), "kind": ["a", "b", "c"] * 3}
+    axes = {"scale": [1.0, 2.0], "run": run}
+    want = sweep(paired, axes, static=("kind",), **arguments)
+    found = sweep(paired, axes, static=("kind",), store=tmp_path / "s", chunk=2, **arguments)
+    xarray.testing.assert_equal(found.load(), want)
+    assert found["status"].attrs["flag_meanings"].split()[0] == "not_run"
+    assert set(found.coords) == {"scale", "seed", "pair", "kind", "time"}
+
+
+def paired(scale, pair, kind, key):
+    sign = {"a": 1.0, "b": -1.0, "c": 0.0}[kind]
+    return {"x": sign * scale * jnp.sum(pair) * jax.random.normal(key, (3,))}
+
+
+def test_only_what_is_missing_runs(tmp_path):
+    done = []
+
+    class Stop(Exception):
+        pass
+
+    def stop(progress):
+        done.append(progress.done)
+        if progress.done >= 60:
+            raise Stop
+
+    options = dict(key=jax.random.key(0), store=tmp_path / "s", chunk=15)
+    with pytest.raises(Stop):
+        sweep(draw, AXES, progress=stop, **options)
+    partial = open_sweep(tmp_path / "s")
+    assert int((partial["status"] != NOT_RUN).sum()) == done[-1] == 60
+    assert np.isnan(partial["x"].values[partial["status"].values == NOT_RUN]).all()
+    seen = []
+    found = sweep(draw, AXES, progress=seen.append, **options)
+    assert seen[0].done == seen[0].resumed == 60 and seen[-1].done == 180
+    np.testing.assert_array_equal(found["x"], sweep(draw, AXES, key=jax.random.key(0))["x"])
+    seen.clear()
+    # Without a chunk the store's own is taken.
+    sweep(draw, AXES, key=jax.random.key(0), store=tmp_path / "s", progress=seen.append)
+    assert [p.done for p in seen] == [180]
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path):
+    store, key = tmp_path / "s", jax.random.key(0)
+    sweep(draw, AXES, key=key, store=store, settings={"size": 4})
+    for changed, words in [
+        (dict(settings={"size": 5}), "settings.size: 4 in the store, now 5"),
+        (dict(settings={}), "settings.size: 4 in the store, not there now"),
+        (dict(key=jax.random.key(1)), r"key: \[0, 0\] in the store, now \[0, 1\]"),
+        (dict(fold=("seed",)), "fold"),
+        (dict(axes={**AXES, "scale": [1.0]}), "axes.scale.scale"),
+        (dict(chunk=7), "chunk"),
+    ]:
+        arguments = {"axes": AXES, "key": key, "settings": {"size": 4}} | changed
+        with pytest.raises(ValueError, match=words):
+            sweep(draw, store=store, **arguments)
+
+
+def test_what_is_no_sweep_is_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds something else"):
+        sweep(draw, AXES, key=jax.random.key(0), store=tmp_path)
+    with pytest.raises(ValueError, match="does not exist"):
+        open_sweep(tmp_path / "none")
+
+
+def test_a_plan_tells_lanes_chunks_and_bytes_and_writes_nothing(tmp_path):
+    found = plan(draw, AXES, key=jax.random.key(0), chunk=50, store=tmp_path / "s")
+    assert (found.lanes, found.chunk, found.chunks, found.programs) == (180, (1, 45), 4, 1)
+    assert found.bytes == 180 * (3 * 8 + 1)
+    assert found.seconds is not None and found.seconds > 0 and found.flops > 0
+    assert not (tmp_path / "s").exists()
+    assert plan(draw, AXES, key=jax.random.key(0), probe=False).seconds is None
+
+
+def test_a_sweep_that_is_killed_and_resumed_is_the_same_bit_for_bit(tmp_path):
+    finish(worker("kill", tmp_path / "whole"))
+    rng, kills = random.Random(5), 0
+    while kills < 3:
+        process = worker("kill", tmp_path / "killed")
+        assert process.stdout is not None
+        for _ in range(2 + rng.randrange(20)):
+            process.stdout.readline()
+        time.sleep(rng.random() * 0.01)
+        process.kill()
+        process.communicate()
+        kills += 1
+    finish(worker("kill", tmp_path / "killed"))
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_devices_and_processes_agree(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    both = [worker("processes", tmp_path / "processes", address, i) for i in range(2)]
+    many = worker("devices", tmp_path / "devices", devices=8)
+    assert [finish(p).split()[-2:] for p in both] == [["done", "180"]] * 2
+    finish(many)
+    want = open_sweep(tmp_path / "devices-1")
+    for other in ("devices-2", "devices-8", "processes"):
+        found = open_sweep(tmp_path / other)
+        assert not found["status"].any()
+        for name in ("x", "mean"):
+            np.testing.assert_allclose(found[name], want[name], rtol=1e-12, atol=0)
