@@ -32,6 +32,7 @@ _NAMES = {
     "Factors": "factors",
     "MatrixFactorization": "problems",
     "DiagonalFactorization": "problems",
+    "ProductLoss": "problems",
     "SymmetricFactorization": "problems",
     "TwoLayer": "problems",
     "TwoLayerFactors": "problems",
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from lorajax.flows import solve as solve
     from lorajax.problems import DiagonalFactorization as DiagonalFactorization
     from lorajax.problems import MatrixFactorization as MatrixFactorization
+    from lorajax.problems import ProductLoss as ProductLoss
     from lorajax.problems import SymmetricFactorization as SymmetricFactorization
     from lorajax.problems import TwoLayer as TwoLayer
     from lorajax.problems import TwoLayerFactors as TwoLayerFactors

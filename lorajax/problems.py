@@ -11,6 +11,7 @@ A problem is a frozen pytree with
 Anything with `loss` and `gradient` can be handed to `flows.gradient_flow` and `flows.descend`.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -271,6 +272,39 @@ class DiagonalFactorization(eqx.Module):
         s_bt = jnp.pad(s[:, None] * b[:, :k].T, ((0, self.shape[0] - k), (0, 0)))
         at_s = jnp.pad(a[:k].T * s[None, :], ((0, 0), (0, self.shape[1] - k)))
         return Factors(a @ (b @ b.T) - s_bt, (a.T @ a) @ b - at_s)
+
+
+class ProductLoss(eqx.Module):
+    """Any differentiable loss of the product `W = A B`: `function(W, *arguments)`.
+
+    Attributes:
+      function: a differentiable, scalar function of an m×n matrix and of `arguments`.
+      shape: (m, n) of the update.
+      arguments: arrays that the function needs (data, targets); any pytrees.
+    """
+
+    function: Callable[..., Array] = eqx.field(static=True)
+    shape: tuple[int, int] = eqx.field(static=True)
+    arguments: tuple[Any, ...] = ()
+
+    @property
+    def dtype(self):
+        """Floating dtype of the arguments; JAX's default float where there are none."""
+        leaves = jax.tree.leaves(self.arguments)
+        return jnp.result_type(*leaves) if leaves else jnp.result_type(float)
+
+    def loss(self, factors: Factors) -> Float[Array, ""]:
+        """`function(A B)`."""
+        return self.function(factors.product, *self.arguments)
+
+    def full_gradient(self, factors: Factors) -> Float[Array, "m n"]:
+        """`G = ∇_W L` at `W = A B`."""
+        return jax.grad(self.function)(factors.product, *self.arguments)
+
+    def gradient(self, factors: Factors) -> Factors:
+        """`(G Bᵀ, AᵀG)`."""
+        full = self.full_gradient(factors)
+        return Factors(full @ factors.b.T, factors.a.T @ full)
 
 
 class SymmetricFactorization(eqx.Module):

@@ -103,7 +103,7 @@ def spectral_descent(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTra
     def polar(gradient: Array) -> Array:
         u, s, vt = jnp.linalg.svd(gradient, full_matrices=False)
         keep = s > max(gradient.shape) * jnp.finfo(s.dtype).eps * s[0]
-        return (u * keep.astype(s.dtype)) @ vt
+        return (u * keep.astype(s.dtype)[None, :]) @ vt
 
     return optax.chain(
         optax.stateless(lambda u, p: jax.tree.map(polar, u)),

@@ -1,0 +1,45 @@
+"""Claims: statements of theory, each with a check, a tolerance, a control and a verdict.
+
+One module a paper:
+
+* `gradient_flow`: facts and exact solutions of every LoRA flow,
+* `spectral_dynamics`: spectral dynamics of LoRA and rank selection (OpenReview gg2Wb2HPOI),
+* `xu2025`: LoRA in matrix factorization under gradient flow (arXiv:2503.06982),
+* `rushka2026`: the rank–accuracy trade-off (arXiv:2602.10212).
+"""
+
+import importlib
+
+from lorajax.claims.base import (
+    PROFILES,
+    REGISTRY,
+    Assumption,
+    Claim,
+    Control,
+    Evidence,
+    Outcome,
+    Run,
+    claim,
+    examine,
+    select,
+)
+
+# The order of the modules is the order of the tables.
+PAPERS = ("gradient_flow",)
+for _paper in PAPERS:
+    importlib.import_module(f"lorajax.claims.{_paper}")
+
+__all__ = [
+    "PAPERS",
+    "PROFILES",
+    "REGISTRY",
+    "Assumption",
+    "Claim",
+    "Control",
+    "Evidence",
+    "Outcome",
+    "Run",
+    "claim",
+    "examine",
+    "select",
+]

@@ -1,0 +1,256 @@
+"""What a claim is, what evidence it returns, and how a verdict follows from the evidence.
+
+A claim is a function `check(run, **law) -> Evidence`. It simulates, predicts, and compares; `law` are
+the constants of the law (or the assumption) under test, with the claimed values as defaults. Its
+negative control calls the same function with one of them altered, by about 5 % where it is a number,
+and must not be confirmed: a check that also confirms a wrong law proves nothing.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+Standing = Literal["stated", "derived", "reconstructed", "recalled"]
+Verdict = Literal["confirmed", "refuted", "inconclusive"]
+Profile = Literal["quick", "full"]
+Value = float | list[float]
+
+PROFILES: tuple[Profile, ...] = ("quick", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class Assumption:
+    """A condition of a claim, looked at on the instance at hand.
+
+    Attributes:
+      text: the condition in words.
+      holds: whether it holds here.
+      detail: the numbers that say so.
+    """
+
+    text: str
+    holds: bool
+    detail: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """What one check found.
+
+    Attributes:
+      measured: named numbers from the simulation.
+      predicted: the same names from the law, where it gives them.
+      error: the one number that is held against the tolerance, in the claim's own unit.
+      tolerance: how large it may be if the law is right; derived, never fitted.
+      assumptions: the claim's conditions on this instance; one that fails makes it inconclusive.
+      uncertainty: standard error of `error`; an excess below it decides nothing.
+      draw: draws the claim's figure on a matplotlib Axes.
+      caption: what the figure shows.
+    """
+
+    measured: Mapping[str, Value]
+    predicted: Mapping[str, Value]
+    error: float
+    tolerance: float
+    assumptions: tuple[Assumption, ...] = ()
+    uncertainty: float = 0.0
+    draw: Callable[[Any], None] | None = None
+    caption: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Confirmed, refuted or inconclusive, by the same rule for every claim."""
+        if not np.isfinite(self.error) or not all(a.holds for a in self.assumptions):
+            return "inconclusive"
+        if self.error <= self.tolerance:
+            return "confirmed"
+        return "refuted" if self.error > self.tolerance + self.uncertainty else "inconclusive"
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """The negative control of a claim.
+
+    Attributes:
+      change: what is altered, in words.
+      altered: the keyword arguments that alter it.
+    """
+
+    change: str
+    altered: Mapping[str, Any]
+
+
+class Run:
+    """One validation: its seed, its profile, and what has been simulated already.
+
+    Args:
+      seed: from which every claim's key is folded.
+      profile: "quick" (2 cores, a minute for all claims) or "full".
+    """
+
+    def __init__(self, seed: int = 0, profile: Profile = "quick") -> None:
+        self.seed = seed
+        self.profile: Profile = profile
+        self._memory: dict[Any, Any] = {}
+
+    def key(self, index: int = 0) -> jax.Array:
+        """A PRNG key that depends on the seed and the index alone."""
+        return jax.random.fold_in(jax.random.key(self.seed), index)
+
+    def pick(self, quick: Any, full: Any) -> Any:
+        """The value for this run's profile."""
+        return full if self.profile == "full" else quick
+
+    def once(self, name: Any, simulate: Callable[[], Any]) -> Any:
+        """Result of a simulation, run at most once: claims and their controls share it."""
+        if name not in self._memory:
+            self._memory[name] = simulate()
+        return self._memory[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A statement of theory with the check that holds it against simulation.
+
+    Attributes:
+      id: `paper.name`.
+      statement: in our words.
+      source: where it comes from.
+      standing: stated, derived, reconstructed or recalled.
+      tolerance: how the tolerance is derived.
+      control: the negative control.
+      check: the function; see this module.
+    """
+
+    id: str
+    statement: str
+    source: str
+    standing: Standing
+    tolerance: str
+    control: Control
+    check: Callable[..., Evidence]
+
+    @property
+    def paper(self) -> str:
+        """The part of the id before the dot."""
+        return self.id.partition(".")[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A claim's evidence, its control's, and how long both took.
+
+    Attributes:
+      claim: the claim.
+      evidence: None if the check raised.
+      control: the control's verdict.
+      seconds: wall time of both.
+      problem: the exception's message, if any.
+    """
+
+    claim: Claim
+    evidence: Evidence | None
+    control: Verdict
+    seconds: float
+    problem: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """The claim's verdict; inconclusive where its check raised or its control was confirmed."""
+        if self.evidence is None or self.control == "confirmed":
+            return "inconclusive"
+        return self.evidence.verdict
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of `verdicts.json`."""
+        evidence = self.evidence
+        entry: dict[str, Any] = {
+            "id": self.claim.id,
+            "paper": self.claim.paper,
+            "standing": self.claim.standing,
+            "verdict": self.verdict,
+            "measured": dict(evidence.measured) if evidence else {},
+            "predicted": dict(evidence.predicted) if evidence else {},
+            "error": evidence.error if evidence else None,
+            "tolerance": evidence.tolerance if evidence else None,
+            "assumptions": [dataclasses.asdict(a) for a in evidence.assumptions] if evidence else [],
+            "control": {"change": self.claim.control.change, "verdict": self.control},
+            "seconds": round(self.seconds, 3),
+        }
+        return entry | ({"problem": self.problem} if self.problem else {})
+
+
+REGISTRY: dict[str, Claim] = {}
+"""All claims by id, in the order of their modules."""
+
+
+def claim(
+    id: str, *, source: str, standing: Standing, tolerance: str, control: Control
+) -> Callable[[Callable[..., Evidence]], Claim]:
+    """Registers a check as a claim; its docstring is the statement.
+
+    Args:
+      id: `paper.name`, unique.
+      source: where the statement comes from.
+      standing: stated, derived, reconstructed or recalled.
+      tolerance: how the tolerance is derived.
+      control: the negative control.
+
+    Returns:
+      A decorator that replaces the function by its Claim.
+
+    Raises:
+      ValueError: for an id that is taken or has no paper, or a check without a statement.
+    """
+
+    def register(check: Callable[..., Evidence]) -> Claim:
+        if id.count(".") != 1 or id in REGISTRY:
+            raise ValueError(f"id is {id!r}; it must be a new `paper.name`.")
+        statement = " ".join((check.__doc__ or "").split())
+        if not statement:
+            raise ValueError(f"claim {id} has no statement; give its check a docstring.")
+        REGISTRY[id] = Claim(id, statement, source, standing, tolerance, control, check)
+        return REGISTRY[id]
+
+    return register
+
+
+def examine(claim: Claim, run: Run) -> Outcome:
+    """Runs a claim and its negative control.
+
+    Args:
+      claim: which.
+      run: seed and profile.
+
+    Returns:
+      An Outcome; a check that raises is inconclusive and does not stop the others.
+    """
+    begin = time.perf_counter()
+    try:
+        evidence = claim.check(run)
+        control = claim.check(run, **claim.control.altered).verdict
+        return Outcome(claim, evidence, control, time.perf_counter() - begin)
+    except Exception as error:  # One broken check must not cost the verdicts of all the others.
+        message = f"{type(error).__name__}: {error}"
+        return Outcome(claim, None, "inconclusive", time.perf_counter() - begin, message)
+
+
+def select(names: list[str] | tuple[str, ...]) -> list[Claim]:
+    """Claims by id or by paper, all of them for no names.
+
+    Raises:
+      ValueError: for a name that is neither, with the nearest ones that are.
+    """
+    import difflib
+
+    papers = {c.paper for c in REGISTRY.values()}
+    for name in names:
+        if name not in REGISTRY and name not in papers:
+            near = difflib.get_close_matches(name, [*REGISTRY, *papers], n=3, cutoff=0.4)
+            hint = f"; did you mean {' or '.join(near)}?" if near else "; see `lorajax claims`."
+            raise ValueError(f"claim is {name!r}, which is neither a claim nor a paper{hint}")
+    return [c for c in REGISTRY.values() if not names or c.id in names or c.paper in names]

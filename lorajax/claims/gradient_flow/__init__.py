@@ -1,0 +1,5 @@
+"""Claims about every LoRA flow: what it conserves, what reduces it, what solves it (theory §1, §2)."""
+
+from lorajax.claims.gradient_flow import conservation, descents, exact, modes
+
+__all__ = ["conservation", "descents", "exact", "modes"]

@@ -1,0 +1,56 @@
+"""Instances that several claims share, so that they also share what is compiled for them."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lorajax.claims.base import Run
+from lorajax.factors import Factors
+from lorajax.flows import Path, gradient_flow
+from lorajax.initializers import lora
+from lorajax.problems import MatrixFactorization, Problem
+
+SAVES = 401
+SHAPE = (60, 40)
+SPECTRUM = (4.0, 2.0, 1.0)
+RANK = 5
+RTOL = 1e-10
+"""Relative tolerance of a solver step wherever a claim integrates."""
+
+
+def factorization(run: Run, spectrum: tuple[float, ...] = SPECTRUM) -> MatrixFactorization:
+    """The 60×40 problem of most claims."""
+    return run.once(
+        ("factorization", spectrum),
+        lambda: MatrixFactorization.from_spectrum(run.key(0), SHAPE, spectrum),
+    )
+
+
+def lora_start(run: Run, std: float, rank: int = RANK, index: int = 1) -> Factors:
+    """LoRA's default start with entries of standard deviation `std` (theory's unit)."""
+    return lora(run.key(index), SHAPE, rank, scale=std * SHAPE[0] ** 0.5)
+
+
+def tight_flow(problem: Problem, start: Factors, times: Float[Array, " t"], **options) -> Path:
+    """Gradient flow at the tolerance of the claims."""
+    return gradient_flow(problem, start, times, rtol=RTOL, **options)
+
+
+def solver_error(*paths: Path, rtol: float = RTOL) -> float:
+    """Bound of what integration adds to a product, relative to its size: 2 · steps · rtol.
+
+    Each step is off by at most rtol relative to each factor (growth is resolved relative to the
+    start's own amplitude), such errors add up in the logarithm of an amplitude, a mode's value
+    depends on that logarithm with slope at most 1 relative to s, and a product has two factors.
+    """
+    return 2.0 * rtol * sum(int(path.steps) for path in paths)
+
+
+def until(last: float) -> np.ndarray:
+    """Evenly spaced times from 0: always as many, so that flows of one size compile once."""
+    return np.linspace(0.0, last, SAVES)
+
+
+def log_times(first: float, last: float) -> np.ndarray:
+    """0, then times with equal ratios from `first` to `last`; as many as `until` gives."""
+    return np.concatenate([[0.0], np.geomspace(first, last, SAVES - 1)])
