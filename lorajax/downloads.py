@@ -67,7 +67,8 @@ def fetch(
     try:
         with os.fdopen(handle, "wb") as file:
             request = urllib.request.Request(url, headers=dict(headers or {}))
-            with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+            opener = urllib.request.build_opener(_SameOriginRedirect)
+            with opener.open(request, timeout=_TIMEOUT) as answer:
                 while piece := answer.read(_CHUNK):
                     file.write(piece)
                 length = answer.headers.get("Content-Length")
@@ -90,6 +91,16 @@ def _check(path: Path, expected: Mapping[str, str], source: str) -> None:
             raise DownloadError(
                 f"{source} has {algorithm} {found}; expected {digest}, so it was not used."
             )
+
+
+class _SameOriginRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but shows a token to no other host than it was meant for."""
+
+    def redirect_request(self, request, file, code, message, headers, url):
+        following = super().redirect_request(request, file, code, message, headers, url)
+        if following is not None and urlsplit(url).netloc != urlsplit(request.full_url).netloc:
+            following.remove_header("Authorization")
+        return following
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

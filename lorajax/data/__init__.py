@@ -1,0 +1,18 @@
+"""Images to fine-tune on: sets, the order of batches, and augmentations on the device."""
+
+from lorajax.data.augment import policy, resize
+from lorajax.data.order import Order, batches
+from lorajax.data.sets import NAMED, Dataset, ImageFiles, Split, load, read_idx
+
+__all__ = [
+    "NAMED",
+    "Dataset",
+    "ImageFiles",
+    "Order",
+    "Split",
+    "batches",
+    "load",
+    "policy",
+    "read_idx",
+    "resize",
+]

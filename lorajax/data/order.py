@@ -1,0 +1,93 @@
+"""The order of batches: a pure function of a seed and a step, so that runs resume exactly."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+
+from lorajax.data.sets import Split
+
+
+@functools.lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, samples: int) -> np.ndarray:
+    """A shuffle of 0 … samples − 1 that depends on its arguments alone.
+
+    Args:
+      seed: not negative.
+      epoch: not negative; each has a shuffle of its own.
+      samples: how many.
+
+    Returns:
+      int64 array, read-only. It ranks raw Philox words, whose stream NumPy promises to keep, which
+      it does not for its own `permutation`.
+    """
+    words = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(samples)
+    order = np.argsort(words, kind="stable")
+    order.setflags(write=False)
+    return order
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """Which samples each training step takes.
+
+    Attributes:
+      samples: in the data set.
+      batch_size: samples a step, at most `samples`; the remainder of an epoch is left out.
+      seed: of the shuffles.
+
+    Example:
+      >>> from lorajax.data import Order
+      >>> order = Order(samples=10, batch_size=3, seed=0)
+      >>> order.steps_per_epoch
+      3
+      >>> bool((order(4) == order(4)).all())
+      True
+    """
+
+    samples: int
+    batch_size: int
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must not be negative.")
+        if not 1 <= self.batch_size <= self.samples:
+            raise ValueError(
+                f"batch_size is {self.batch_size}; for {self.samples} samples it must lie in "
+                f"1 … {self.samples}."
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the data set."""
+        return self.samples // self.batch_size
+
+    def __call__(self, step: int) -> np.ndarray:
+        """Indices of the samples of a step, counted from 0 through all epochs."""
+        epoch, i = divmod(step, self.steps_per_epoch)
+        shuffle = permutation(self.seed, epoch, self.samples)
+        return shuffle[i * self.batch_size : (i + 1) * self.batch_size]
+
+
+def batches(split: Split, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """All samples once, in order, in batches of one size.
+
+    Args:
+      split: what to go through.
+      batch_size: samples a batch.
+
+    Yields:
+      (images, labels, weights): the last batch is filled up with its first image at weight 0, so
+      that every batch has the same shape; the weights are float32 and sum to the number of samples.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+    samples = len(split.labels)
+    for start in range(0, samples, batch_size):
+        index = np.arange(start, min(start + batch_size, samples))
+        fill = batch_size - len(index)
+        weights = np.concatenate([np.ones(len(index)), np.zeros(fill)]).astype(np.float32)
+        index = np.concatenate([index, np.full(fill, start)])
+        yield split.images[index], split.labels[index], weights
