@@ -1,8 +1,4 @@
-"""Flows without an ODE solver, and the reduction that makes any size cost the same.
-
-Both are exact. `reduce` turns a flow on m×n matrices with a target of rank k into the same flow on
-(k+r)×(k+r) ones; `balanced_flow` propagates a λ-balanced start in closed form.
-"""
+"""The λ-balanced propagator: one flow in steps that make no discretization error."""
 
 from typing import NamedTuple
 
@@ -13,93 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lorajax.factors import Factors, check_factors, is_traced
-from lorajax.problems import DiagonalFactorization, MatrixFactorization
-
-
-class Frames(NamedTuple):
-    """Orthonormal frames in which a flow stays: the target's singular vectors and the start's rest.
-
-    Attributes:
-      u: left singular vectors of the target, shape (m, k).
-      u_rest: frame of what the start's A has across them, shape (m, p - k).
-      v: right singular vectors of the target, shape (n, k).
-      v_rest: frame of what the start's B has across them, shape (n, q - k).
-    """
-
-    u: Float[Array, "m k"]
-    u_rest: Float[Array, "m j"]
-    v: Float[Array, "n k"]
-    v_rest: Float[Array, "n l"]
-
-    def lift(self, core: Factors) -> Factors:
-        """Factors of full size from those in the frames; leading axes pass through."""
-        k = self.u.shape[1]
-        return Factors(
-            self.u @ core.a[..., :k, :] + self.u_rest @ core.a[..., k:, :],
-            core.b[..., :k] @ self.v.T + core.b[..., k:] @ self.v_rest.T,
-        )
-
-
-class Reduction(NamedTuple):
-    """A problem and a start in the frames in which the flow stays.
-
-    Attributes:
-      problem: the diagonal problem, of shape (p, q) with p = k + min(r, m - k), q likewise.
-      factors: the start in the frames, shapes (p, r) and (r, q).
-      frames: what lifts a point of the reduced flow back.
-    """
-
-    problem: DiagonalFactorization
-    factors: Factors
-    frames: Frames
-
-
-def _split(frame: Array, factor: Array) -> tuple[Array, Array, Array]:
-    """Splits a factor into coordinates along a frame, and a frame and coordinates of the rest."""
-    (m, k), r = frame.shape, factor.shape[1]
-    along = frame.T @ factor
-    if m - k <= r:
-        # The complement is no larger than the rest could be: a frame of all of it is exact and,
-        # unlike a QR of the rest, well defined when the rest vanishes.
-        rest_frame = jnp.linalg.qr(frame, mode="complete")[0][:, k:]
-        return along, rest_frame, rest_frame.T @ factor
-    rest = factor - frame @ along
-    rest_frame, rest_coordinates = jnp.linalg.qr(rest)
-    return along, rest_frame, rest_coordinates
-
-
-def reduce(problem: MatrixFactorization, factors: Factors) -> Reduction:
-    """The same flow on the smallest matrices that hold it.
-
-    Args:
-      problem: matrix factorization with a target of rank k and shape (m, n).
-      factors: the start, of rank r.
-
-    Returns:
-      A Reduction whose flow, lifted, is the flow of `problem` from `factors`, exactly: what A has
-      across the target's left singular vectors keeps its column space, since Ȧ there is −A(BBᵀ).
-
-    Example:
-      >>> import jax, lorajax
-      >>> problem = lorajax.MatrixFactorization.from_spectrum(
-      ...     jax.random.key(0), shape=(4096, 4096), singular_values=(4.0, 3.0, 2.0, 1.0)
-      ... )
-      >>> factors = lorajax.initializers.lora(jax.random.key(1), problem.shape, rank=8)
-      >>> lorajax.exact.reduce(problem, factors).problem.shape
-      (12, 12)
-
-    Source: theory section 1 (derived). It holds for gradient flow and for every descent that
-    commutes with rotations of the rows and columns (GD, momentum, LoRA+, ScaledGD, spectral
-    descent, weight decay); it fails for Adam, whose step depends on the entries.
-    """
-    a_along, u_rest, a_rest = _split(problem.u, factors.a)
-    b_along, v_rest, b_rest = _split(problem.v, factors.b.T)
-    core = Factors(jnp.concatenate([a_along, a_rest]), jnp.concatenate([b_along, b_rest]).T)
-    return Reduction(
-        DiagonalFactorization(problem.singular_values, core.shape),
-        core,
-        Frames(problem.u, u_rest, problem.v, v_rest),
-    )
+from lorajax.problems import DiagonalFactorization
 
 
 def balance(factors: Factors) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -128,7 +38,9 @@ def check_times(times: Array | np.ndarray) -> None:
         return
     values = np.asarray(times)
     if not np.all(np.isfinite(values)) or values[0] < 0:
-        raise ValueError(f"times start at {values[0]}; they must be finite and start at 0 or later.")
+        raise ValueError(
+            f"times start at {values[0]}; they must be finite and start at 0 or later."
+        )
     if np.any(np.diff(values) <= 0):
         i = int(np.argmax(np.diff(values) <= 0))
         raise ValueError(
