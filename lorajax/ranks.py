@@ -5,9 +5,11 @@ The rules that need a noise level take it from theory (`noise_constant`), from t
 gradients alone, so that a matrix-factorization problem and a ViT layer go through the same function.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lorajax.factors import check_finite, check_positive
@@ -40,6 +42,7 @@ def above(
       int32 counts, 0 where nothing stands above the floor.
     """
     floor = jnp.asarray(floor, singular_values.dtype)
+    floor = jnp.broadcast_to(floor, singular_values.shape[:-1])
     return jnp.sum(singular_values >= floor[..., None], axis=-1, dtype=jnp.int32)
 
 
@@ -181,3 +184,64 @@ def stable_rank(singular_values: Float[Array, "*batch k"]) -> Float[Array, "*bat
     squares = singular_values**2
     top = jnp.max(squares, axis=-1)
     return jnp.where(top > 0, jnp.sum(squares, axis=-1) / jnp.where(top > 0, top, 1), 0)
+
+
+def allocate(
+    spectra: Mapping[str, Float[Array, " k"]],
+    costs: Mapping[str, int],
+    budget: int,
+    *,
+    floors: Mapping[str, float | Float[Array, ""]] | None = None,
+) -> dict[str, int]:
+    """Ranks over layers that capture the most spectral energy within a budget of parameters.
+
+    Directions are taken in the order of `σ² / cost`, each layer's own in the order of its singular
+    values, until the next one would exceed the budget; cheaper ones behind it may still fit.
+
+    Args:
+      spectra: singular values of each layer in decreasing order, all in the same unit.
+      costs: parameters that one rank costs, m + n of the layer.
+      budget: parameters in all, at least 0.
+      floors: noise level of each layer; directions below it are left out.
+
+    Returns:
+      A rank of 0 or more for each layer.
+
+    Raises:
+      ValueError: for a negative budget, a spectrum that is not finite or not decreasing, a cost that
+        is not positive, or layers that differ between the arguments.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from lorajax import ranks
+      >>> spectra = {"a": jnp.array([3.0, 1.0]), "b": jnp.array([2.0, 0.5])}
+      >>> ranks.allocate(spectra, {"a": 10, "b": 10}, budget=20)
+      {'a': 1, 'b': 1}
+
+    Source: derived. The greedy choice is optimal where all costs are equal; otherwise it is short of
+    the optimum by at most the energy of one direction, as for every knapsack of this kind.
+    """
+    if budget < 0:
+        raise ValueError(f"budget is {budget}; it must be at least 0.")
+    for name, other in (("costs", costs), ("floors", spectra if floors is None else floors)):
+        if missing := sorted(set(spectra) ^ set(other)):
+            raise ValueError(f"{name} and spectra differ in the layer {missing[0]!r}.")
+    candidates = []
+    for order, (layer, values) in enumerate(spectra.items()):
+        check_finite(**{f"the spectrum of {layer!r}": values})
+        check_positive(**{f"the cost of {layer!r}": costs[layer]})
+        numbers = np.asarray(values, np.float64)
+        if np.any(np.diff(numbers) > 0):
+            raise ValueError(f"the spectrum of {layer!r} increases; it must be sorted.")
+        floor = 0.0 if floors is None else float(floors[layer])
+        for index, value in enumerate(numbers):
+            if value > 0 and value >= floor:
+                candidates.append((-(value**2) / costs[layer], order, index, layer))
+    chosen = dict.fromkeys(spectra, 0)
+    left = budget
+    for _, _, index, layer in sorted(candidates):
+        # A direction only counts behind the stronger ones of its own layer.
+        if chosen[layer] == index and costs[layer] <= left:
+            chosen[layer] += 1
+            left -= costs[layer]
+    return chosen

@@ -1,0 +1,92 @@
+"""Adapters for Flax NNX: the starts and ranks of the theory inside the layers of real models.
+
+```python
+adapted = adapters.adapt(model, {"**/query": 8, "**/mlp/*": 4}, start="pissa", key=key)
+trainable = adapters.trainable(adapted, heads="classifier")
+optimizer = nnx.Optimizer(adapted, optax.adam(1e-3), wrt=trainable)
+loss, grads = nnx.value_and_grad(loss_fn, argnums=nnx.DiffState(0, trainable))(adapted, batch)
+```
+
+Every function that changes a model returns a new one, and no base weight is ever written to. A base
+in bfloat16 with adapters in float32 (their default) is the path for mixed precision.
+
+| file | holds |
+|---|---|
+| `layouts` | how the kernel of each kind of layer is read as a matrix |
+| `layers` | LoRA with rsLoRA and DoRA, AdaLoRA, Tucker, and the layer that carries them |
+| `surgery`, `paths` | adapt, activate, merge, unmerge, remove, trainable; path patterns |
+| `starts` | filling a layer from any of `lorajax.initializers` |
+| `gradients`, `selection` | streamed gradients and inputs; ranks from them |
+| `budget`, `optimizers` | AdaLoRA's budget; LoRA+ and ALLoRA for optax |
+| `peft`, `checkpoints` | PEFT's files; full state through orbax |
+"""
+
+from lorajax.adapters.budget import RankBudget, cubic_budget, orthogonality
+from lorajax.adapters.checkpoints import load_checkpoint, save_checkpoint
+from lorajax.adapters.gradients import Gradient, gradients, input_moments
+from lorajax.adapters.layers import (
+    AdaLoRA,
+    Adapted,
+    Adapter,
+    Frozen,
+    LoRA,
+    Tucker,
+    effective_kernel,
+)
+from lorajax.adapters.layouts import Axes, layout
+from lorajax.adapters.optimizers import allora, lora_plus
+from lorajax.adapters.paths import Trainable
+from lorajax.adapters.peft import load_peft, save_peft
+from lorajax.adapters.selection import Selected, Selection, select_ranks
+from lorajax.adapters.surgery import (
+    Options,
+    activate,
+    adapt,
+    layers,
+    merge,
+    names,
+    remove,
+    trainable,
+    unmerge,
+)
+from lorajax.adapters.tables import Description, Row, describe
+
+__all__ = [
+    "AdaLoRA",
+    "Adapted",
+    "Adapter",
+    "Axes",
+    "Description",
+    "Frozen",
+    "Gradient",
+    "LoRA",
+    "Options",
+    "RankBudget",
+    "Row",
+    "Selected",
+    "Selection",
+    "Trainable",
+    "Tucker",
+    "activate",
+    "adapt",
+    "allora",
+    "cubic_budget",
+    "describe",
+    "effective_kernel",
+    "gradients",
+    "input_moments",
+    "layers",
+    "layout",
+    "load_checkpoint",
+    "load_peft",
+    "lora_plus",
+    "merge",
+    "names",
+    "orthogonality",
+    "remove",
+    "save_checkpoint",
+    "save_peft",
+    "select_ranks",
+    "trainable",
+    "unmerge",
+]

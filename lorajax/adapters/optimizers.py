@@ -1,0 +1,129 @@
+"""LoRA+ and ALLoRA as optax transformations: they act on the factors B inside any chain.
+
+They find the factors by their place in the tree, `…/adapters/<name>/a` and `…/b`, so that heads that
+train along keep their own learning rate.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from lorajax.factors import check_positive
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """The keys of a tree path as strings, whatever kind of node they come from."""
+    names = []
+    for entry in path:
+        for attribute in ("key", "name", "idx"):
+            if hasattr(entry, attribute):
+                names.append(str(getattr(entry, attribute)))
+                break
+    # A State whose leaves are Variables adds a last entry of its own, the variable's value.
+    return tuple(name for name in names if name not in ("value", "raw_value"))
+
+
+def _factor(path: tuple[Any, ...]) -> tuple[tuple[str, ...], str] | None:
+    """The adapter that a leaf belongs to and which factor it is; None for other leaves."""
+    names = _names(path)
+    if len(names) < 3 or names[-3] != "adapters" or names[-1] not in ("a", "b"):
+        return None
+    return names[:-1], names[-1]
+
+
+def _check_found(count: int, what: str) -> None:
+    if not count:
+        raise ValueError(
+            f"{what} finds no LoRA factors in the parameters; build the optimizer with "
+            "wrt=adapters.trainable(model)."
+        )
+
+
+def lora_plus(ratio: float = 16.0) -> optax.GradientTransformation:
+    """LoRA+: B learns `ratio` times as fast as A.
+
+    Args:
+      ratio: ρ > 0, learning rate of B over that of A.
+
+    Returns:
+      A stateless transformation to put behind the optimizer, where it scales B's updates.
+
+    Raises:
+      ValueError: if the ratio is not positive, or (at init) the parameters hold no LoRA factors.
+
+    Example:
+      >>> import optax
+      >>> from lorajax import adapters
+      >>> optimizer = optax.chain(optax.adam(1e-4), adapters.lora_plus(16.0))
+
+    Source: Hayou et al. 2024 (arXiv:2402.12354), recalled. Under gradient flow the conserved matrix
+    becomes `ρ AᵀA − B Bᵀ` (theory section 1, derived).
+    """
+    check_positive(ratio=ratio)
+
+    def init(params: Any) -> optax.EmptyState:
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        _check_found(sum(_factor(path) is not None for path, _ in leaves), "lora_plus")
+        return optax.EmptyState()
+
+    def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, Any]:
+        del params
+
+        def scaled(path: tuple[Any, ...], leaf: Array) -> Array:
+            found = _factor(path)
+            return leaf * ratio if found is not None and found[1] == "b" else leaf
+
+        return jax.tree_util.tree_map_with_path(scaled, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def allora(eta: float = 1.0) -> optax.GradientTransformation:
+    """ALLoRA: each column of B learns at a rate that falls with the size of its update.
+
+    Args:
+      eta: η > 0; a column whose update is zero learns η times as fast as the optimizer says.
+
+    Returns:
+      A stateless transformation to put in front of plain gradient descent, where it divides column j
+      of B's gradient by `√(‖(A B)_j‖ + 1/η²)`. It needs the parameters in `update`.
+
+    Raises:
+      ValueError: if η is not positive, the parameters hold no LoRA factors (at init) or are not
+        given (at update).
+
+    Source: Huang, Balestriero 2024 (arXiv:2410.09692), recalled, in the form of theory section 7:
+    a row of PEFT's update is a column here. The method drops the scaling, and so does the norm. Adam
+    in front of or behind it undoes constant factors, so use it with SGD or momentum.
+    """
+    check_positive(eta=eta)
+
+    def init(params: Any) -> optax.EmptyState:
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        _check_found(sum(_factor(path) is not None for path, _ in leaves), "allora")
+        return optax.EmptyState()
+
+    def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, Any]:
+        if params is None:
+            raise ValueError("allora needs the parameters: call update(grads, state, params).")
+        factors = {
+            found: leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+            if (found := _factor(path)) is not None
+        }
+
+        def scaled(path: tuple[Any, ...], leaf: Array) -> Array:
+            found = _factor(path)
+            if found is None or found[1] != "b":
+                return leaf
+            a, b = factors[found[0], "a"], factors[found[0], "b"]
+            # ‖A b‖² = bᵀ(AᵀA)b, which spares the m×n product.
+            norm = jnp.sqrt(jnp.maximum(jnp.sum(((a.mT @ a) @ b) * b, axis=-2), 0))
+            return leaf / jnp.sqrt(norm + eta**-2)[..., None, :]
+
+        return jax.tree_util.tree_map_with_path(scaled, updates), state
+
+    return optax.GradientTransformation(init, update)
