@@ -5,12 +5,13 @@ published shape; `normalize` scales images to what a model was trained on.
 """
 
 from lorajax.models.catalog import Model, build, config, normalize
-from lorajax.models.checkpoints import load, save, tensors
+from lorajax.models.checkpoints import EMBEDDED, load, notes, save, tensors
 from lorajax.models.resnet import ResNet, ResNetConfig
 from lorajax.models.vgg import VGG, VGGConfig
 from lorajax.models.vit import ViT, ViTConfig
 
 __all__ = [
+    "EMBEDDED",
     "VGG",
     "Model",
     "ResNet",
@@ -22,6 +23,7 @@ __all__ = [
     "config",
     "load",
     "normalize",
+    "notes",
     "save",
     "tensors",
 ]

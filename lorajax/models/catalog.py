@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num
 
 from lorajax.models.layouts import Config
 from lorajax.models.resnet import SIZES as RESNETS
@@ -64,7 +65,7 @@ def config(name: str, **changes: Any) -> Config:
         )
     elif (match := re.fullmatch(r"resnet(\d+)", name)) and int(match[1]) in RESNETS:
         block, depths = RESNETS[int(match[1])]
-        found = ResNetConfig(block=block, depths=depths)  # pyright: ignore[reportArgumentType]
+        found = ResNetConfig(block=block, depths=depths)
     elif (match := re.fullmatch(r"cifar-resnet(\d+)", name)) and int(match[1]) % 6 == 2:
         found = ResNetConfig(
             block="basic",
@@ -113,7 +114,7 @@ def build(config: Config, *, rngs: nnx.Rngs, dtype: Any = None, param_dtype: Any
 
 
 def normalize(
-    images: UInt8[Array, "b h w _"],
+    images: Num[Array | np.ndarray, "b h w _"],
     mean: Sequence[float],
     std: Sequence[float],
     *,
@@ -145,4 +146,4 @@ def normalize(
     center, spread = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
     scale = jnp.broadcast_to(1 / (255 * spread), (1, 1, 1, channels))
     shift = jnp.broadcast_to(-center / spread, (1, 1, 1, channels))
-    return (images.astype(jnp.float32) * scale + shift).astype(dtype)
+    return (jnp.asarray(images, jnp.float32) * scale + shift).astype(dtype)

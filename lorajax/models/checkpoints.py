@@ -7,9 +7,9 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,27 +19,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lorajax import downloads
-from lorajax.models import catalog, layers, layouts
+from lorajax.models import catalog, layers
 from lorajax.models.catalog import Model
+from lorajax.models.formats import FORMATS, Source, pair
 from lorajax.models.layouts import Config, Rule
-from lorajax.models.resnet import ResNetConfig
-from lorajax.models.vgg import VGGConfig
 from lorajax.models.vit import ViTConfig
 
-Layout = Literal["lorajax", "huggingface", "timm", "augreg", "torchvision"]
+EMBEDDED = ("vit-fashion-mnist",)
+"""Small models that come with the package: a ViT of 28×28 pixels (`sims/pretrain_vit.py`)."""
 
 _HEADS = ("head", "distilled_head")
 _IGNORED = re.compile(r"(.*\.)?num_batches_tracked|pooler\..*|vit\.pooler\..*")
-
-
-class _Source(NamedTuple):
-    """What a checkpoint says: its tensors, its side files, and its own metadata."""
-
-    path: Path
-    tensors: dict[str, np.ndarray]
-    config: Mapping[str, Any]
-    preprocessing: Mapping[str, Any]
-    metadata: Mapping[str, str]
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -72,7 +62,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _read(path: Path) -> _Source:
+def _read(path: Path) -> Source:
     folder = path if path.is_dir() else path.parent
     metadata: dict[str, str] = {}
     if path.is_dir():
@@ -90,201 +80,13 @@ def _read(path: Path) -> _Source:
         tensors, metadata = _read_safetensors(path)
     else:
         raise ValueError(f"{path} is no checkpoint; it must be a folder, .safetensors or .npz.")
-    return _Source(
+    return Source(
         path,
         tensors,
         _read_json(folder / "config.json"),
         _read_json(folder / "preprocessor_config.json"),
         metadata,
     )
-
-
-def _count(tensors: Mapping[str, np.ndarray], pattern: str) -> int:
-    """1 + the largest number that the pattern's group matches, 0 if it never does."""
-    found = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
-    return 1 + max(found, default=-1)
-
-
-def _square(tokens: int, prefix: int, patch: int, path: Path) -> tuple[int, int]:
-    side = round((tokens - prefix) ** 0.5)
-    if side**2 != tokens - prefix:
-        raise ValueError(
-            f"{path} has positions for {tokens - prefix} patches, which is no square grid; give "
-            "image_size."
-        )
-    return side * patch, side * patch
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    if isinstance(size, int):
-        return size, size
-    height, width = size
-    return int(height), int(width)
-
-
-def _infer_huggingface(source: _Source) -> ViTConfig:
-    tensors, config = source.tensors, source.config
-    projection = tensors["vit.embeddings.patch_embeddings.projection.weight"]
-    width, channels, patch, _ = projection.shape
-    tokens = tensors["vit.embeddings.position_embeddings"].shape[1]
-    activation = config.get("hidden_act", "gelu")
-    forms: dict[str, layers.Gelu] = {
-        "gelu": "erf",
-        "gelu_python": "erf",
-        "gelu_new": "tanh",
-        "gelu_pytorch_tanh": "tanh",
-        "gelu_fast": "tanh",
-    }
-    if activation not in forms:
-        raise ValueError(
-            f"{source.path} has hidden_act {activation!r}; it must be one of {', '.join(forms)}."
-        )
-    size = config.get("image_size")
-    hidden = tensors["vit.encoder.layer.0.intermediate.dense.weight"].shape[0]
-    return ViTConfig(
-        image_size=_pair(size) if size else _square(tokens, 1, patch, source.path),
-        patch_size=patch,
-        width=width,
-        depth=_count(tensors, r"vit\.encoder\.layer\.(\d+)\."),
-        heads=config.get("num_attention_heads") or max(width // 64, 1),
-        mlp_width=hidden,
-        classes=_classes(tensors, "classifier.weight", 0),
-        channels=channels,
-        gelu=forms[activation],
-        epsilon=config.get("layer_norm_eps", 1e-12),
-        mean=tuple(source.preprocessing.get("image_mean", (0.5,))),
-        std=tuple(source.preprocessing.get("image_std", (0.5,))),
-    )
-
-
-def _infer_timm(source: _Source) -> ViTConfig:
-    tensors = source.tensors
-    details = source.config.get("pretrained_cfg", {})
-    width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
-    distilled = "dist_token" in tensors
-    tokens, prefix = tensors["pos_embed"].shape[1], 2 if distilled else 1
-    # The DeiT releases were trained on ImageNet's own statistics, timm's other ViTs on 0.5.
-    deit = distilled or "deit" in str(source.config.get("architecture", source.path.name))
-    default = (layers.IMAGENET_MEAN, layers.IMAGENET_STD) if deit else ((0.5,), (0.5,))
-    return ViTConfig(
-        image_size=_square(tokens, prefix, patch, source.path),
-        patch_size=patch,
-        width=width,
-        depth=_count(tensors, r"blocks\.(\d+)\."),
-        heads=max(width // 64, 1),
-        mlp_width=tensors["blocks.0.mlp.fc1.weight"].shape[0],
-        classes=_classes(tensors, "head.weight", 0),
-        channels=channels,
-        pool="mean" if "fc_norm.weight" in tensors else "cls",
-        distilled=distilled,
-        mean=tuple(details.get("mean", default[0])),
-        std=tuple(details.get("std", default[1])),
-    )
-
-
-def _infer_augreg(source: _Source) -> ViTConfig:
-    tensors = source.tensors
-    patch, _, channels, width = tensors["embedding/kernel"].shape
-    tokens = tensors["Transformer/posembed_input/pos_embedding"].shape[1]
-    block = "Transformer/encoderblock_0"
-    query = tensors[f"{block}/MultiHeadDotProductAttention_1/query/kernel"]
-    return ViTConfig(
-        image_size=_square(tokens, 1, patch, source.path),
-        patch_size=patch,
-        width=width,
-        depth=_count(tensors, r"Transformer/encoderblock_(\d+)/"),
-        heads=query.shape[1],
-        mlp_width=tensors[f"{block}/MlpBlock_3/Dense_0/kernel"].shape[1],
-        classes=_classes(tensors, "head/kernel", 1),
-        channels=channels,
-        gelu="tanh",
-    )
-
-
-def _infer_resnet(source: _Source) -> ResNetConfig:
-    tensors = source.tensors
-    stages = _count(tensors, r"layer(\d+)\.") - 1
-    stem = tensors["conv1.weight"]
-    cifar = "linear.weight" in tensors
-    head = "linear.weight" if cifar else "fc.weight"
-    return ResNetConfig(
-        block="bottleneck" if "layer1.0.conv3.weight" in tensors else "basic",
-        depths=tuple(_count(tensors, rf"layer{s + 1}\.(\d+)\.") for s in range(stages)),
-        widths=tuple(tensors[f"layer{s + 1}.0.conv1.weight"].shape[0] for s in range(stages)),
-        stem="cifar" if cifar else "imagenet",
-        stem_width=stem.shape[0],
-        shortcut="pad" if cifar else "projection",
-        classes=_classes(tensors, head, 0),
-        channels=stem.shape[1],
-    )
-
-
-def _infer_vgg(source: _Source) -> VGGConfig:
-    tensors = source.tensors
-    convs = sorted(
-        int(match[1])
-        for name, value in tensors.items()
-        if (match := re.fullmatch(r"features\.(\d+)\.weight", name)) and value.ndim == 4
-    )
-    batch_norm = "features.1.running_mean" in tensors
-    within = 3 if batch_norm else 2
-    depths, widths = [1], [tensors[f"features.{convs[0]}.weight"].shape[0]]
-    for previous, place in zip(convs, convs[1:], strict=False):
-        if place - previous == within:
-            depths[-1] += 1
-        else:
-            depths.append(1)
-            widths.append(tensors[f"features.{place}.weight"].shape[0])
-    hidden, flat = tensors["classifier.0.weight"].shape
-    return VGGConfig(
-        depths=tuple(depths),
-        widths=tuple(widths),
-        batch_norm=batch_norm,
-        hidden=hidden,
-        grid=round((flat / widths[-1]) ** 0.5),
-        classes=_classes(tensors, "classifier.6.weight", 0),
-        channels=tensors["features.0.weight"].shape[1],
-    )
-
-
-def _classes(tensors: Mapping[str, np.ndarray], name: str, axis: int) -> int:
-    # A checkpoint without a head counts as one with a head of one class, replaced on loading.
-    return tensors[name].shape[axis] if name in tensors else 1
-
-
-class _Format(NamedTuple):
-    layout: Layout
-    config: type
-    signature: tuple[str, ...]
-    infer: Callable[[_Source], Any]
-    rules: Callable[[Any], Iterator[Rule]]
-
-
-_FORMATS = (
-    _Format(
-        "huggingface",
-        ViTConfig,
-        ("vit.embeddings.patch_embeddings.projection.weight",),
-        _infer_huggingface,
-        layouts.huggingface_vit,
-    ),
-    _Format("timm", ViTConfig, ("patch_embed.proj.weight",), _infer_timm, layouts.timm_vit),
-    _Format("augreg", ViTConfig, ("embedding/kernel", "cls"), _infer_augreg, layouts.augreg_vit),
-    _Format(
-        "torchvision",
-        ResNetConfig,
-        ("conv1.weight", "layer1.0.conv1.weight"),
-        _infer_resnet,
-        layouts.torch_resnet,
-    ),
-    _Format(
-        "torchvision",
-        VGGConfig,
-        ("features.0.weight", "classifier.0.weight"),
-        _infer_vgg,
-        layouts.torchvision_vgg,
-    ),
-)
 
 
 def _unprefixed(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -301,7 +103,7 @@ def _some(names: Any, limit: int = 3) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" * (len(names) > limit))
 
 
-def _apply(rules: Iterator[Rule], source: _Source) -> dict[str, np.ndarray]:
+def _apply(rules: Iterator[Rule], source: Source) -> dict[str, np.ndarray]:
     """The model's arrays by path; a missing head is left out, anything else missing is an error."""
     arrays: dict[str, np.ndarray] = {}
     used: set[str] = set()
@@ -360,8 +162,9 @@ def load(
     from the names of the tensors.
 
     Args:
-      source: a .safetensors or .npz file, a folder with `model.safetensors` (and `config.json`,
-        `preprocessor_config.json` if there), or "owner/name" on the Hugging Face hub.
+      source: a name of `EMBEDDED`, a model that comes with the package; a .safetensors or .npz
+        file; a folder with `model.safetensors` (and `config.json`, `preprocessor_config.json` if
+        there); or "owner/name" on the Hugging Face hub.
       classes: outputs wanted. If the checkpoint's head has another number, or there is none, a
         fresh head is drawn from `seed`.
       image_size: pixels wanted, of a ViT; its position embeddings are interpolated.
@@ -379,16 +182,14 @@ def load(
         do not make up a model; one sentence that names the file and the tensor.
       downloads.DownloadError: for trouble on the way from the hub.
     """
-    path = Path(source)
-    if not path.exists():
-        path = _from_hub(os.fspath(source))
+    path = _find(source)
     read = _read(path)
     if read.metadata.get("format") == "lorajax":
         config = _restore_config(read.metadata, path)
         arrays = {name: np.asarray(value) for name, value in read.tensors.items()}
     else:
         read = read._replace(tensors=_unprefixed(read.tensors))
-        for form in _FORMATS:
+        for form in FORMATS:
             if all(name in read.tensors for name in form.signature):
                 break
         else:
@@ -404,7 +205,7 @@ def load(
             ) from error
         arrays = _apply(form.rules(config), read)
     if image_size is not None:
-        changes["image_size"] = _pair(image_size)
+        changes["image_size"] = pair(image_size)
     target = catalog.replace(config, **changes, **({} if classes is None else {"classes": classes}))
     if "head.kernel" not in arrays and classes is None:
         raise ValueError(
@@ -412,6 +213,28 @@ def load(
         )
     arrays = _fit(arrays, config, target)
     return _assemble(target, arrays, path, dtype=dtype, param_dtype=param_dtype, seed=seed)
+
+
+def _find(source: str | os.PathLike) -> Path:
+    name = os.fspath(source)
+    if name in EMBEDDED:
+        return Path(__file__).parent / "embedded" / f"{name}.safetensors"
+    return Path(name) if Path(name).exists() else _from_hub(name)
+
+
+def notes(source: str | os.PathLike) -> dict[str, str]:
+    """What a safetensors file says about itself, such as the recipe and accuracy of a model.
+
+    Args:
+      source: as for `load`, but a .safetensors file or a model that comes with the package.
+
+    Returns:
+      Strings by name; empty if there are none.
+
+    Raises:
+      ValueError: if the source is not there or not readable.
+    """
+    return dict(_read(_find(source)).metadata)
 
 
 def _from_hub(name: str) -> Path:
@@ -500,7 +323,7 @@ def _fresh_head(rngs: nnx.Rngs, parts: tuple[Any, ...], wanted: jax.ShapeDtypeSt
     return nnx.initializers.lecun_normal()(rngs.params(), wanted.shape, wanted.dtype)
 
 
-def tensors(model: Model, layout: Layout = "lorajax") -> dict[str, np.ndarray]:
+def tensors(model: Model, layout: str = "lorajax") -> dict[str, np.ndarray]:
     """A model's weights under the names of a layout.
 
     Args:
@@ -521,11 +344,11 @@ def tensors(model: Model, layout: Layout = "lorajax") -> dict[str, np.ndarray]:
     if layout == "lorajax":
         return arrays
     config = model.config
-    for form in _FORMATS:
+    for form in FORMATS:
         if form.layout == layout and isinstance(config, form.config):
             break
     else:
-        known = ["lorajax"] + [f.layout for f in _FORMATS if isinstance(config, f.config)]
+        known = ["lorajax"] + [f.layout for f in FORMATS if isinstance(config, f.config)]
         raise ValueError(
             f"layout is {layout!r}; for a {type(model).__name__} it must be one of "
             f"{', '.join(known)}."
@@ -556,7 +379,7 @@ def save(
     model: Model,
     path: str | os.PathLike,
     *,
-    layout: Layout = "lorajax",
+    layout: str = "lorajax",
     notes: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes a model to one file, in this package's format or in a public one.

@@ -1,15 +1,13 @@
 """Pieces that several models share: activations with a lean derivative, pooling, resizing."""
 
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
-
-Gelu = Literal["erf", "tanh"]
 
 # Per-channel statistics that nearly all ImageNet checkpoints expect (recalled; torchvision, DeiT).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -49,7 +47,7 @@ def _gelu_tanh_jvp(primals, tangents):
     return half * x * (1 + t), derivative * tangent
 
 
-def gelu(x: Float[Array, "*shape"], form: Gelu = "erf") -> Float[Array, "*shape"]:
+def gelu(x: Float[Array, "*shape"], form: str = "erf") -> Float[Array, "*shape"]:
     """The Gaussian error linear unit `x Φ(x)`, exact or in its tanh approximation.
 
     Args:

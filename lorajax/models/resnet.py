@@ -1,7 +1,7 @@
 """Residual networks (He et al. 2015, arXiv:1512.03385) in Flax NNX."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +39,12 @@ class ResNetConfig:
       std: per-channel standard deviation, likewise.
     """
 
-    block: Literal["basic", "bottleneck"] = "bottleneck"
+    block: str = "bottleneck"
     depths: tuple[int, ...] = (3, 4, 6, 3)
     widths: tuple[int, ...] = (64, 128, 256, 512)
-    stem: Literal["imagenet", "cifar"] = "imagenet"
+    stem: str = "imagenet"
     stem_width: int = 0
-    shortcut: Literal["projection", "pad"] = "projection"
+    shortcut: str = "projection"
     classes: int = 1000
     channels: int = 3
     mean: tuple[float, ...] = IMAGENET_MEAN

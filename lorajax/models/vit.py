@@ -1,7 +1,7 @@
 """The vision transformer (Dosovitskiy et al. 2020, arXiv:2010.11929) in Flax NNX."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,9 +49,9 @@ class ViTConfig:
     mlp_width: int = 0
     classes: int = 1000
     channels: int = 3
-    pool: Literal["cls", "mean"] = "cls"
+    pool: str = "cls"
     distilled: bool = False
-    gelu: layers.Gelu = "erf"
+    gelu: str = "erf"
     epsilon: float = 1e-6
     dropout: float = 0.0
     mean: tuple[float, ...] = (0.5,)
@@ -72,6 +72,8 @@ class ViTConfig:
             )
         if self.pool not in ("cls", "mean"):
             raise ValueError(f"pool is {self.pool!r}; it must be 'cls' or 'mean'.")
+        if self.gelu not in ("erf", "tanh"):
+            raise ValueError(f"gelu is {self.gelu!r}; it must be 'erf' or 'tanh'.")
         if not self.mlp_width:
             object.__setattr__(self, "mlp_width", 4 * self.width)
 
@@ -122,10 +124,8 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """Two linear layers with a GELU between them."""
 
-    def __init__(
-        self, width: int, hidden: int, gelu: layers.Gelu, *, rngs: nnx.Rngs, **dtypes: Any
-    ):
-        self.gelu: layers.Gelu = gelu
+    def __init__(self, width: int, hidden: int, gelu: str, *, rngs: nnx.Rngs, **dtypes: Any):
+        self.gelu = gelu
         self.up = nnx.Linear(width, hidden, rngs=rngs, **dtypes)
         self.down = nnx.Linear(hidden, width, rngs=rngs, **dtypes)
 
