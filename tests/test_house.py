@@ -37,16 +37,21 @@ CORE = {
 }
 MIDDLE = {
     "claims": set(CORE),
-    "adapters": {"initializers", "ranks"},
     "downloads": set(),
+    "adapters": {"initializers", "ranks"},
     "models": {"downloads"},
-    "data": {"adapters", "models", "downloads"},
-    "finetune": {"adapters", "models", "data"},
+    "data": {"downloads"},
+    "finetune": {"adapters", "models", "data", "spectra"},
 }
-TOP = dict.fromkeys(
-    ["plots", "report", "cli", "__main__", "__init__"],
-    {*CORE, *MIDDLE, "plots", "report", "cli"},
-)
+BELOW = {*CORE, *MIDDLE}
+TOP = {
+    "plots": BELOW,
+    "comparison": BELOW | {"plots"},
+    "report": BELOW | {"plots", "comparison"},
+    "cli": BELOW | {"plots", "comparison", "report"},
+    "__main__": {"cli"},
+    "__init__": BELOW | {"plots", "comparison", "report"},
+}
 ROOMS = CORE | MIDDLE | TOP
 # Packages that cost seconds to import, and the only rooms that may pay for them.
 HEAVY = {
