@@ -100,6 +100,8 @@ def test_core_rooms_import_neither_flax_nor_matplotlib_nor_xarray():
         (["no-such-command"], 2),
         (["validate", "--profile", "no-such-profile"], 2),
         (["validate", "--seed", "one"], 2),
+        (["validate", "--seed", "-1"], 2),
+        (["validate", "no_such.claim"], 2),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
