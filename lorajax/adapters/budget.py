@@ -84,7 +84,7 @@ class RankBudget(nnx.Module):
         self,
         model: nnx.Module,
         *,
-        final_rank: float,
+        final_rank: float | int,
         steps: int,
         warmup: int = 0,
         settle: int = 0,

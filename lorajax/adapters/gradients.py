@@ -10,7 +10,7 @@ with A = Q gives `Qᵀ G`, and `Q Qᵀ G` is the randomized SVD's approximation.
 import functools
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,6 @@ from lorajax.factors import Factors
 from lorajax.initializers import PRNGKey
 
 Loss = Callable[[Any, Any], Array]
-Noise = Literal["none", "halves", "signs"]
 
 _PROBE = "probe"
 _HELD_OUT = 6
@@ -137,7 +136,7 @@ def estimate(
     batches: Iterable[Any],
     targets: Targets = "**",
     *,
-    noise: Noise = "none",
+    noise: str = "none",
     memory: int = 2**30,
     width: int = 64,
     key: PRNGKey | None = None,
@@ -271,7 +270,7 @@ def _accumulate(
     wrt: Callable[[tuple[Any, ...], Any], bool],
     loss: Loss,
     batches: Iterable[Any],
-    noise: Noise,
+    noise: str,
     key: PRNGKey,
 ) -> tuple[list[Any], int]:
     """Gradients with respect to what `wrt` lets through: of the mean, or of the two channels.
@@ -343,7 +342,7 @@ def _check_losses(losses: Any, signed: bool, batch: Any) -> int:
     )
 
 
-def _mean_and_noise(channels: list[Gradient], noise: Noise) -> tuple[Gradient, Gradient | None]:
+def _mean_and_noise(channels: list[Gradient], noise: str) -> tuple[Gradient, Gradient | None]:
     """Mean and noise out of the channels that were accumulated."""
     if noise == "none":
         return channels[0], None

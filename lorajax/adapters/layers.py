@@ -52,13 +52,13 @@ class Adapter(nnx.Module):
 
     def _describe(
         self,
-        alpha: float | None,
+        alpha: float | int | None,
         rank: int,
         *,
         rslora: bool = False,
         start: str = "given",
         axes: Axes | None = None,
-        dropout: float = 0.0,
+        dropout: float | int = 0.0,
         rngs: nnx.Rngs | None = None,
     ) -> None:
         if not 0 <= dropout < 1:
@@ -138,7 +138,7 @@ class LoRA(Adapter):
         offset: Factors | None = None,
         magnitude: Array | None = None,
         *,
-        alpha: float | None = None,
+        alpha: float | int | None = None,
         **options: Any,
     ):
         self.a = nnx.LoRAParam(factors.a)
@@ -253,7 +253,7 @@ class AdaLoRA(LoRA):
     Source: Zhang et al. 2023 (arXiv:2303.10512), recalled.
     """
 
-    def __init__(self, factors: Factors, e: Array, *, alpha: float | None = None, **options: Any):
+    def __init__(self, factors: Factors, e: Array, *, alpha: float | int | None = None, **options: Any):
         super().__init__(factors, alpha=alpha, **options)
         self.e = nnx.LoRAParam(e)
 
@@ -293,7 +293,7 @@ class Tucker(Adapter):
         tucker: TuckerFactors,
         *,
         layer: int | None = None,
-        alpha: float | None = None,
+        alpha: float | int | None = None,
         shared: "Tucker | None" = None,
         **options: Any,
     ):

@@ -42,7 +42,7 @@ def _check_found(count: int, what: str) -> None:
         )
 
 
-def lora_plus(ratio: float = 16.0) -> optax.GradientTransformation:
+def lora_plus(ratio: float | int = 16.0) -> optax.GradientTransformation:
     """LoRA+: B learns `ratio` times as fast as A.
 
     Args:
@@ -81,7 +81,7 @@ def lora_plus(ratio: float = 16.0) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def allora(eta: float = 1.0) -> optax.GradientTransformation:
+def allora(eta: float | int = 1.0) -> optax.GradientTransformation:
     """ALLoRA: each column of B learns at a rate that falls with the size of its update.
 
     Args:

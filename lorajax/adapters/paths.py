@@ -143,7 +143,7 @@ def _regex(pattern: str) -> str:
             elif c == "?":
                 text += "[^/]"
             elif c == "[" and close > 0:
-                inner = segment[j + 1 : close].replace("\\", "\\\\")
+                inner = re.sub(r"([\\\[&~|])", r"\\\1", segment[j + 1 : close])
                 text += "[" + ("^" + inner[1:] if inner[0] in "!^" else inner) + "]"
                 j = close
             else:

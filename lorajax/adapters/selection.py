@@ -1,7 +1,7 @@
 """Ranks for each layer, from the gradient before training."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,14 +10,12 @@ from jaxtyping import Array, Float
 
 from lorajax import ranks
 from lorajax.adapters import paths
-from lorajax.adapters.gradients import Loss, Noise, estimate
+from lorajax.adapters.gradients import Loss, estimate
 from lorajax.adapters.layers import Adapted
 from lorajax.adapters.layouts import layout
 from lorajax.adapters.surgery import Options, Targets
 from lorajax.adapters.tables import table
 from lorajax.initializers import PRNGKey
-
-Rule = Literal["split_half", "random_signs", "c_over_n", "energy"]
 
 
 class Selected(NamedTuple):
@@ -77,7 +75,7 @@ class Selection(NamedTuple):
         return sum(each.rank * each.cost for each in self.layers)
 
     def peft(
-        self, alpha: float | None = None, *, rename: Callable[[str], str] | None = None
+        self, alpha: float | int | None = None, *, rename: Callable[[str], str] | None = None
     ) -> dict[str, Any]:
         """The ranks as the fields of a PEFT LoraConfig.
 
@@ -120,12 +118,12 @@ def select_ranks(
     model: nnx.Module,
     loss: Loss,
     batches: Iterable[Any],
-    rule: Rule = "split_half",
+    rule: str = "split_half",
     targets: Targets = "**",
     *,
-    constant: float | None = None,
-    noise: float | None = None,
-    fraction: float = 0.9,
+    constant: float | int | None = None,
+    noise: float | int | None = None,
+    fraction: float | int = 0.9,
     budget: int | None = None,
     max_rank: int | None = None,
     memory: int = 2**30,
@@ -174,7 +172,7 @@ def select_ranks(
     (derived). The floors are those of the gradient's noise: they stop being right where the loss is
     already at a stationary point, and every layer then gets rank 0.
     """
-    kinds: dict[str, Noise] = {
+    kinds: dict[str, str] = {
         "split_half": "halves",
         "random_signs": "signs",
         "c_over_n": "none",

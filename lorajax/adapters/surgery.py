@@ -10,7 +10,7 @@ import functools
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,7 @@ from lorajax.factors import Factors, check_rank, is_traced
 from lorajax.initializers import PRNGKey
 from lorajax.initializers.tensors import check_ranks
 
-Kind = Literal["lora", "adalora", "tucker"]
-Targets = (
-    str
-    | Callable[[str, nnx.Module], bool]
-    | Sequence[str | Callable[[str, nnx.Module], bool]]
-    | Mapping[str, Any]
-)
+Targets = str | Callable[[str, nnx.Module], bool] | Sequence[Any] | Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +52,13 @@ class Options:
     """
 
     rank: int | Sequence[int | None] = 8
-    alpha: float | None = None
+    alpha: float | int | None = None
     start: str | Callable[..., Any] | None = None
-    kind: Kind = "lora"
+    kind: str = "lora"
     rslora: bool = False
     dora: bool = False
     axes: Axes | None = None
-    dropout: float = 0.0
+    dropout: float | int = 0.0
     recenter: bool = False
     tied: bool = False
     dtype: Any = jnp.float32
@@ -468,7 +462,8 @@ def _edited(model: Any, edit: Callable[[Adapted], Any]) -> Any:
     return paths.replace(copy, lambda _, x: edit(x) if isinstance(x, Adapted) else None)
 
 
-def activate(model: nnx.Module, which: str | Mapping[str, float] | Sequence[str]) -> Any:
+def activate(model: nnx.Module, which: str | Mapping[str, float | int] | Sequence[str]
+) -> Any:
     """Switches to one adapter, or blends several.
 
     Args:

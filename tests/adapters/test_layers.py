@@ -282,9 +282,7 @@ def test_columns_and_bias_fit_the_output(name):
 def test_named_axes_give_each_head_its_own_factors(name, axes, lanes):
     layer, shape = LAYERS[name](F64)
     assert adapters.layout(layer, axes).lanes == lanes
-    model = shaken(
-        adapters.adapt(layer, key=KEY, rank=2, start="pissa", axes=axes, dtype=F64)
-    )
+    model = shaken(adapters.adapt(layer, key=KEY, rank=2, start="pissa", axes=axes, dtype=F64))
     factors = model.adapters["default"].factors
     assert factors.a.shape[0] == factors.b.shape[0] == lanes[0]
     x = data(shape, layer, F64)
