@@ -70,6 +70,18 @@ def gelu(x: Float[Array, "*shape"], form: str = "erf") -> Float[Array, "*shape"]
     raise ValueError(f"form is {form!r}; it must be 'erf' or 'tanh'.")
 
 
+def check_statistics(config: Any) -> None:
+    """Raises ValueError unless a configuration's mean and std have one entry, or one a channel."""
+    for name in ("mean", "std"):
+        values = getattr(config, name)
+        if len(values) not in (1, config.channels):
+            raise ValueError(
+                f"{name} is {values}; it must have 1 entry or {config.channels}, one a channel."
+            )
+    if not all(value > 0 for value in config.std):
+        raise ValueError(f"std is {config.std}; every entry must be positive.")
+
+
 def at_least_float32(dtype: Any) -> Any:
     """The dtype to compute sums and exponentials in: float32 for anything narrower."""
     return dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32

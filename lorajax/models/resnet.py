@@ -66,6 +66,7 @@ class ResNetConfig:
             )
         if self.shortcut == "pad" and self.block == "bottleneck":
             raise ValueError("shortcut is 'pad'; only basic blocks have such shortcuts.")
+        layers.check_statistics(self)
         if not self.stem_width:
             object.__setattr__(self, "stem_width", self.widths[0])
 

@@ -53,6 +53,7 @@ class VGGConfig:
             raise ValueError(
                 f"widths is {self.widths}; it needs one entry a stage, as depths = {self.depths}."
             )
+        layers.check_statistics(self)
 
 
 class VGG(nnx.Module):

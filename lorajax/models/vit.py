@@ -74,6 +74,7 @@ class ViTConfig:
             raise ValueError(f"pool is {self.pool!r}; it must be 'cls' or 'mean'.")
         if self.gelu not in ("erf", "tanh"):
             raise ValueError(f"gelu is {self.gelu!r}; it must be 'erf' or 'tanh'.")
+        layers.check_statistics(self)
         if not self.mlp_width:
             object.__setattr__(self, "mlp_width", 4 * self.width)
 

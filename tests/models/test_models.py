@@ -51,6 +51,8 @@ def test_unknown_names(name):
         (lambda: models.config("resnet50", widths=(64,)), "one entry a stage"),
         (lambda: models.config("resnet50", shortcut="pad"), "only basic blocks"),
         (lambda: models.config("vgg16", widths=(64,)), "one entry a stage"),
+        (lambda: models.config("vgg16", channels=1), "must have 1 entry or 1, one a channel"),
+        (lambda: models.config("vgg16", std=(0.0,)), "every entry must be positive"),
     ],
 )
 def test_configurations_are_checked(make, message):

@@ -1,0 +1,408 @@
+"""Fine-tuning: steps, resumption, many adapters at once, and probes."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from lorajax import adapters, data, finetune, initializers, models, spectra, sweeps
+from lorajax.finetune import checkpoints, probes
+
+CONFIG = models.ViTConfig(
+    (8, 8), 4, width=16, depth=2, heads=2, classes=3, channels=1, mean=(0.5,), std=(0.25,)
+)
+RECIPE = finetune.Recipe(
+    steps=12, batch_size=8, optimizer="adam", learning_rate=1e-2, schedule="constant"
+)
+TARGETS = "**/attention/*"
+
+
+@pytest.fixture(scope="module")
+def split():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 60).astype(np.int32)
+    images = rng.integers(0, 90, (60, 8, 8, 1), dtype=np.uint8)
+    images[np.arange(60), labels * 2] += 150  # the class is which row is bright
+    return data.Split(images, labels)
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = models.build(CONFIG, rngs=nnx.Rngs(0))
+    model.eval()
+    return model
+
+
+def adapted_trainer(model, recipe=RECIPE, **options):
+    adapted = adapters.adapt(model, TARGETS, key=jax.random.key(1), rank=2, **options)
+    return finetune.Trainer(adapted, adapters.trainable(adapted, heads="head"), recipe)
+
+
+def losses_of(trainer, split, **options):
+    losses = []
+    state = finetune.fit(
+        trainer, split, callback=lambda r: losses.append(float(r.metrics.loss)), **options
+    )
+    return state, np.array(losses)
+
+
+class TestTraining:
+    def test_it_learns_and_leaves_the_base_alone(self, model, split):
+        before = jax.tree.map(np.asarray, nnx.state(model, nnx.Param))
+        recipe = finetune.Recipe(steps=150, batch_size=16, learning_rate=2e-2)
+        adapted = adapters.adapt(model, "blocks/**", key=jax.random.key(1), rank=4)
+        trainer = finetune.Trainer(adapted, adapters.trainable(adapted, heads="head"), recipe)
+        state, losses = losses_of(trainer, split)
+        assert losses[-5:].mean() < losses[:5].mean() / 2
+        found = trainer.evaluate(state, split, batch_size=25)
+        assert found.accuracy > 0.8  # chance is a third
+        after = nnx.state(model, nnx.Param)
+        jax.tree.map(np.testing.assert_array_equal, before, after)
+        # The model that comes out computes what the trainer evaluates.
+        tuned = trainer.model(state)
+        tuned.eval()
+        x = models.normalize(split.images, CONFIG.mean, CONFIG.std, channels=1)
+        hits = tuned(x).argmax(-1) == split.labels
+        assert float(hits.mean()) == pytest.approx(float(found.accuracy), abs=1e-6)
+
+    def test_a_step_is_plain_gradient_descent(self, model, split):
+        recipe = finetune.Recipe(
+            steps=1, batch_size=60, optimizer="sgd", learning_rate=0.1, schedule="constant"
+        )
+        trainer = adapted_trainer(model, recipe)
+        adapted = trainer.model(trainer.init())
+        filter_ = adapters.trainable(adapted, heads="head")
+
+        def loss(model):
+            x = models.normalize(split.images, CONFIG.mean, CONFIG.std, channels=1)
+            return optax.softmax_cross_entropy_with_integer_labels(model(x), split.labels).mean()
+
+        gradient = nnx.grad(loss, argnums=nnx.DiffState(0, filter_))(adapted)
+        before = nnx.state(adapted, filter_)
+        expected = jax.tree.map(lambda p, g: p - jnp.float32(0.1) * g, before, gradient)
+        state, metrics = trainer.step(trainer.init(), split.images, split.labels)
+        assert float(metrics.loss) == pytest.approx(float(loss(adapted)), rel=1e-6)
+        assert float(metrics.gradient_norm) == pytest.approx(
+            float(optax.tree.norm(gradient)), rel=1e-5
+        )
+        found = nnx.state(trainer.model(state), filter_)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
+
+    def test_one_program_serves_all_steps(self, model, split, traces):
+        trainer = adapted_trainer(model)
+        state = finetune.fit(trainer, split, until=2)
+        with traces() as names:
+            finetune.fit(trainer, split, state=state)
+        assert names == []
+
+    def test_only_what_trains_has_optimizer_state(self, model):
+        trainer = adapted_trainer(model)
+        state = trainer.init()
+        entries = 2 * CONFIG.depth * 4 * 2 * 16 + 16 * 3 + 3
+        assert trainer.parameters == entries
+        moments = sum(leaf.size for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim)
+        assert moments == 2 * entries
+
+    def test_full_training_moves_every_parameter(self, model, split):
+        recipe = finetune.Recipe(steps=2, batch_size=8, learning_rate=1e-2, weight_decay=0.1)
+        trainer = finetune.Trainer(model, nnx.Param, recipe)
+        state = finetune.fit(trainer, split)
+        moved = jax.tree.map(lambda a, b: bool((a != b).any()), trainer.init().params, state.params)
+        assert all(jax.tree.leaves(moved))
+
+    def test_batch_statistics_and_dropout_follow_along(self, split):
+        config = models.VGGConfig(
+            (1, 1),
+            (4, 4),
+            batch_norm=True,
+            hidden=8,
+            grid=1,
+            classes=3,
+            channels=1,
+            mean=(0.5,),
+            std=(0.5,),
+        )
+        model = models.build(config, rngs=nnx.Rngs(0))
+        trainer = finetune.Trainer(model, nnx.Param, RECIPE)
+        state = finetune.fit(trainer, split)
+        tuned = trainer.model(state)
+        assert float(jnp.abs(tuned.norms[0].mean[...]).max()) > 0
+        assert not np.array_equal(tuned.norms[0].mean[...], model.norms[0].mean[...])
+        counts = [int(x) for x in jax.tree.leaves(nnx.state(tuned, nnx.RngCount))]
+        assert max(counts) >= RECIPE.steps
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"steps": 0}, "steps is 0"),
+            ({"learning_rate": -1.0}, "learning_rate is -1"),
+            ({"warmup": 12}, "warmup is 12"),
+            ({"smoothing": 1.0}, "smoothing is 1"),
+            ({"optimizer": "lion"}, "must be one of adamw, adam, sgd, lora-plus"),
+            ({"schedule": "wave"}, "must be one of constant, linear, cosine"),
+            ({"optimizer": "sgd", "weight_decay": 0.1}, "weight_decay is 0.1"),
+        ],
+    )
+    def test_recipes_are_checked(self, changes, message):
+        with pytest.raises(ValueError, match=message):
+            finetune.Recipe(**{"steps": 12} | changes)
+
+    def test_schedules(self):
+        for schedule, end in (("constant", 1e-3), ("linear", 0.0), ("cosine", 0.0)):
+            recipe = finetune.Recipe(steps=20, warmup=5, schedule=schedule, learning_rate=1e-3)
+            rate = recipe.rate()
+            assert float(rate(0)) == 0
+            assert float(rate(5)) == pytest.approx(1e-3)
+            assert float(rate(20)) == pytest.approx(end, abs=1e-12)
+
+    def test_nothing_to_train(self, model):
+        with pytest.raises(ValueError, match="nothing would train"):
+            finetune.Trainer(model, nnx.LoRAParam, RECIPE)
+
+
+class TestResumption:
+    @pytest.mark.parametrize("cut", [1, 7])
+    def test_an_interrupted_run_takes_the_same_steps(self, model, split, tmp_path, cut):
+        recipe = finetune.Recipe(steps=10, batch_size=7, learning_rate=1e-2, augment="crop-flip")
+        options = {"dropout": 0.3}
+
+        def trainer():
+            adapted = adapters.adapt(
+                model, TARGETS, key=jax.random.key(1), rank=2, start="small", **options
+            )
+            adapted.train()
+            return finetune.Trainer(adapted, adapters.trainable(adapted), recipe)
+
+        whole, losses = losses_of(trainer(), split)
+        settings = {"seed": 0, "targets": TARGETS}
+        with checkpoints.Checkpoints(tmp_path / "run", settings) as saved:
+            assert saved.restore(trainer()) is None
+            state, first = losses_of(trainer(), split, until=cut)
+            saved.save(state, {"loss": first.tolist()})
+        with checkpoints.Checkpoints(tmp_path / "run", settings) as saved:
+            assert saved.latest == cut
+            again = trainer()
+            state, history = saved.restore(again)
+            end, second = losses_of(again, split, state=state)
+        np.testing.assert_array_equal([*history["loss"], *second], losses)
+
+        def same(a, b):
+            if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+                a, b = jax.random.key_data(a), jax.random.key_data(b)
+            np.testing.assert_array_equal(a, b)
+
+        jax.tree.map(same, end, whole)
+
+    def test_another_run_is_refused(self, model, split, tmp_path):
+        trainer = adapted_trainer(model)
+        with checkpoints.Checkpoints(tmp_path / "run", {"rank": 2}) as saved:
+            saved.save(trainer.init(), {})
+        with pytest.raises(ValueError, match="holds a run with rank = 2, not 3"):
+            checkpoints.Checkpoints(tmp_path / "run", {"rank": 3})
+
+
+class TestManyAtOnce:
+    RECIPE = finetune.Recipe(
+        steps=50, batch_size=8, optimizer="adam", learning_rate=1e-2, schedule="constant"
+    )
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def run(cls, model, split):
+        return finetune.run_of(
+            model,
+            split,
+            cls.RECIPE,
+            targets=TARGETS,
+            rank=3,
+            start="small",
+            heads=("head",),
+            test=split,
+            every=10,
+        )
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def swept(cls, run):
+        axes = {"scale": np.float32([0.1, 1.0]), "rank": [1, 3], "seed": range(8)}
+        return sweeps.sweep(run, axes, key=jax.random.key(5), fold=("seed",))
+
+    def test_thirty_two_adapters_train_in_one_program(self, swept):
+        assert swept["loss"].shape == (2, 2, 8, 50)
+        assert bool((swept["status"] == 0).all())
+        # Every lane learns, and no two of them are the same.
+        assert bool((swept["loss"][..., -5:].mean("loss_0") < swept["loss"][..., 0]).all())
+        assert len(np.unique(swept["loss"].values[..., -1])) == 32
+
+    @pytest.mark.parametrize(("scale", "rank", "seed"), [(0, 0, 3), (1, 1, 7), (1, 0, 0)])
+    def test_each_curve_is_that_of_a_run_of_its_own(self, model, split, swept, scale, rank, seed):
+        """The trainer's own loop, at the lane's true rank, step by step."""
+        value, columns = float(swept["scale"][scale]), int(swept["rank"][rank])
+        axes = {"scale": np.float32([value]), "seed": [seed]}
+        keys = []
+
+        def spy(key, scale, seed):
+            del scale, seed
+            return jax.random.key_data(key)
+
+        keys = sweeps.sweep(spy, axes, key=jax.random.key(5), fold=("seed",))["value"].values
+        key = jax.random.wrap_key_data(jnp.asarray(keys[0, 0]))
+        full = adapters.adapt(
+            model,
+            TARGETS,
+            key=key,
+            rank=3,
+            start=functools.partial(initializers.small, scale=jnp.float32(value)),
+        )
+        solo = adapters.adapt(model, TARGETS, key=key, rank=columns)
+        for path, layer in adapters.layers(solo).items():
+            a, b = adapters.layers(full)[path].adapters["default"].factors
+            layer.adapters["default"].a.set_value(a[:, :columns])
+            layer.adapters["default"].b.set_value(b[:columns])
+        trainer = finetune.Trainer(solo, adapters.trainable(solo, heads="head"), self.RECIPE)
+        state, losses = losses_of(trainer, split)
+        lane = swept.isel(scale=scale, rank=rank, seed=seed)
+        np.testing.assert_allclose(lane["loss"], losses, atol=1e-4)
+        found = trainer.evaluate(state, split)
+        assert float(lane["test_accuracy"]) == pytest.approx(float(found.accuracy), abs=0.02)
+
+    def test_unused_columns_stay_zero(self, swept):
+        values = swept["singular_values"].isel(rank=0).values
+        assert values.shape == (2, 8, 5, 8, 3)
+        assert (values[..., 1:] <= 1e-6 * values[..., :1]).all()
+        assert (swept["singular_values"].isel(rank=1).values[..., 2] > 0).all()
+
+    def test_the_store_resumes(self, run, swept, tmp_path):
+        axes = {"scale": np.float32([0.1, 1.0]), "rank": [1, 3], "seed": range(8)}
+        options = {"key": jax.random.key(5), "fold": ("seed",), "chunk": 8}
+        settings = {"recipe": "as above"}
+        store = tmp_path / "lanes.zarr"
+        seen = []
+
+        def stop(progress):
+            seen.append(progress)
+            if len(seen) == 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            sweeps.sweep(run, axes, store=store, settings=settings, progress=stop, **options)
+        found = sweeps.sweep(run, axes, store=store, settings=settings, **options)
+        np.testing.assert_allclose(found["loss"], swept["loss"], atol=1e-4)
+
+    def test_a_start_with_an_offset_cannot_be_masked(self, model, split):
+        run = finetune.run_of(model, split, self.RECIPE, targets=TARGETS, rank=2, start="pissa")
+        with pytest.raises(ValueError, match="has an offset"):
+            run(jax.random.key(0), rank=1)
+
+    def test_every_divides_the_steps(self, model, split):
+        with pytest.raises(ValueError, match="it must divide steps = 50"):
+            finetune.run_of(model, split, self.RECIPE, every=7)
+
+
+class TestProbes:
+    def test_they_are_the_quantities_of_the_core(self, model, key):
+        adapted = adapters.adapt(model, TARGETS, key=key, rank=3, start="small", alpha=6.0)
+        path = probes.paths(adapted)[1]
+        factors = adapters.layers(adapted)[path].adapters["default"].factors
+        matrix = jax.random.normal(key, (16, 16), jnp.float32)
+        probe = jax.jit(lambda m: finetune.measure(adapted, finetune.directions({path: m})))(matrix)
+        dense = np.linalg.svd(2.0 * np.asarray(factors.product), compute_uv=False)
+        np.testing.assert_allclose(probe.singular_values[1], dense[:3], rtol=1e-3, atol=1e-9)
+        np.testing.assert_allclose(probe.norm[1], spectra.factor_norm(factors), rtol=1e-5)
+        expected = np.linalg.norm(factors.a.T @ factors.a - factors.b @ factors.b.T)
+        np.testing.assert_allclose(probe.imbalance[1], expected, rtol=1e-4)
+        assert np.isnan(probe.misalignment[0]) and 0 < float(probe.misalignment[1]) < 1
+
+    def test_a_start_along_the_gradient_is_aligned(self, model, split, key):
+        def loss(model, batch):
+            images, labels = batch
+            x = models.normalize(images, CONFIG.mean, CONFIG.std, channels=1)
+            return optax.softmax_cross_entropy_with_integer_labels(model(x), labels)
+
+        gradients = adapters.gradients(model, loss, [(split.images, split.labels)], TARGETS)
+        adapted = adapters.adapt(
+            model, TARGETS, key=key, rank=1, start="spectral", gradients=gradients
+        )
+        probe = finetune.measure(adapted, finetune.directions(gradients))
+        assert float(probe.misalignment.max()) < 1e-6
+        # The factors then grow along that direction: the loss falls where theory says it does.
+        trainer = finetune.Trainer(
+            adapted,
+            adapters.trainable(adapted),
+            finetune.Recipe(steps=5, batch_size=60, optimizer="sgd", schedule="constant"),
+        )
+        state, losses = losses_of(trainer, split)
+        later = finetune.measure(trainer.model(state), finetune.directions(gradients))
+        assert losses[-1] < losses[0]
+        assert float((later.norm - probe.norm).min()) > 0
+
+    def test_offsets_count(self, model, key):
+        adapted = adapters.adapt(model, TARGETS, key=key, rank=2, start="pissa")
+        probe = finetune.measure(adapted)
+        np.testing.assert_allclose(probe.singular_values, 0, atol=1e-5)
+        assert float(probe.norm.min()) > 0.1
+
+    def test_gradient_flow_conserves_the_imbalance(self, model, split, key):
+        """Plain descent with a small step: the drift of Λ is of the order of the step."""
+        drifts = []
+        for rate in (0.02, 0.01):
+            adapted = adapters.adapt(model, TARGETS, key=key, rank=2, start="small")
+            recipe = finetune.Recipe(
+                steps=round(0.4 / rate),
+                batch_size=60,
+                optimizer="sgd",
+                learning_rate=rate,
+                schedule="constant",
+            )
+            trainer = finetune.Trainer(adapted, adapters.trainable(adapted), recipe)
+
+            def factors(model):
+                return [x.adapters["default"].factors for x in adapters.layers(model).values()]
+
+            start = [spectra.imbalance(f) for f in factors(adapted)]
+            state = finetune.fit(trainer, split)
+            end = [spectra.imbalance(f) for f in factors(trainer.model(state))]
+            drifts.append(max(float(jnp.abs(e - s).max()) for e, s in zip(end, start, strict=True)))
+        assert drifts[1] == pytest.approx(drifts[0] / 2, rel=0.2)
+
+    def test_a_model_without_adapters(self, model):
+        with pytest.raises(ValueError, match="has no LoRA named 'default'"):
+            finetune.measure(model)
+
+
+@pytest.mark.slow
+def test_lanes_spread_over_devices_give_the_same_curves(tmp_path):
+    """Two virtual devices against one, in processes of their own."""
+    script = """
+import sys, jax, numpy as np
+from flax import nnx
+from lorajax import data, finetune, models, sweeps
+assert len(jax.devices()) == int(sys.argv[1])
+config = models.ViTConfig((8, 8), 4, 8, 1, 2, classes=3, channels=1)
+model = models.build(config, rngs=nnx.Rngs(0)); model.eval()
+rng = np.random.default_rng(0)
+images = rng.integers(0, 255, (30, 8, 8, 1), dtype=np.uint8)
+split = data.Split(images, np.arange(30, dtype=np.int32) % 3)
+recipe = finetune.Recipe(steps=5, batch_size=6, learning_rate=1e-2)
+options = {"targets": "**/attention/query", "rank": 2, "heads": ("head",)}
+run = finetune.run_of(model, split, recipe, **options)
+found = sweeps.sweep(run, {"seed": range(4)}, key=jax.random.key(0))
+np.save(sys.argv[2], found["loss"].values)
+"""
+    losses = []
+    for devices in (1, 2):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        out = tmp_path / f"{devices}.npy"
+        environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        subprocess.run(
+            [sys.executable, "-c", script, str(devices), str(out)], env=environment, check=True
+        )
+        losses.append(np.load(out))
+    np.testing.assert_allclose(losses[0], losses[1], atol=1e-5)
