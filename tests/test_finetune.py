@@ -69,7 +69,7 @@ class TestTraining:
         tuned = trainer.model(state)
         tuned.eval()
         x = models.normalize(split.images, CONFIG.mean, CONFIG.std, channels=1)
-        hits = tuned(x).argmax(-1) == split.labels
+        hits = tuned(x).argmax(-1).astype(jnp.int32) == split.labels
         assert float(hits.mean()) == pytest.approx(float(found.accuracy), abs=1e-6)
 
     def test_a_step_is_plain_gradient_descent(self, model, split):
