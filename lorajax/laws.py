@@ -4,6 +4,8 @@ Times come first and broadcast against the rest. Units: gradient flow of `½‖S
 1/s, with s a singular value of S; a start's scale a has the unit √s.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -124,9 +126,7 @@ def half_time(s: Real, a: Real) -> Float[Array, "..."]:
     return jnp.log(4 * s / a**2) / (2 * s)
 
 
-def deflated_amplitudes(
-    problem: MatrixFactorization, factors: Factors
-) -> Float[Array, " q"]:
+def deflated_amplitudes(problem: MatrixFactorization, factors: Factors) -> Float[Array, " q"]:
     """Amplitude that each mode really starts from, once the modes before it are learned.
 
     Args:
@@ -161,6 +161,53 @@ def lora_modes(
     amplitudes = deflated_amplitudes(problem, factors)
     s = problem.singular_values[: amplitudes.shape[0]]
     return lora_mode(times[:, None], s[None, :], amplitudes[None, :])
+
+
+def logistic_modes(
+    problem: MatrixFactorization, factors: Factors, times: Float[Array, " t"]
+) -> Float[Array, "t q"]:
+    """The logistic law of every mode: from u_iᵀABv_i, or the rich limit σ0 = a_i²/4 where B = 0.
+
+    Args:
+      problem: matrix factorization with distinct singular values, rank k.
+      factors: a start of rank r.
+      times: shape (t,).
+
+    Returns:
+      Shape (t, min(k, r)).
+
+    Source: theory section 2.2 (derived); exact for spectral starts, a rich limit for LoRA's.
+    """
+    amplitudes = deflated_amplitudes(problem, factors)
+    count = amplitudes.shape[0]
+    inner = jnp.abs(jnp.sum((problem.u.T @ factors.a) * (factors.b @ problem.v).T, axis=1))
+    start = jnp.where(jnp.any(factors.b), inner[:count], amplitudes**2 / 4)
+    return logistic(times[:, None], problem.singular_values[None, :count], start[None, :])
+
+
+def lazy_modes(
+    problem: MatrixFactorization, factors: Factors, times: Float[Array, " t"]
+) -> Float[Array, "t q"]:
+    """The lazy law of every mode, with the deflated amplitudes of a LoRA start; shape (t, min(k, r))."""
+    amplitudes = deflated_amplitudes(problem, factors)
+    s = problem.singular_values[None, : amplitudes.shape[0]]
+    return lazy(times[:, None], s, amplitudes[None, :])
+
+
+def tanh_squared_modes(
+    problem: MatrixFactorization, factors: Factors, times: Float[Array, " t"]
+) -> Float[Array, "t q"]:
+    """`tanh_squared` of every mode that the rank allows; shape (t, min(k, r))."""
+    return tanh_squared(times[:, None], problem.singular_values[None, : factors.rank])
+
+
+MODE_LAWS: dict[str, Callable[[MatrixFactorization, Factors, Array], Array]] = {
+    "lora": lora_modes,
+    "logistic": logistic_modes,
+    "lazy": lazy_modes,
+    "tanh_squared": tanh_squared_modes,
+}
+"""Laws that predict all modes of a matrix-factorization flow, by name."""
 
 
 def superfluous(times: Real, start: Real, level: Real = 0.0) -> Float[Array, "..."]:

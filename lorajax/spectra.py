@@ -34,10 +34,16 @@ def singular_values(path: Any) -> Float[Array, "*lanes k"]:
       the dtype's rounding relative to the largest one; no m×n matrix is formed.
     """
     a, b = _core(path)
-    r = a.shape[-1]
-    if min(a.shape[-2], b.shape[-1]) > r:
-        a = jnp.linalg.qr(a, mode="r")
-        b = jnp.swapaxes(jnp.linalg.qr(jnp.swapaxes(b, -1, -2), mode="r"), -1, -2)
+    m, r, n = a.shape[-2], a.shape[-1], b.shape[-1]
+    if min(m, n) > r:
+        # Both factors in one batched call, padded with zero rows: two independent LAPACK calls can
+        # wait for each other forever in XLA's thread pool on two cores (seen with jaxlib 0.10.1).
+        rows = max(m, n)
+        pads = [(0, 0)] * (a.ndim - 2)
+        left = jnp.pad(a, [*pads, (0, rows - m), (0, 0)])
+        right = jnp.pad(jnp.swapaxes(b, -1, -2), [*pads, (0, rows - n), (0, 0)])
+        triangles = jnp.linalg.qr(jnp.stack([left, right]), mode="r")
+        a, b = triangles[0], jnp.swapaxes(triangles[1], -1, -2)
     return jnp.linalg.svd(a @ b, compute_uv=False)[..., :r]
 
 
@@ -98,9 +104,20 @@ def stacked(path: Any) -> Float[Array, "*lanes mn r"]:
 
 def factor_norm(path: Any) -> Float[Array, "*lanes"]:
     """`‖Z‖₂` with `Z = [A; Bᵀ]`, the spectral norm of the stacked factors."""
-    z = stacked(path)
-    gram = jnp.swapaxes(z, -1, -2) @ z
-    return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[..., -1], 0))
+    return jnp.linalg.svd(stacked(path), compute_uv=False)[..., 0]
+
+
+def leading(path: Any) -> tuple[Float[Array, "*lanes mn"], Float[Array, "*lanes"]]:
+    """Top left singular vector and singular value of the stacked factors `Z = [A; Bᵀ]`.
+
+    Args:
+      path: a Path or Factors of shapes (..., m, r) and (..., r, n).
+
+    Returns:
+      Unit vectors of shape (..., m + n), of either sign, and ‖Z‖₂ of shape (...).
+    """
+    u, s, _ = jnp.linalg.svd(stacked(path), full_matrices=False)
+    return u[..., 0], s[..., 0]
 
 
 def misalignment(
@@ -135,8 +152,7 @@ def top_misalignment(path: Any, direction: Float[Array, " mn"]) -> Float[Array, 
 
     Source: Xu et al. 2025 (arXiv:2503.06982), figures 1, 3, 4, stated.
     """
-    u, _, _ = jnp.linalg.svd(stacked(path), full_matrices=False)
-    return misalignment(u[..., 0], direction)
+    return misalignment(leading(path)[0], direction)
 
 
 def top_direction(matrix: Float[Array, "m n"]) -> Float[Array, " mn"]:

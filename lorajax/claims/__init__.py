@@ -25,7 +25,7 @@ from lorajax.claims.base import (
 )
 
 # The order of the modules is the order of the tables.
-PAPERS = ("gradient_flow",)
+PAPERS = ("gradient_flow", "spectral_dynamics", "xu2025", "rushka2026")
 for _paper in PAPERS:
     importlib.import_module(f"lorajax.claims.{_paper}")
 

@@ -177,7 +177,9 @@ class Outcome:
             "predicted": dict(evidence.predicted) if evidence else {},
             "error": evidence.error if evidence else None,
             "tolerance": evidence.tolerance if evidence else None,
-            "assumptions": [dataclasses.asdict(a) for a in evidence.assumptions] if evidence else [],
+            "assumptions": [dataclasses.asdict(a) for a in evidence.assumptions]
+            if evidence
+            else [],
             "control": {"change": self.claim.control.change, "verdict": self.control},
             "seconds": round(self.seconds, 3),
         }

@@ -93,7 +93,9 @@ def ordering(run: Run, sign: float = 1.0) -> Evidence:
     for std in stds:
         _, values, _ = _flow(run, std)
         levels = jnp.asarray(s / 2)
-        half.append(np.asarray(hitting_times(jnp.asarray(TIMES), jnp.asarray(values[:, :3]), levels)))
+        half.append(
+            np.asarray(hitting_times(jnp.asarray(TIMES), jnp.asarray(values[:, :3]), levels))
+        )
         gaps.append(sign * np.diff(half[-1]))
     spread = np.abs(np.array(gaps))
     violation = float((-np.array(gaps) / spread).max())
@@ -188,9 +190,7 @@ def _regression(key, samples: int, noise: float, varying: bool):
     return first, second, x.T @ (signs * residual) / samples
 
 
-_regressions = jax.jit(
-    jax.vmap(_regression, in_axes=(0, None, None, None)), static_argnums=(1, 3)
-)
+_regressions = jax.jit(jax.vmap(_regression, in_axes=(0, None, None, None)), static_argnums=(1, 3))
 
 
 def _rank_evidence(estimates: dict[str, np.ndarray], spectra, floors, tolerance, text) -> Evidence:

@@ -45,9 +45,7 @@ def lora_plus(
 
     def scale(updates, params=None):
         del params
-        return _over_adapters(
-            lambda u: Factors(u.a, ratio * u.b) if _is_factors(u) else u, updates
-        )
+        return _over_adapters(lambda u: Factors(u.a, ratio * u.b) if _is_factors(u) else u, updates)
 
     return optax.chain(
         optax.identity() if inner is None else inner,

@@ -114,8 +114,12 @@ def plan(problem: Problem, factors: Any, times: Float[Array, " t"] | np.ndarray)
         step = 8.0 * (p + q) * r**2
         reason = f"the start is balanced, AᵀA − BBᵀ = {float(balance(factors)[0]):.3g} I"
         return Plan("closed form", reason, setup + step * max(horizon, np.shape(times)[0]))
-    reason = f"the start is not balanced, but the flow stays in frames of {p}×{q} instead of {m}×{n}"
-    return Plan("reduced ODE", reason, setup + _ode_flops(2.0 * (p + q) * r**2, 2.0 * k * r, horizon))
+    reason = (
+        f"the start is not balanced, but the flow stays in frames of {p}×{q} instead of {m}×{n}"
+    )
+    return Plan(
+        "reduced ODE", reason, setup + _ode_flops(2.0 * (p + q) * r**2, 2.0 * k * r, horizon)
+    )
 
 
 def _leaves(tree: Any) -> list[Array]:

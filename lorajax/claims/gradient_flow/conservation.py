@@ -21,7 +21,9 @@ def _log_cosh(product, target):
 
 
 def _unbalanced(run: Run):
-    return small(run.key(2), SHAPE, 5, scale=1.0)._replace(b=0.3 * small(run.key(3), SHAPE, 5, 1.0).b)
+    return small(run.key(2), SHAPE, 5, scale=1.0)._replace(
+        b=0.3 * small(run.key(3), SHAPE, 5, 1.0).b
+    )
 
 
 def _quadratic(run: Run, **rule) -> Path:
@@ -146,7 +148,10 @@ def lora_plus_conservation(run: Run, factor: float = 1.0) -> Evidence:
         ax.legend()
 
     return Evidence(
-        measured={"drift": float(error.max()), "drift_of_plain_imbalance": float(plain_drift.max())},
+        measured={
+            "drift": float(error.max()),
+            "drift_of_plain_imbalance": float(plain_drift.max()),
+        },
         predicted={"drift": 0.0},
         error=float(error.max()),
         tolerance=ratio * solver_error(path),
@@ -172,7 +177,13 @@ def descent_drift(run: Run, exponent: float = 1.0) -> Evidence:
         for count in counts:
             step = horizon / count
             path = descend(
-                problem, start, optax.sgd(step), count, learning_rate=step, every=count, reduced=True
+                problem,
+                start,
+                optax.sgd(step),
+                count,
+                learning_rate=step,
+                every=count,
+                reduced=True,
             )
             drifts.append(float(imbalance_drift(path)))
         return np.array(drifts)
@@ -183,7 +194,9 @@ def descent_drift(run: Run, exponent: float = 1.0) -> Evidence:
 
     def draw(ax):
         ax.loglog(steps, drifts, "o", label="simulated")
-        ax.loglog(steps, drifts[-1] * (steps / steps[-1]) ** exponent, "--", label=f"step^{exponent:g}")
+        ax.loglog(
+            steps, drifts[-1] * (steps / steps[-1]) ** exponent, "--", label=f"step^{exponent:g}"
+        )
         ax.set(xlabel="step [1/s]", ylabel=f"relative drift of Λ at t = {horizon:g}")
         ax.legend()
 

@@ -31,9 +31,7 @@ def _one_mode(run: Run, name: str, s: float, a: float, b: float, times):
 
 def _draw_modes(times, simulated, law, names, law_name):
     def draw(ax):
-        for i, (curve, prediction, name) in enumerate(
-            zip(simulated.T, law.T, names, strict=True)
-        ):
+        for i, (curve, prediction, name) in enumerate(zip(simulated.T, law.T, names, strict=True)):
             ax.plot(times, curve, color=f"C{i}", label=f"{name}, simulated")
             ax.plot(times, prediction, "--", color="black", label=law_name if i == 0 else None)
         ax.set(xlabel="time [1/s]", ylabel="singular value of AB")
@@ -118,7 +116,8 @@ def lazy_limit(run: Run, rate: float = 1.0) -> Evidence:
         times = until(12.0) / a**2
         start = Factors(jnp.full((1, 1), a), jnp.zeros((1, 1)))
         path = run.once(
-            ("lazy", a), lambda start=start, times=times: gradient_flow(problem, start, times, rtol=rtol)
+            ("lazy", a),
+            lambda start=start, times=times: gradient_flow(problem, start, times, rtol=rtol),
         )
         curve = np.asarray(path.core.product[:, 0, 0])
         # The tolerance follows the larger factor A, so that B ~ s/a is resolved to rtol · a.
@@ -219,9 +218,7 @@ def half_times(run: Run, factor: float = 1.0) -> Evidence:
     measured, predicted, orders = [], [], []
     for std in stds:
         start = lora_start(run, std, index=7)
-        path = run.once(
-            ("half_times", std), lambda start=start: tight_flow(problem, start, times)
-        )
+        path = run.once(("half_times", std), lambda start=start: tight_flow(problem, start, times))
         share = singular_values(path)[:, :3] / problem.singular_values[None, :]
         # In the logit a logistic mode is a straight line, which interpolation does not bend.
         share = jnp.clip(share, 1e-300, 1 - 1e-15)
@@ -394,4 +391,3 @@ def _balanced_extra(run: Run, problem, rank: int, scale: float) -> Factors:
     a = jnp.concatenate([problem.u, across(problem.u, start.a)[:, : rank - k]], axis=1)
     b = jnp.concatenate([problem.v, across(problem.v, reference.a)[:, : rank - k]], axis=1)
     return Factors(scale * a, scale * b.T)
-

@@ -1,0 +1,103 @@
+"""Hold the theory against simulation: run claims, print their verdicts, write a report with figures.
+
+Exit status: 0 when every verdict is the one on record in the package, 1 when one changed, 2 for bad
+usage.
+"""
+
+import argparse
+import json
+import sys
+from importlib import resources
+
+from lorajax.cli.output import Progress, output_folder, prepare_jax
+
+HELP = "check the theory of LoRA against simulation and write a report"
+PROFILES = ("quick", "full")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the subcommand's arguments."""
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="CLAIM_OR_PAPER",
+        help="claims or papers to run (see `lorajax claims`); all of them by default",
+    )
+    parser.add_argument(
+        "--profile",
+        choices=PROFILES,
+        default="quick",
+        help="quick: about a minute on two cores; full: the papers' number of repetitions",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random draw (default 0)")
+    parser.add_argument(
+        "--out",
+        default="lorajax-report",
+        metavar="DIR",
+        help="folder for verdicts.json, report.html and figures/ (default lorajax-report)",
+    )
+
+
+def read_record() -> dict[str, str]:
+    """The verdicts on record in the package, by claim."""
+    text = resources.files("lorajax.claims").joinpath("record.json").read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+def check_names(names: list[str]) -> None:
+    """Raises ValueError for a name that is neither a claim nor a paper; needs no jax."""
+    import difflib
+
+    record = read_record()
+    known = [*record, *dict.fromkeys(claim.partition(".")[0] for claim in record)]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=2, cutoff=0.4)
+            hint = f"did you mean {' or '.join(near)}?" if near else "see `lorajax claims`."
+            raise ValueError(f"claim is {name!r}, which is neither a claim nor a paper; {hint}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the claims asked for."""
+    check_names(args.names)
+    if args.seed < 0:
+        raise ValueError(f"--seed is {args.seed}; it must be at least 0.")
+    folder = output_folder(args.out)
+    prepare_jax()
+    from lorajax import claims, plots, report
+
+    chosen = claims.select(args.names)
+    figures_folder = folder / "figures"
+    figures_folder.mkdir(exist_ok=True)
+    run_state = claims.Run(args.seed, args.profile)
+    progress, outcomes, figures = Progress(len(chosen)), [], {}
+    settings = {"seed": args.seed, "profile": args.profile}
+    for claim in chosen:
+        progress.start(claim.id)
+        outcome = claims.examine(claim, run_state)
+        outcomes.append(outcome)
+        if outcome.evidence is not None and outcome.evidence.draw is not None:
+            figures[claim.id] = plots.to_png(outcome.evidence.draw)
+            (figures_folder / f"{claim.id}.png").write_bytes(figures[claim.id])
+        report.write_json(folder / "verdicts.json", outcomes, **settings)
+        trouble = f": {outcome.problem}" if outcome.problem else ""
+        progress.finish(f"{claim.id}: {outcome.verdict}{trouble}")
+    report.write_text(folder / "report.html", report.to_html(outcomes, figures, **settings))
+    print(report.verdict_table(outcomes))
+    print(f"\nReport: {folder / 'report.html'}")
+    return compare(outcomes)
+
+
+def compare(outcomes) -> int:
+    """Prints what differs from the record; 0 if nothing does, 1 otherwise."""
+    record = read_record()
+    changed = [
+        f"{o.claim.id}: {o.verdict}, on record {record.get(o.claim.id, 'nothing')}"
+        for o in outcomes
+        if record.get(o.claim.id) != o.verdict
+    ]
+    for line in changed:
+        print(f"changed: {line}", file=sys.stderr)
+    if not changed:
+        print(f"All {len(outcomes)} verdicts are those on record.")
+    return 1 if changed else 0

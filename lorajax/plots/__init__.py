@@ -1,0 +1,84 @@
+"""Figures: one style for all of them, drawn without a display.
+
+A figure is made by `figure`, drawn on by a function that takes its Axes, and saved by `save`. Nothing
+here touches matplotlib's global state or pyplot, so that importing lorajax in a notebook leaves the
+notebook's own style alone.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+STYLE: dict[str, Any] = {
+    "axes.prop_cycle": matplotlib.cycler(
+        # Okabe–Ito: told apart with any color vision, and in gray.
+        color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+    ),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.titlesize": "medium",
+    "font.size": 9.0,
+    "legend.frameon": False,
+    "legend.fontsize": 8.0,
+    "lines.linewidth": 1.6,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 110,
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The style of all figures, for the duration of a block."""
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def figure(
+    rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (5.2, 3.4)
+) -> tuple[Figure, Any]:
+    """A figure with a grid of panels in the house's style.
+
+    Args:
+      rows: panels downwards.
+      columns: panels across.
+      size: of one panel, in inches.
+
+    Returns:
+      The Figure and its Axes (an array of them where there is more than one).
+    """
+    with style():
+        fig = Figure(figsize=(size[0] * columns, size[1] * rows))
+        FigureCanvasAgg(fig)
+        return fig, fig.subplots(rows, columns)
+
+
+def save(fig: Figure, path: str | Path) -> Path:
+    """Writes a figure to a file whose ending names the format, and returns the path."""
+    path = Path(path)
+    with style():
+        fig.savefig(path, metadata=_plain(path.suffix))
+    return path
+
+
+def _plain(suffix: str) -> dict[str, Any]:
+    # Without dates and versions, so that the same data gives the same bytes.
+    return {"Software": None} if suffix == ".png" else {"Date": None} if suffix == ".svg" else {}
+
+
+def to_png(draw: Callable[[Axes], None], *, size: tuple[float, float] = (5.2, 3.4)) -> bytes:
+    """PNG bytes of a single panel that `draw` fills."""
+    buffer = io.BytesIO()
+    with style():
+        fig, axes = figure(size=size)
+        draw(axes)
+        fig.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
