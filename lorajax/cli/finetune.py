@@ -1,9 +1,9 @@
 """Fine-tune a model with LoRA, with the start and the ranks that the theory prescribes.
 
-While it trains, the theory's quantities are recorded in every layer: the spectrum of the update, the
-factors' norm, their alignment with the gradient's top direction, and their imbalance. Results are
-curves.png, probes.png, history.json and the adapter in PEFT's format. A run that was interrupted goes
-on where it was when the same command is given again with --resume.
+While it trains, the theory's quantities are recorded in every layer: the spectrum of the update,
+the factors' norm, their alignment with the gradient's top direction, and their imbalance. Results
+are curves.png, probes.png, history.json and the adapter in PEFT's format. A run that was
+interrupted goes on where it was when the same command is given again with --resume.
 """
 
 import argparse
@@ -59,8 +59,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--rank is {args.rank!r}; it must be 'auto' or an integer of at least 1.")
     if args.scale is not None and (not args.scale > 0 or args.start not in STARTS[:4]):
         raise ValueError(
-            f"--scale is {args.scale} with --start {args.start}; it must be positive, and goes with "
-            f"{', '.join(STARTS[:4])}."
+            f"--scale is {args.scale} with --start {args.start}; it must be positive, and goes "
+            f"with {', '.join(STARTS[:4])}."
         )
     for name in ("epochs", "batch_size", "probes", "checkpoints"):
         if not getattr(args, name) > 0:
@@ -126,7 +126,8 @@ def run(args: argparse.Namespace) -> int:
         values = np.asarray(history["probes"]["singular_values"])[-1]
         stable = (values**2).sum(1) / np.maximum(values[:, 0], 1e-30) ** 2
         print(
-            f"stable rank of the updates: {stable.mean():.2f} on average, {stable.max():.2f} at most"
+            f"stable rank of the updates: {stable.mean():.2f} on average, {stable.max():.2f} at "
+            "most"
         )
     written = ("curves.png", "history.json", "adapter" if args.method == "lora" else "model")
     print(f"Written to {folder}: {', '.join(written)}" + ", probes.png" * (args.method == "lora"))

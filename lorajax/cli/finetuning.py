@@ -1,4 +1,4 @@
-"""What `lorajax finetune` and `lorajax rank` share: their options, and the model they start from."""
+"""What `lorajax finetune` and `lorajax rank` share: options, and the model they start from."""
 
 import argparse
 from pathlib import Path
@@ -12,8 +12,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="vit-fashion-mnist",
         metavar="MODEL",
-        help="a checkpoint (.safetensors, .npz or a folder; Hugging Face, timm, augreg, torchvision "
-        "or lorajax), owner/name on the hub, or the small ViT that comes along (default)",
+        help="a checkpoint (.safetensors, .npz or a folder; Hugging Face, timm, augreg, "
+        "torchvision or lorajax), owner/name on the hub, or the small ViT that comes along "
+        "(default)",
     )
     add(
         "--data",

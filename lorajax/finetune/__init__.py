@@ -1,7 +1,8 @@
 """Fine-tuning: of one adapter or of many at once, with the theory's quantities on the way."""
 
 from lorajax.finetune.experiments import masked, run_of
-from lorajax.finetune.probes import Probe, directions, measure
+from lorajax.finetune.probes import Probe, directions, measure, paths
+from lorajax.finetune.setup import fit_head, gradients_of, heads, select_ranks
 from lorajax.finetune.training import Metrics, Recipe, Record, State, Trainer, fit
 
 __all__ = [
@@ -13,7 +14,12 @@ __all__ = [
     "Trainer",
     "directions",
     "fit",
+    "fit_head",
+    "gradients_of",
+    "heads",
     "masked",
     "measure",
+    "paths",
     "run_of",
+    "select_ranks",
 ]

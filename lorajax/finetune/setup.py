@@ -83,9 +83,7 @@ def loss_of(config: Any) -> Callable[[Any, Any], Float[Array, " batch"]]:
         images, labels = batch
         images = data.resize(images, size) if size else images
         dtype = model.dtype or jnp.float32
-        x = models.normalize(
-            images, config.mean, config.std, channels=config.channels, dtype=dtype
-        )
+        x = models.normalize(images, config.mean, config.std, channels=config.channels, dtype=dtype)
         logits = model(x).astype(jnp.float32)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
