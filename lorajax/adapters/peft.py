@@ -35,6 +35,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _OFFSETS = "lorajax.offsets"
 _LARGEST_CONFIG = 10 * 2**20
+_ADALORA_EPSILON = 1e-5
+"""What PEFT's AdaLoRA adds to the rank before it divides alpha by it."""
 
 Rename = Callable[[str], str]
 
@@ -270,12 +272,13 @@ def _from_conv_rows(rows: np.ndarray) -> np.ndarray:
 def _one_rank(entries: dict[str, _Entry]) -> tuple[dict[str, _Entry], dict[str, Any]]:
     """AdaLoRA has one rank and one alpha: zero singular values fill up, E takes the scalings."""
     rank = max(entry.rank for entry in entries.values())
-    alpha = _tidy(next(iter(entries.values())).scaling * rank)
+    divisor = rank + _ADALORA_EPSILON
+    alpha = _tidy(next(iter(entries.values())).scaling * divisor)
     changed = {}
     for module, entry in entries.items():
         a, b, e = (entry.tensors[f"lora_{part}"] for part in "ABE")
         missing = rank - entry.rank
-        e = e * np.float32(entry.scaling * rank / alpha)
+        e = e * np.float32(entry.scaling * divisor / alpha)
         tensors = {
             "lora_A": np.pad(a, ((0, missing), (0, 0))),
             "lora_B": np.pad(b, ((0, 0), (0, missing))),
@@ -571,7 +574,7 @@ def _read_layer(
         _check_shape(module, "lora_E", parts["lora_E"], (rank, 1))
         alpha = _number(config, "lora_alpha", config.get("lora_alpha", 8))
         # PEFT divides by the rank that training began with, whatever pruning has left of it.
-        divisor = _number(config, "init_r", config.get("init_r", 12)) + 1e-5
+        divisor = _number(config, "init_r", config.get("init_r", 12)) + _ADALORA_EPSILON
         e = jnp.asarray(parts["lora_E"][:, 0].astype(np.float32), dtype)
         return AdaLoRA(factors, e, alpha=alpha * rank / divisor, **common)
     told = _pattern_value(config, "rank_pattern", module, config.get("r", 8))

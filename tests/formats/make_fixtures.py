@@ -1,14 +1,14 @@
 """Writes the fixtures of this folder: tiny models of transformers with adapters trained by PEFT.
 
-    python tests/formats/make_fixtures.py [FOLDER]
+    python tests/formats/make_fixtures.py
 
-needs `torch`, `transformers` and `peft` (the pins of the `formats` extra), draws every number from a
+needs `torch`, `transformers` and `peft` (the extra `benchmark`), draws every number from a
 seed, and saves no pickles: weights as safetensors, inputs and logits as npz.
 """
 
 import json
 import pathlib
-import sys
+import tempfile
 
 import numpy as np
 import peft
@@ -133,52 +133,76 @@ def clean(folder):
     path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
 
 
+def base_model(family):
+    """The tiny model and its inputs, always with the same weights."""
+    model, inputs = {"bert": bert, "vit": vit}[family]()
+    # The start of transformers is nearly linear; larger weights make the logits tell more.
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim > 1:
+                p.mul_(8.0)
+            elif "norm" not in name.lower():
+                p.add_(0.1 * torch.randn_like(p))
+    return model, inputs
+
+
+def write_case(family, case, root, seed):
+    """Trains (that is, moves) an adapter with PEFT, writes it to root/case, returns its logits."""
+    model, inputs = base_model(family)
+    adapted = peft.get_peft_model(model, CASES[family][case])
+    converts = case == "pissa"
+    with tempfile.TemporaryDirectory() as start:
+        if converts:
+            # PEFT wants the start on disk, marked as plain LoRA, to convert against.
+            adapted.peft_config["default"].init_lora_weights = True
+            adapted.save_pretrained(start)
+            adapted.peft_config["default"].init_lora_weights = "pissa"
+        shake(adapted, seed)
+        values = logits(adapted, inputs)
+        # Converting changes the adapter that is loaded, so the plain one is written first.
+        adapted.save_pretrained(root / case, save_embedding_layers=False)
+        clean(root / case)
+        if converts:
+            target = root / "pissa-converted"
+            adapted.save_pretrained(
+                target, path_initial_model_for_weight_conversion=start, save_embedding_layers=False
+            )
+            clean(target)
+    return values, inputs
+
+
+def logits_of_written(family, folder):
+    """What PEFT computes with an adapter that lorajax wrote."""
+    model, inputs = base_model(family)
+    return logits(peft.PeftModel.from_pretrained(model, str(folder)), inputs), inputs
+
+
 def main(root):
-    for family, make in (("bert", bert), ("vit", vit)):
+    for family, cases in CASES.items():
         folder = root / family
         folder.mkdir(parents=True, exist_ok=True)
-        model, inputs = make()
-        # The start of transformers is nearly linear; larger weights make the logits tell more.
-        with torch.no_grad():
-            for name, p in model.named_parameters():
-                if p.ndim > 1:
-                    p.mul_(8.0)
-                elif "LayerNorm" not in name and "layernorm" not in name:
-                    p.add_(0.1 * torch.randn_like(p))
-        base = {name: value.clone() for name, value in model.state_dict().items()}
+        model, inputs = base_model(family)
         save_file(tensors(model), folder / "base.safetensors")
         arrays = {name: value.numpy() for name, value in inputs.items()}
         arrays["base"] = logits(model, inputs)
-        for seed, (case, config) in enumerate(CASES[family].items()):
-            model.load_state_dict(base)
-            adapted = peft.get_peft_model(model, config)
-            target = folder / case
-            start = root / "start"
+        for seed, case in enumerate(cases):
+            arrays[case], _ = write_case(family, case, folder, seed)
             if case == "pissa":
-                adapted.peft_config["default"].init_lora_weights = True
-                adapted.save_pretrained(start)
-                adapted.peft_config["default"].init_lora_weights = "pissa"
-            shake(adapted, seed)
-            arrays[case] = logits(adapted, inputs)
-            adapted.save_pretrained(target, save_embedding_layers=False)
-            clean(target)
-            if case == "pissa":
-                converted = folder / "pissa-converted"
-                adapted.save_pretrained(
-                    converted,
-                    path_initial_model_for_weight_conversion=str(start),
-                    save_embedding_layers=False,
-                )
-                clean(converted)
                 arrays["pissa-converted"] = arrays["pissa"]
-                for path in start.iterdir():
-                    path.unlink()
-                start.rmdir()
-            model = adapted.unload()
         np.savez(folder / "logits.npz", **arrays)
-        print(family, {name: value.shape for name, value in arrays.items()})
+    # Imported here: they read the base that was written above.
+    import written_cases
+
+    from lorajax import adapters
+
+    for family, cases in written_cases.CASES.items():
+        arrays = {}
+        for case in cases:
+            target = root / family / "written" / case
+            adapters.save_peft(written_cases.make(family, case), target)
+            arrays[case], _ = logits_of_written(family, target)
+        np.savez(root / family / "written" / "logits.npz", **arrays)
 
 
 if __name__ == "__main__":
-    here = pathlib.Path(__file__).resolve().parent / "fixtures"
-    main(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else here)
+    main(pathlib.Path(__file__).resolve().parent / "fixtures")
