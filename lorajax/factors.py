@@ -61,17 +61,29 @@ def check_finite(**arrays: Any) -> None:
     """
     for name, array in arrays.items():
         for leaf in jax.tree.leaves(array):
-            if not is_traced(leaf) and not bool(jnp.all(jnp.isfinite(leaf))):
+            if is_traced(leaf):
+                continue
+            # Concrete arrays can meet a trace as well, where plain jnp calls would be staged.
+            with jax.ensure_compile_time_eval():
                 bad = int(jnp.sum(~jnp.isfinite(leaf)))
+            if bad:
                 raise ValueError(
                     f"{name} has {bad} entries that are NaN or infinite; every entry must be finite."
                 )
 
 
+def any_nonzero(tree: Any) -> bool:
+    """Whether any entry of any leaf of a concrete pytree differs from 0."""
+    with jax.ensure_compile_time_eval():
+        return any(bool(jnp.any(leaf)) for leaf in jax.tree.leaves(tree))
+
+
 def check_positive(**scalars: Any) -> None:
     """Raises ValueError naming the first argument that is not positive and finite."""
     for name, value in scalars.items():
-        if not is_traced(value) and not (np.all(np.asarray(value) > 0) and np.all(np.isfinite(value))):
+        if not is_traced(value) and not (
+            np.all(np.asarray(value) > 0) and np.all(np.isfinite(value))
+        ):
             raise ValueError(f"{name} is {value}; it must be positive and finite.")
 
 
@@ -98,7 +110,7 @@ def check_factors(factors: Factors, shape: tuple[int, int], name: str = "factors
             f"{name} have dtypes {a.dtype} and {b.dtype}; both must be the same floating-point dtype."
         )
     check_finite(**{name: factors})
-    if not is_traced(factors) and not (bool(jnp.any(a)) or bool(jnp.any(b))):
+    if not is_traced(factors) and not any_nonzero(factors):
         raise ValueError(
             f"{name} are both zero, a critical point that no flow leaves; start at least one of them "
             "away from zero."

@@ -7,12 +7,13 @@ Times come first and broadcast against the rest. Units: gradient flow of `½‖S
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from lorajax.factors import Factors
 from lorajax.problems import MatrixFactorization, TwoLayer
 
-Real = float | Float[Array, "..."]
+Real = float | Float[Array, "..."] | Float[np.ndarray, "..."]
 
 
 def _broadcast(*arguments: Real) -> list[Array]:

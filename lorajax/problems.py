@@ -257,8 +257,10 @@ class DiagonalFactorization(eqx.Module):
     def target(self) -> Float[Array, "p q"]:
         """diag(s, 0) as a full matrix."""
         k = self.rank
-        return jnp.zeros(self.shape, self.dtype).at[jnp.arange(k), jnp.arange(k)].set(
-            self.singular_values
+        return (
+            jnp.zeros(self.shape, self.dtype)
+            .at[jnp.arange(k), jnp.arange(k)]
+            .set(self.singular_values)
         )
 
     def loss(self, factors: Factors) -> Float[Array, ""]:
@@ -355,9 +357,10 @@ class TwoLayer(eqx.Module):
     product is a constant matrix times a thin one, is derived (theory section 1).
     """
 
+    # Axis names of their own: that they chain is checked below, with a sentence.
     w1: Float[Array, "h q"]
-    w2: Float[Array, "p h"]
-    shift: Float[Array, "p q"]
+    w2: Float[Array, "p j"]
+    shift: Float[Array, "i k"]
 
     def __check_init__(self) -> None:
         """Raises ValueError where the shapes do not chain."""

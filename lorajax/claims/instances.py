@@ -1,6 +1,7 @@
 """Instances that several claims share, so that they also share what is compiled for them."""
 
-import jax.numpy as jnp
+from typing import Any
+
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -31,7 +32,9 @@ def lora_start(run: Run, std: float, rank: int = RANK, index: int = 1) -> Factor
     return lora(run.key(index), SHAPE, rank, scale=std * SHAPE[0] ** 0.5)
 
 
-def tight_flow(problem: Problem, start: Factors, times: Float[Array, " t"], **options) -> Path:
+def tight_flow(
+    problem: Problem, start: Any, times: Float[Array, " t"] | Float[np.ndarray, " t"], **options
+) -> Path:
     """Gradient flow at the tolerance of the claims."""
     return gradient_flow(problem, start, times, rtol=RTOL, **options)
 

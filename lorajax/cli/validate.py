@@ -40,7 +40,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def read_record() -> dict[str, str]:
     """The verdicts on record in the package, by claim."""
-    text = resources.files("lorajax.claims").joinpath("record.json").read_text(encoding="utf-8")
+    # Through the top package: naming lorajax.claims would import it, and jax with it.
+    text = resources.files("lorajax").joinpath("claims", "record.json").read_text(encoding="utf-8")
     return json.loads(text)
 
 

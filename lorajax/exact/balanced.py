@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from lorajax.factors import Factors, check_factors, is_traced
 from lorajax.problems import DiagonalFactorization
@@ -123,13 +123,34 @@ def balanced_core(
     return BalancedPath(path, steps)
 
 
+def _allowed(factors: Factors) -> float:
+    # Orthonormal frames come out of a QR with errors of a few times m·eps in their Gram matrix.
+    return 100 * max(factors.shape) ** 0.5 * float(jnp.finfo(factors.a.dtype).eps)
+
+
+def is_balanced(factors: Factors) -> Bool[Array, "*lanes"]:
+    """Whether starts are λ-balanced to the rounding of their dtype.
+
+    Args:
+      factors: shapes (..., m, r) and (..., r, n).
+
+    Returns:
+      One boolean a lane.
+    """
+    test = balance
+    for _ in range(factors.a.ndim - 2):
+        test = jax.vmap(test)
+    return test(factors)[1] <= _allowed(factors)
+
+
 def check_balanced(factors: Factors) -> None:
     """Raises ValueError unless a start is λ-balanced to the rounding of its dtype."""
     if is_traced(factors):
         return
-    _, deviation = balance(factors)
-    # Orthonormal frames come out of a QR with errors of a few times m·eps in their Gram matrix.
-    allowed = 100 * max(factors.shape) ** 0.5 * float(jnp.finfo(factors.a.dtype).eps)
+    # A concrete start may meet a trace, where its balance would be staged instead of known.
+    with jax.ensure_compile_time_eval():
+        _, deviation = balance(factors)
+    allowed = _allowed(factors)
     if float(deviation) > allowed:
         raise ValueError(
             f"factors have AᵀA − BBᵀ off a multiple of the identity by {float(deviation):.1e} "
@@ -143,6 +164,7 @@ def check_flow(problem, factors: Factors, times) -> None:
     check_factors(factors, problem.shape)
     if factors.a.dtype != problem.dtype:
         raise ValueError(
-            f"factors have dtype {factors.a.dtype} and the problem {problem.dtype}; they must agree."
+            f"factors have dtype {factors.a.dtype} and the problem {problem.dtype}; they must "
+            "agree."
         )
     check_times(times)

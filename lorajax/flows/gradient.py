@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lorajax.exact import check_flow, check_times, reduce
-from lorajax.factors import Factors, check_finite, check_positive, is_traced
+from lorajax.factors import Factors, any_nonzero, check_finite, check_positive, is_traced
 from lorajax.flows.path import CONVERGED, FAILED, MAX_STEPS, NON_FINITE, Path
 from lorajax.problems import MatrixFactorization, Problem
 
@@ -87,7 +87,7 @@ def _check_start(problem: Any, start: Any, times: Any) -> None:
         check_flow(problem, start, times)
         return
     for node in jax.tree.leaves(start, is_leaf=_is_factors):
-        if not is_traced(node) and not any(bool(jnp.any(x)) for x in jax.tree.leaves(node)):
+        if not is_traced(node) and not any_nonzero(node):
             raise ValueError(
                 "factors are both zero, a critical point that no flow leaves; start at least one of "
                 "them away from zero."

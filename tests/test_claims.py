@@ -1,0 +1,84 @@
+"""Every claim's verdict is the one on record, and every altered law is caught.
+
+Claims share simulations through one Run a process, so that all of them cost what `lorajax validate` costs.
+"""
+
+import json
+from importlib import resources
+
+import pytest
+
+from lorajax import claims
+from lorajax.claims import Assumption, Control, Evidence, Run
+
+RECORD = json.loads(
+    resources.files("lorajax").joinpath("claims", "record.json").read_text(encoding="utf-8")
+)
+RUN = Run(seed=0, profile="quick")
+
+
+def test_the_record_names_every_claim_and_no_other():
+    assert list(RECORD) == list(claims.REGISTRY)
+    assert len(RECORD) >= 20
+    assert "inconclusive" not in RECORD.values()
+    assert RECORD["spectral_dynamics.tanh_squared"] == "refuted"
+    assert RECORD["spectral_dynamics.ordering"] == "confirmed"
+    assert RECORD["spectral_dynamics.benign_rank"] == "confirmed"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(c, marks=pytest.mark.xdist_group(c.partition(".")[0])) for c in RECORD]
+)
+def test_verdict_is_on_record_and_the_altered_law_is_caught(name):
+    claim = claims.REGISTRY[name]
+    evidence = claim.check(RUN)
+    assert evidence.verdict == RECORD[name], (evidence.error, evidence.tolerance)
+    altered = claim.check(RUN, **claim.control.altered)
+    assert altered.verdict != "confirmed", claim.control.change
+    assert evidence.draw is not None and evidence.caption
+    assert claim.statement and claim.source and claim.tolerance
+
+
+def evidence(error, tolerance=1.0, **rest):
+    return Evidence({}, {}, error, tolerance, **rest)
+
+
+def test_the_rule_of_verdicts():
+    assert evidence(1.0).verdict == "confirmed"
+    assert evidence(1.1).verdict == "refuted"
+    assert evidence(1.1, uncertainty=0.2).verdict == "inconclusive"
+    assert evidence(float("nan")).verdict == "inconclusive"
+    broken = (Assumption("something that fails", False),)
+    assert evidence(0.0, assumptions=broken).verdict == "inconclusive"
+
+
+def fake(check):
+    return claims.Claim("a.b", "s", "s", "derived", "t", Control("none", {"altered": True}), check)
+
+
+def test_a_check_that_confirms_an_altered_law_is_inconclusive():
+    outcome = claims.examine(fake(lambda run, altered=False: evidence(0.0)), RUN)
+    assert outcome.evidence is not None and outcome.evidence.verdict == "confirmed"
+    assert outcome.verdict == "inconclusive"
+
+
+def test_a_check_that_raises_costs_only_itself():
+    def check(run, altered=False):
+        raise RuntimeError("out of luck")
+
+    outcome = claims.examine(fake(check), RUN)
+    assert outcome.verdict == "inconclusive" and "out of luck" in outcome.problem
+    assert outcome.to_json()["problem"] == "RuntimeError: out of luck"
+
+
+def test_an_unknown_name_is_refused_with_what_was_meant():
+    with pytest.raises(ValueError, match="did you mean xu2025"):
+        claims.select(["xu2024"])
+    assert {c.paper for c in claims.select(["xu2025"])} == {"xu2025"}
+
+
+def test_the_exact_law_passes_where_tanh_squared_fails():
+    """The same comparison, the same tolerance: the check can confirm a law that holds."""
+    found = claims.REGISTRY["spectral_dynamics.tanh_squared"].check(RUN)
+    exact = found.measured["sup_error_of_exact_law"]
+    assert isinstance(exact, list) and min(exact) < found.tolerance < found.error

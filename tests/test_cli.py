@@ -1,0 +1,111 @@
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lorajax.cli import main
+
+
+def run(*arguments):
+    """The command in a process of its own, with the modules it imported."""
+    code = (
+        "import sys; from lorajax.cli import main\n"
+        "try:\n    status = main(sys.argv[1:])\n"
+        "except SystemExit as end:\n    status = end.code\n"
+        "print('jax' in sys.modules); sys.exit(status)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["validate", "no.such_claim"], "neither a claim nor a paper"),
+        (["validate", "xu2024"], "did you mean xu2025"),
+        (["validate", "--seed", "-1"], "--seed is -1"),
+        (["validate", "--profile", "slow"], "invalid choice"),
+        (["validate", "--out", "/proc/none"], "cannot be written"),
+        (["claims", "nothing"], "neither a claim nor a paper"),
+        (["spectra", "--until", "-3"], "--until is -3.0"),
+        (["spectra", "--scales", "0"], "--scales has 0.0"),
+        (["no-such-command"], "invalid choice"),
+        ([], "required"),
+    ],
+)
+def test_usage_errors_answer_in_a_sentence_without_jax(arguments, message):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.strip().endswith("False")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rank", "0"], "rank is 0"),
+        (["--rank", "-2"], "rank is -2"),
+        (["--rank", "50"], "must lie in 1 … 40"),
+        (["--singular-values", "1", "2"], "decreasing order"),
+        (["--singular-values", "nan"], "positive and finite"),
+    ],
+)
+def test_bad_problems_are_refused(arguments, message, tmp_path, capsys):
+    assert main(["spectra", "--out", str(tmp_path), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_spectra_writes_plot_table_and_data(tmp_path, capsys):
+    arguments = ["spectra", "--shape", "20", "15", "--rank", "4", "--scales", "0.1", "0.001"]
+    assert main([*arguments, "--laws", "lora", "tanh_squared", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "best time-warp error" in printed and "reduced ODE" in printed
+    assert (tmp_path / "spectra.png").read_bytes().startswith(b"\x89PNG")
+    content = json.loads((tmp_path / "spectra.json").read_text())
+    rows = {(r["scale"], r["law"], r["mode"]): r for r in content["rows"]}
+    assert len(rows) == 2 * 2 * 3
+    assert rows[0.001, "lora", 1]["sup_error"] < 1e-3
+    assert rows[0.001, "tanh_squared", 1]["sup_error"] > 0.5
+    # The shape is wrong as well: no clock makes tanh² a logistic curve.
+    assert rows[0.001, "tanh_squared", 1]["warp_error"] > 0.02
+    assert rows[0.001, "lora", 1]["warp_error"] < 1e-3
+    with np.load(tmp_path / "spectra.npz") as data:
+        assert data["simulated_0.1"].shape == (801, 3)
+
+
+def test_validate_writes_verdicts_report_and_figures(tmp_path, capsys):
+    name = "gradient_flow.lora_mode"
+    assert main(["validate", name, "--out", str(tmp_path), "--seed", "3"]) == 0
+    assert "All 1 verdicts are those on record." in capsys.readouterr().out
+    content = json.loads((tmp_path / "verdicts.json").read_text())
+    assert {"schema", "environment", "seed", "profile", "claims"} <= set(content)
+    (entry,) = content["claims"]
+    assert {"id", "paper", "standing", "verdict", "measured", "predicted", "error", "tolerance"} < set(
+        entry
+    )
+    assert entry["control"].keys() == {"change", "verdict"} and entry["seconds"] > 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f'id="{name}"' in page and "data:image/png;base64," in page
+    assert not re.findall(r'(?:src|href)="https?:', page)
+    assert (tmp_path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_changed_verdict_is_exit_status_one(tmp_path, capsys, monkeypatch):
+    from lorajax.cli import validate
+
+    record = {**validate.read_record(), "gradient_flow.lora_mode": "refuted"}
+    monkeypatch.setattr(validate, "read_record", lambda: record)
+    assert main(["validate", "gradient_flow.lora_mode", "--out", str(tmp_path)]) == 1
+    assert "confirmed, on record refuted" in capsys.readouterr().err
+
+
+def test_claims_lists_standing_and_source(capsys):
+    assert main(["claims", "xu2025"]) == 0
+    printed = capsys.readouterr().out
+    assert "xu2025.escape_slope" in printed and "arXiv:2503.06982" in printed
+    assert "reconstructed" in printed and "gradient_flow" not in printed

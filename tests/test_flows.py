@@ -1,0 +1,229 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.integrate
+
+import lorajax
+from lorajax import Factors, MatrixFactorization, TwoLayer, TwoLayerFactors, flows, initializers
+from lorajax import laws, spectra
+
+TIMES = np.linspace(0.0, 12.0, 61)
+
+
+@pytest.fixture
+def problem(key):
+    return MatrixFactorization.from_spectrum(key, (20, 15), (4.0, 2.0, 1.0))
+
+
+@pytest.fixture
+def start(problem):
+    return initializers.lora(jax.random.key(5), problem.shape, 4, scale=0.1)
+
+
+def test_flow_agrees_with_an_independent_solver(problem, start):
+    target = np.asarray(problem.target)
+    m, n = problem.shape
+
+    def residual_form(_, y):
+        a, b = y[: m * 4].reshape(m, 4), y[m * 4 :].reshape(4, n)
+        rest = target - a @ b
+        return np.concatenate([(rest @ b.T).ravel(), (a.T @ rest).ravel()])
+
+    y0 = np.concatenate([np.ravel(x) for x in start])
+    reference = scipy.integrate.solve_ivp(
+        residual_form, (0, TIMES[-1]), y0, "DOP853", TIMES, rtol=1e-11, atol=1e-13
+    ).y.T
+    for reduced in (True, False):
+        path = flows.gradient_flow(problem, start, TIMES, rtol=1e-10, reduced=reduced)
+        found = np.concatenate([x.reshape(len(TIMES), -1) for x in path.factors], axis=1)
+        assert path.converged
+        np.testing.assert_allclose(found, reference, atol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e-12, 1e-20])
+def test_escape_is_right_at_any_scale(scale):
+    """At a fixed atol of 1e-6 the escape of a start of 1e-20 is off by 2.3 (theory section 8)."""
+    s = 2.0
+    problem = MatrixFactorization(
+        jnp.ones((1, 1)), jnp.array([s]), jnp.ones((1, 1))
+    )
+    factors = Factors(jnp.full((1, 1), scale), jnp.zeros((1, 1)))
+    last = 3.0 + float(np.log(1 / scale)) / s * 1.5
+    times = np.linspace(0.0, last, 201)
+    path = flows.gradient_flow(problem, factors, times)
+    found = path.core.product[:, 0, 0]
+    law = laws.lora_mode(times, s, scale)
+    # The sup error of σ bounds the error of the escape time through the slope s²/2 at s/2.
+    np.testing.assert_allclose(found, law, atol=2e-6)
+    late = np.asarray(law) > 1e-3
+    assert late.any() and path.converged
+
+
+def test_float32_stays_float32(problem, start):
+    problem32, start32 = jax.tree.map(lambda x: x.astype(jnp.float32), (problem, start))
+    path = flows.gradient_flow(problem32, start32, TIMES)
+    assert {x.dtype for x in jax.tree.leaves((path.core, path.times))} == {jnp.dtype("float32")}
+    exact = flows.gradient_flow(problem, start, TIMES)
+    found, expected = spectra.singular_values(path), spectra.singular_values(exact)
+    np.testing.assert_allclose(found, expected, atol=5e-3)
+
+
+def test_numbers_change_without_a_new_trace(problem, start, traces):
+    flows.gradient_flow(problem, start, TIMES, rtol=1e-6)
+    flows.gradient_flow(problem, start, TIMES, rtol=1e-6)
+    with traces() as names:
+        other = jax.tree.map(lambda x: 2.0 * x, start)
+        flows.gradient_flow(
+            problem, other, 0.5 * TIMES, rtol=1e-7, weight_decay=0.1, b_rate=2.0
+        )
+    assert "_integrate" not in names
+
+
+def test_lanes_of_a_vmap_keep_their_own_tolerance(problem):
+    scales = jnp.array([1e-1, 1e-6, 1e-12])
+    base = initializers.lora(jax.random.key(5), problem.shape, 2, scale=1.0)
+    times = np.linspace(0.0, 25.0, 51)
+
+    def run(scale):
+        path = flows.gradient_flow(problem, Factors(scale * base.a, base.b), times)
+        return spectra.singular_values(path), path.status
+
+    values, status = jax.jit(jax.vmap(run))(scales)
+    assert not status.any()
+    for i, scale in enumerate(scales):
+        np.testing.assert_allclose(values[i], run(scale)[0], atol=1e-6)
+
+
+def test_too_few_steps_are_a_status_and_not_an_exception(problem, start):
+    path = flows.gradient_flow(problem, start, TIMES, max_steps=16)
+    assert int(path.status) == flows.MAX_STEPS and not path.converged
+    assert "max steps" in path.describe()
+    assert bool(jnp.isnan(path.core.a[-1]).all()) and bool(jnp.isfinite(path.core.a[0]).all())
+
+
+def test_a_descent_that_blows_up_is_marked(problem, start):
+    path = flows.descend(problem, start, optax.sgd(5.0), 40, learning_rate=5.0)
+    assert int(path.status) == flows.NON_FINITE
+    good = flows.descend(problem, start, optax.sgd(0.05), 40, learning_rate=0.05)
+    assert good.converged
+
+
+def test_adam_runs_and_breaks_the_balance(problem, start):
+    # optax's own bias correction mixes dtypes.
+    with jax.numpy_dtype_promotion("standard"):
+        path = flows.descend(problem, start, optax.adam(1e-2), 200, every=50)
+    assert path.converged and float(path.losses[-1]) < 0.5 * float(path.losses[0])
+    assert float(spectra.imbalance_drift(path)) > 1e-2
+
+
+def test_reduced_descent_equals_the_full_one(problem, start):
+    for optimizer in (optax.sgd(0.05, momentum=0.5), flows.lora_plus(0.05, 4.0)):
+        full = flows.descend(problem, start, optimizer, 30, every=30)
+        reduced = flows.descend(problem, start, optimizer, 30, every=30, reduced=True)
+        np.testing.assert_allclose(reduced.factors.product, full.factors.product, atol=1e-12)
+
+
+def test_lora_plus_multiplies_the_step_of_b_alone(start):
+    gradient = jax.tree.map(jnp.ones_like, start)
+    optimizer = flows.lora_plus(0.1, 4.0)
+    updates, _ = optimizer.update(gradient, optimizer.init(start), start)
+    np.testing.assert_allclose(updates.a, -0.1)
+    np.testing.assert_allclose(updates.b, -0.4)
+
+
+def test_spectral_descent_steps_have_unit_singular_values(key):
+    gradient = Factors(jax.random.normal(key, (6, 3)), jax.random.normal(key, (3, 5)))
+    optimizer = flows.spectral_descent(1.0)
+    updates, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
+    for update in updates:
+        np.testing.assert_allclose(jnp.linalg.svd(update, compute_uv=False), 1.0, atol=1e-12)
+
+
+def test_sequential_descent_uses_the_new_left_factor(problem, start):
+    step = 0.03
+    path = flows.sequential_descent(problem, start, step, 1)
+    a = start.a - step * problem.gradient(start).a
+    b = start.b - step * problem.gradient(Factors(a, start.b)).b
+    np.testing.assert_allclose(path.core.a[1], a, atol=1e-15)
+    np.testing.assert_allclose(path.core.b[1], b, atol=1e-15)
+
+
+def test_solve_says_what_it_chose(problem, start, key):
+    even = initializers.orthogonal(key, problem.shape, 4, scale=0.1)
+    expected = {"closed form": even, "reduced ODE": start}
+    for method, factors in expected.items():
+        path, plan = flows.solve(problem, factors, TIMES)
+        assert plan.method == method and plan.flops > 0 and plan.reason in str(plan)
+        insisted, other = flows.solve(problem, factors, TIMES, method="full ODE", rtol=1e-10)
+        assert other.method == "full ODE"
+        np.testing.assert_allclose(
+            path.factors.product, insisted.factors.product, atol=1e-6
+        )
+    layers = TwoLayer(jnp.eye(3), jnp.eye(3), jnp.eye(3))
+    small = initializers.small(key, (3, 3), 1, 0.1)
+    assert flows.plan(layers, TwoLayerFactors(small, small), TIMES).method == "full ODE"
+
+
+BAD_TIMES = {
+    "go from 1.0 to 1.0": [0.0, 1.0, 1.0],
+    "start at -1.0": [-1.0, 1.0],
+    "must be a vector": [[0.0, 1.0]],
+}
+
+
+@pytest.mark.parametrize("message", BAD_TIMES)
+@pytest.mark.parametrize("run", [flows.gradient_flow, flows.balanced_flow, flows.solve])
+def test_bad_times_are_refused(run, message, problem, key):
+    factors = initializers.orthogonal(key, problem.shape, 2, 0.1)
+    with pytest.raises(ValueError, match=message):
+        run(problem, factors, np.array(BAD_TIMES[message]))
+
+
+@pytest.mark.parametrize("run", [flows.gradient_flow, flows.balanced_flow, flows.solve])
+def test_bad_starts_are_refused(run, problem, start):
+    zero = jax.tree.map(jnp.zeros_like, start)
+    holes = Factors(start.a.at[0, 0].set(jnp.nan), start.b)
+    wrong = Factors(start.a[:-1], start.b)
+    single = jax.tree.map(lambda x: x.astype(jnp.float32), start)
+    for factors, message in (
+        (zero, "both zero"),
+        (holes, "NaN or infinite"),
+        (wrong, r"problem has shape \(20, 15\)"),
+        (single, "dtype float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(problem, factors, TIMES)
+
+
+def test_starts_that_are_not_balanced_have_no_closed_form(problem, start):
+    with pytest.raises(ValueError, match="off a multiple of the identity"):
+        flows.balanced_flow(problem, start, TIMES)
+
+
+def test_bad_options_are_refused(problem, start):
+    with pytest.raises(ValueError, match="rtol is 0"):
+        flows.gradient_flow(problem, start, TIMES, rtol=0.0)
+    with pytest.raises(ValueError, match="steps is 0"):
+        flows.descend(problem, start, optax.sgd(0.1), 0)
+    with pytest.raises(ValueError, match="every is 3"):
+        flows.descend(problem, start, optax.sgd(0.1), 10, every=3)
+    with pytest.raises(ValueError, match="has no reduction"):
+        small = initializers.small(jax.random.key(0), (3, 3), 1, 0.1)
+        layers = TwoLayer(jnp.eye(3), jnp.eye(3), jnp.eye(3))
+        flows.gradient_flow(layers, TwoLayerFactors(small, small), TIMES, reduced=True)
+    with pytest.raises(ValueError, match="ratio is -1"):
+        flows.lora_plus(0.1, -1.0)
+
+
+def test_large_problems_cost_what_small_ones_do():
+    """Same answer for a 1024×1024 target of rank 2 as for its 6×6 core, and no 1024×1024 array."""
+    key = jax.random.key(0)
+    problem = MatrixFactorization.from_spectrum(key, (1024, 1024), (3.0, 1.0))
+    factors = initializers.lora(key, problem.shape, 4, scale=0.1)
+    path = lorajax.gradient_flow(problem, factors, TIMES)
+    assert path.core.a.shape == (61, 6, 4)
+    assert max(x.size for x in jax.tree.leaves(path)) <= 1024 * 6
+    law = laws.lora_modes(problem, factors, path.times)
+    np.testing.assert_allclose(spectra.singular_values(path)[:, :2], law, atol=0.05)

@@ -1,0 +1,115 @@
+"""The engines for many flows at once, against one flow at a time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lorajax
+from lorajax import initializers
+from lorajax.flows import NON_FINITE, STATUS, lanes
+from lorajax.problems import TwoLayer, TwoLayerFactors
+
+SCALES = jnp.array([1.0, 1e-3, 1e-8])
+
+
+@pytest.fixture(scope="module")
+def problem():
+    spectrum = (4.0, 2.5, 1.0)
+    return lorajax.MatrixFactorization.from_spectrum(jax.random.key(0), (24, 20), spectrum)
+
+
+def starts(initializer, problem, rank):
+    keys = jax.random.split(jax.random.key(1), SCALES.shape[0])
+    return jax.vmap(lambda k, a: initializer(k, problem.shape, rank, a))(keys, SCALES)
+
+
+@pytest.mark.parametrize("rank", [2, 5])
+@pytest.mark.parametrize("initializer", [initializers.lora, initializers.small])
+def test_reduced_ode_agrees_with_gradient_flow(problem, initializer, rank):
+    times = jnp.linspace(0.0, 20.0, 30)
+    factors = starts(initializer, problem, rank)
+    found, engine = lanes.spectra(problem, factors, times)
+    assert engine == "reduced ODE" and not found.status.any()
+    values = found.observed["singular_values"]
+    for i in range(SCALES.shape[0]):
+        one = lorajax.Factors(factors.a[i], factors.b[i])
+        path = lorajax.gradient_flow(problem, one, times, rtol=1e-12)
+        want = lorajax.spectra.singular_values(path)[:, : values.shape[-1]]
+        np.testing.assert_allclose(values[i], want, atol=1e-8 * 4.0)
+
+
+def test_spectra_takes_the_closed_form_where_it_can(problem):
+    times = jnp.linspace(0.0, 20.0, 30)
+    factors = starts(initializers.orthogonal, problem, 5)
+    found, engine = lanes.spectra(problem, factors, times)
+    assert engine == "closed form" and not found.steps.any()
+    integrated = lanes.reduced_ode(problem, factors, times, one_sided=True)
+    np.testing.assert_allclose(
+        found.observed["singular_values"], integrated.observed["singular_values"], atol=4e-8
+    )
+
+
+def two_layers(rank_one: bool) -> TwoLayer:
+    rng = np.random.default_rng(0)
+    w1, w2 = rng.standard_normal((10, 12)) / 3, rng.standard_normal((8, 10)) / 3
+    shift = np.outer(rng.standard_normal(8), rng.standard_normal(12))
+    if not rank_one:
+        shift = shift + 0.3 * rng.standard_normal((8, 12))
+    return TwoLayer(jnp.asarray(w1), jnp.asarray(w2), jnp.asarray(shift))
+
+
+@pytest.mark.parametrize("rank_one", [False, True])
+def test_two_layer_agrees_with_gradient_flow(rank_one):
+    problem, times = two_layers(rank_one), jnp.linspace(0.0, 4.0, 9)
+    first, second = problem.shape
+    keys = jax.random.split(jax.random.key(1), 3)
+
+    def start(key, scale):
+        one, two = jax.random.split(key)
+        small = initializers.small
+        return TwoLayerFactors(small(one, first, 3, scale), small(two, second, 3, scale))
+
+    factors = jax.vmap(start)(keys, jnp.array([0.3, 1e-2, 1e-6]))
+    found = lanes.full_ode(
+        problem,
+        factors,
+        times,
+        observe=lambda f: {"norm": lorajax.spectra.factor_norm(f.first)},
+        bucket=2,
+    )
+    assert not found.status.any()
+    for i in range(3):
+        one = jax.tree.map(lambda x, i=i: x[i], factors)
+        path = lorajax.gradient_flow(problem, one, times, rtol=1e-11)
+        np.testing.assert_allclose(found.observed["losses"][i], path.losses, rtol=1e-7)
+        norms = lorajax.spectra.factor_norm(path.core.first)
+        np.testing.assert_allclose(found.observed["norm"][i], norms, rtol=1e-6)
+
+
+def test_full_ode_runs_any_problem():
+    target = jnp.diag(jnp.array([2.0, 1.0, 0.5]))
+    problem = lorajax.SymmetricFactorization(target)
+    start = 0.1 * jax.random.normal(jax.random.key(0), (4, 3, 2))
+    times = jnp.linspace(0.0, 5.0, 6)
+    found = lanes.full_ode(problem, start, times)
+    path = lorajax.gradient_flow(problem, start[1], times, rtol=1e-11)
+    np.testing.assert_allclose(found.observed["losses"][1], path.losses, rtol=1e-7)
+
+
+def test_a_lane_that_runs_out_of_steps_says_so_and_the_others_go_on(problem):
+    factors = starts(initializers.lora, problem, 3)
+    times = jnp.linspace(0.0, 20.0, 5)
+    far = lorajax.Factors(factors.a.at[1].mul(1e6), factors.b)
+    found = lanes.reduced_ode(problem, far, times, one_sided=True, max_steps=300)
+    assert [STATUS[int(s)] for s in found.status] == ["converged", "max steps", "converged"]
+    values = found.observed["singular_values"]
+    assert jnp.isnan(values[1, -1]).all() and jnp.isfinite(values[::2]).all()
+    spoiled = lorajax.Factors(factors.a.at[1, 0, 0].set(jnp.nan), factors.b)
+    found = lanes.reduced_ode(problem, spoiled, times, one_sided=False)
+    assert int(found.status[1]) == NON_FINITE and not found.status[::2].any()
+
+
+def test_shapes_that_do_not_fit_are_named(problem):
+    with pytest.raises(ValueError, match="lanes, m, r"):
+        lanes.spectra(problem, initializers.lora(jax.random.key(0), (24, 20), 2), jnp.ones(1))

@@ -1,0 +1,125 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lorajax import (
+    DiagonalFactorization,
+    Factors,
+    MatrixFactorization,
+    ProductLoss,
+    SymmetricFactorization,
+    TwoLayer,
+    TwoLayerFactors,
+    initializers,
+)
+
+TOLERANCE = {"float64": 1e-12, "float32": 1e-4}
+
+
+def log_cosh(product, target):
+    return jnp.sum(jnp.logaddexp(product - target, target - product))
+
+
+def make(name: str, key, dtype):
+    """A problem and a point of it, all entries of order one."""
+    keys = jax.random.split(key, 6)
+    normal = [jax.random.normal(k, shape, dtype) for k, shape in zip(keys, SHAPES, strict=True)]
+    if name == "matrix":
+        problem = MatrixFactorization.from_spectrum(keys[0], (7, 5), (3.0, 1.0), dtype=dtype)
+        return problem, Factors(normal[1], normal[2])
+    if name == "diagonal":
+        problem = DiagonalFactorization(jnp.array([3.0, 1.0], dtype), (7, 5))
+        return problem, Factors(normal[1], normal[2])
+    if name == "symmetric":
+        return SymmetricFactorization(normal[0] @ normal[0].T), normal[1]
+    if name == "product":
+        return ProductLoss(log_cosh, (7, 5), (normal[0],)), Factors(normal[1], normal[2])
+    layers = TwoLayer(normal[3], normal[4], normal[5])
+    return layers, TwoLayerFactors(
+        initializers.small(keys[0], (6, 8), 3, 1.0, dtype=dtype),
+        initializers.small(keys[1], (7, 6), 3, 1.0, dtype=dtype),
+    )
+
+
+SHAPES = ((7, 5), (7, 3), (3, 5), (6, 8), (7, 6), (7, 8))
+NAMES = ("matrix", "diagonal", "symmetric", "product", "two_layers")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_is_the_derivative_of_the_loss(name, dtype, key):
+    problem, factors = make(name, key, jnp.dtype(dtype))
+    expected = jax.grad(problem.loss)(factors)
+    found = problem.gradient(factors)
+    for x, y in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        assert x.dtype == y.dtype == jnp.dtype(dtype)
+        np.testing.assert_allclose(y, x, rtol=0, atol=TOLERANCE[dtype] * float(jnp.abs(x).max()))
+
+
+def test_loss_keeps_its_digits_next_to_the_oracle(key):
+    problem = MatrixFactorization.from_spectrum(key, (30, 20), (3.0, 2.0, 1.0))
+    best = problem.oracle(3)
+    bump = 1e-9 * jax.random.normal(key, best.a.shape)
+    near = Factors(best.a + bump, best.b)
+    expected = 0.5 * float(jnp.sum((bump @ best.b) ** 2))
+    assert float(problem.loss(near)) == pytest.approx(expected, rel=1e-5)
+    # The residual form says the same where it can be formed.
+    far = Factors(best.a + 0.1, best.b)
+    residual = problem.target - far.product
+    assert float(problem.loss(far)) == pytest.approx(0.5 * float(jnp.sum(residual**2)), rel=1e-12)
+
+
+def test_oracle_reaches_the_least_loss_at_every_rank(key):
+    problem = MatrixFactorization.from_spectrum(key, (12, 9), (3.0, 2.0, 1.0))
+    for rank in range(1, 6):
+        factors = problem.oracle(rank)
+        assert factors.rank == rank
+        loss = float(problem.loss(factors))
+        assert loss == pytest.approx(float(problem.oracle_loss(rank)), abs=1e-28, rel=1e-12)
+        np.testing.assert_allclose(factors.a.T @ factors.a, factors.b @ factors.b.T, atol=1e-14)
+
+
+def test_from_target_finds_rank_and_spectrum(key):
+    made = MatrixFactorization.from_spectrum(key, (12, 9), (3.0, 2.0, 1.0))
+    found = MatrixFactorization.from_target(made.target)
+    assert found.rank == 3
+    np.testing.assert_allclose(found.singular_values, made.singular_values, rtol=1e-12)
+    np.testing.assert_allclose(found.target, made.target, atol=1e-13)
+
+
+def test_recentered_adds_what_the_offset_takes_off(key):
+    problem = MatrixFactorization.from_spectrum(key, (12, 9), (3.0, 2.0))
+    weight = jax.random.normal(key, (12, 9))
+    start = initializers.pissa(weight, 2)
+    moved = problem.recentered(start.offset)
+    # The adapted weight is W at the start, so the loss is that of no update at all.
+    expected = 0.5 * float(jnp.sum(problem.singular_values**2))
+    assert float(moved.loss(start.factors)) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((1.0, 2.0), "decreasing order"),
+        ((1.0, -1.0), "positive and finite"),
+        ((1.0, float("nan")), "positive and finite"),
+        ((), "at least one"),
+        ((5.0, 4.0, 3.0, 2.0, 1.0), "at most 4"),
+    ],
+)
+def test_bad_spectra_are_refused(values, message, key):
+    with pytest.raises(ValueError, match=message):
+        MatrixFactorization.from_spectrum(key, (5, 4), values)
+
+
+def test_bad_targets_are_refused():
+    with pytest.raises(ValueError, match="target has 1 entries"):
+        MatrixFactorization.from_target(jnp.ones((3, 3)).at[0, 0].set(jnp.nan))
+    with pytest.raises(ValueError, match="target is zero"):
+        MatrixFactorization.from_target(jnp.zeros((3, 3)))
+
+
+def test_layers_that_do_not_chain_are_refused():
+    with pytest.raises(ValueError, match=r"\(p, h\), \(h, q\) and \(p, q\)"):
+        TwoLayer(jnp.ones((4, 5)), jnp.ones((3, 4)), jnp.ones((3, 6)))
