@@ -1,8 +1,8 @@
 """Flows without an ODE solver, and the reduction that makes any size cost the same.
 
 All are exact. `reduce` turns a flow on m×n matrices with a target of rank k into the same flow on
-(k+r)×(k+r) ones; `balanced_core` propagates one λ-balanced start in closed form, and `lanes` many at
-once.
+(k+r)×(k+r) ones; `balanced_core` propagates one λ-balanced start in closed form, and `lanes` many
+at once.
 """
 
 from lorajax.exact.balanced import (
@@ -12,6 +12,7 @@ from lorajax.exact.balanced import (
     check_balanced,
     check_flow,
     check_times,
+    is_balanced,
 )
 from lorajax.exact.reduction import Frames, Reduction, reduce
 
@@ -24,5 +25,6 @@ __all__ = [
     "check_balanced",
     "check_flow",
     "check_times",
+    "is_balanced",
     "reduce",
 ]

@@ -258,6 +258,20 @@ def _jacobi_looped(columns: Array) -> Array:
     return -jnp.sort(-norms, axis=0)[:n]
 
 
+def jacobi(columns: Float[Array, "c rows *lanes"]) -> Float[Array, "c *lanes"]:
+    """Singular values of many small matrices, in decreasing order, by one-sided Jacobi.
+
+    Args:
+      columns: of the matrices, lanes on the last axes.
+
+    Returns:
+      Shape (c, …). Tiny singular values of matrices with graded columns keep relative accuracy.
+    """
+    if columns.shape[0] <= MOST_UNROLLED:
+        return _jacobi_unrolled(list(columns))
+    return _jacobi_looped(columns)
+
+
 def _whiten_unrolled(gram: list[list[Array]], columns: list[Array]) -> list[Array]:
     """`Z U^{−T}` with gram = U Uᵀ, U upper triangular: the last column is finished first."""
     n = len(columns)

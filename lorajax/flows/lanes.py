@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lorajax.exact import check_times, is_balanced, lanes, reduce
@@ -286,37 +287,83 @@ def _turn(x: Array) -> Array:
     return jnp.swapaxes(x, -1, -2)
 
 
-def _two_layer_terms(problem: TwoLayer, state: _Rows):
+class _Frozen(NamedTuple):
+    """Two frozen layers in the singular frames of W2, where it is a diagonal.
+
+    Attributes:
+      scale: singular values of W2, padded to the larger of its sides.
+      w1: W1 in the frame of the hidden layer.
+      shift: E in the frame of the output; its two thin factors where its rank is low.
+      output, hidden: the frames, one vector a column.
+    """
+
+    scale: Array
+    w1: Array
+    shift: tuple[Array, ...]
+    output: Array
+    hidden: Array
+
+
+def _freeze(problem: TwoLayer) -> _Frozen:
+    """Frames that turn the two products with W2 into scalings, and thin factors of a thin E."""
+    xp: Any = jnp if is_traced(problem) else np  # concrete even while a caller is being traced
+    w1, w2, shift = (xp.asarray(x) for x in (problem.w1, problem.w2, problem.shift))
+    output, scale, hidden = xp.linalg.svd(w2)
+    scale = xp.pad(scale, (0, max(w2.shape) - scale.shape[0]))
+    w1, shift = hidden @ w1, output.T @ shift
+    factors = (shift,)
+    if not is_traced(problem):
+        u, s, vt = np.linalg.svd(shift, full_matrices=False)
+        rank = int(np.sum(s > max(shift.shape) * np.finfo(s.dtype).eps * s[0]))
+        if 3 * rank <= min(shift.shape):
+            factors = (u[:, :rank] * s[:rank], vt[:rank])
+    return jax.tree.map(jnp.asarray, _Frozen(scale, w1, factors, output, hidden.T))
+
+
+def _scaled_to(rows: Array, scale: Array, size: int) -> Array:
+    """Rows times the diagonal W2 (or its transpose), with `size` columns."""
+    keep = min(rows.shape[-1], size)
+    found = rows[..., :keep] * scale[None, None, :keep]
+    return jnp.pad(found, ((0, 0), (0, 0), (0, size - keep)))
+
+
+def _two_layer_terms(frozen: _Frozen, state: _Rows):
     """Rows V, A2 of the left and B1, C of the right: the residual is `E − VB1 − A2C`."""
     a1, b1, a2, b2 = state
     inner = b2 @ _turn(a1)
-    left = jnp.concatenate([a1 @ problem.w2.T + _turn(inner) @ a2, a2], axis=1)
-    right = jnp.concatenate([b1, b2 @ problem.w1], axis=1)
+    v = _scaled_to(a1, frozen.scale, a2.shape[-1]) + _turn(inner) @ a2
+    left = jnp.concatenate([v, a2], axis=1)
+    right = jnp.concatenate([b1, b2 @ frozen.w1], axis=1)
     return inner, left, right
 
 
-def _two_layer_field(problem: TwoLayer, state: _Rows) -> _Rows:
+def _two_layer_field(frozen: _Frozen, state: _Rows) -> _Rows:
     """Minus the gradient: constants times (lanes · rank) rows, and r×r Gram matrices of a lane."""
     a1, b1, a2, b2 = state
     r = a1.shape[1]
-    inner, left, right = _two_layer_terms(problem, state)
-    by_right = right @ problem.shift.T - (right @ _turn(right)) @ left
-    by_left = left @ problem.shift - (left @ _turn(left)) @ right
+    inner, left, right = _two_layer_terms(frozen, state)
+    by_right, by_left = right, left
+    for factor in reversed(frozen.shift):
+        by_right = by_right @ factor.T
+    for factor in frozen.shift:
+        by_left = by_left @ factor
+    by_right = by_right - (right @ _turn(right)) @ left
+    by_left = by_left - (left @ _turn(left)) @ right
     by_b1, by_c = by_right[:, :r], by_right[:, r:]
     by_v, by_a2 = by_left[:, :r], by_left[:, r:]
     both = by_a2 @ _turn(b1)  # A2ᵀ R B1ᵀ
     return _Rows(
-        by_b1 @ problem.w2 + _turn(both) @ b2,
+        _scaled_to(by_b1, frozen.scale, a1.shape[-1]) + _turn(both) @ b2,
         by_v,
         by_c + inner @ by_b1,
-        by_a2 @ problem.w1.T + both @ a1,
+        by_a2 @ frozen.w1.T + both @ a1,
     )
 
 
-def _two_layer_losses(problem: TwoLayer, state: _Rows) -> Array:
-    _, left, right = _two_layer_terms(problem, state)
-    residual = problem.shift[None] - _turn(left) @ right
-    return 0.5 * jnp.sum(residual**2, axis=(1, 2))
+def _two_layer_losses(frozen: _Frozen, state: _Rows) -> Array:
+    _, left, right = _two_layer_terms(frozen, state)
+    shift = frozen.shift[0] if len(frozen.shift) == 1 else frozen.shift[0] @ frozen.shift[1]
+    return 0.5 * jnp.sum((shift[None] - _turn(left) @ right) ** 2, axis=(1, 2))
 
 
 def two_layer(
@@ -343,22 +390,26 @@ def two_layer(
     Returns:
       LanePaths with "losses" and what `observe` returns.
 
-    Source: theory section 1: every product is a constant matrix times a thin one, or smaller.
+    Source: theory section 1: every product is a constant matrix times a thin one, or smaller. In
+    the singular frames of W2 its products are scalings, and those of a concrete E of low rank are
+    thin; neither changes the flow.
     """
     (a1, b1), (a2, b2) = factors
-    start = _Rows(_turn(a1), b1, _turn(a2), b2)
+    frozen = _freeze(problem)
+    start = _Rows(_turn(a1) @ frozen.hidden, b1, _turn(a2) @ frozen.output, b2 @ frozen.hidden)
     rtol = jnp.asarray(rtol, times.dtype)
 
     def look(state: _Rows) -> dict[str, Array]:
-        seen = {"losses": _two_layer_losses(problem, state)}
+        seen = {"losses": _two_layer_losses(frozen, state)}
         if observe is not None:
             a1, b1, a2, b2 = state
+            a1, a2, b2 = a1 @ frozen.hidden.T, a2 @ frozen.output.T, b2 @ frozen.hidden.T
             full = TwoLayerFactors(Factors(_turn(a1), b1), Factors(_turn(a2), b2))
             seen |= jax.vmap(observe)(full)
         return seen
 
     def run(start: _Rows, factors: TwoLayerFactors) -> LanePaths:
-        field = functools.partial(_two_layer_field, problem)
+        field = functools.partial(_two_layer_field, frozen)
         atol = _absolute(rtol, factors)
         found = stepping.integrate(field, start, times, rtol, atol, look, max_steps=max_steps)
         return LanePaths(found.observed, found.status, found.steps)

@@ -190,7 +190,7 @@ def integrate(
 
 
 def _is_zero(weight: Any) -> bool:
-    return isinstance(weight, float) and weight == 0.0
+    return isinstance(weight, float) and bool(weight == 0.0)
 
 
 def _weight(weight: Any, like: Array, spread) -> Any:
