@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from lorajax import __version__
 
-COMMANDS = ("validate", "claims", "spectra", "finetune", "rank")
+COMMANDS = ("validate", "claims", "spectra", "sweep", "plot", "finetune", "rank")
 
 DESCRIPTION = """\
 The theory of low-rank adaptation (LoRA), made executable: simulate its training dynamics, hold the

@@ -186,8 +186,8 @@ def _rotation(aa, bb, ab) -> tuple[Array, Array, Array]:
     return cos, cos * t, off
 
 
-def _jacobi_unrolled(columns: list[Array]) -> Array:
-    """Norms of columns after one-sided Jacobi in row-cyclic order, the larger one always first."""
+def _jacobi_unrolled(columns: list[Array]) -> tuple[Array, Array]:
+    """Norms of columns after one-sided Jacobi, the larger one first, and the sweeps taken."""
     n = len(columns)
 
     def sweep(carry):
@@ -208,10 +208,12 @@ def _jacobi_unrolled(columns: list[Array]) -> Array:
     def unfinished(carry):
         return (carry[1] > _OFF) & (carry[2] < _SWEEPS)
 
+    count = jnp.zeros((), jnp.int32)
     if n > 1:
-        start = (tuple(columns), jnp.ones((), columns[0].dtype), jnp.zeros((), jnp.int32))
-        columns = list(lax.while_loop(unfinished, sweep, start)[0])
-    return _descending([jnp.sqrt(_dot(c, c)) for c in columns])
+        start = (tuple(columns), jnp.ones((), columns[0].dtype), count)
+        done, _, count = lax.while_loop(unfinished, sweep, start)
+        columns = list(done)
+    return _descending([jnp.sqrt(_dot(c, c)) for c in columns]), count
 
 
 def _descending(values: list[Array]) -> Array:
@@ -223,7 +225,7 @@ def _descending(values: list[Array]) -> Array:
     return jnp.stack(values)
 
 
-def _jacobi_looped(columns: Array) -> Array:
+def _jacobi_looped(columns: Array) -> tuple[Array, Array]:
     """The same in rounds of disjoint pairs (a round robin), for any number of columns."""
     n = columns.shape[0]
     if n % 2:
@@ -253,9 +255,9 @@ def _jacobi_looped(columns: Array) -> Array:
         return (carry[2] > _OFF) & (carry[3] < _SWEEPS)
 
     start = (columns[:half], columns[half:], jnp.ones((), columns.dtype), jnp.zeros((), jnp.int32))
-    top, bottom, _, _ = lax.while_loop(unfinished, sweep, start)
+    top, bottom, _, count = lax.while_loop(unfinished, sweep, start)
     norms = jnp.sqrt(jnp.sum(jnp.concatenate([top, bottom]) ** 2, axis=1))
-    return -jnp.sort(-norms, axis=0)[:n]
+    return -jnp.sort(-norms, axis=0)[:n], count
 
 
 def jacobi(columns: Float[Array, "c rows *lanes"]) -> Float[Array, "c *lanes"]:
@@ -268,8 +270,8 @@ def jacobi(columns: Float[Array, "c rows *lanes"]) -> Float[Array, "c *lanes"]:
       Shape (c, …). Tiny singular values of matrices with graded columns keep relative accuracy.
     """
     if columns.shape[0] <= MOST_UNROLLED:
-        return _jacobi_unrolled(list(columns))
-    return _jacobi_looped(columns)
+        return _jacobi_unrolled(list(columns))[0]
+    return _jacobi_looped(columns)[0]
 
 
 def _whiten_unrolled(gram: list[list[Array]], columns: list[Array]) -> list[Array]:
@@ -374,12 +376,15 @@ def _whiten(gram: Any, columns: Array) -> Array | list[Array]:
     return _whiten_looped(gram, columns)
 
 
-def _spectrum(form: NormalForm, times: Array) -> Array:
+def _spectrum(form: NormalForm, times: Array) -> tuple[Array, Array]:
     point = _scaled(form, times)
     rows = jnp.concatenate([point.b, point.rest_b], axis=1) if point.rest_b.shape[1] else point.b
     columns = _whiten(point.gram, rows)
-    b = _jacobi_unrolled(columns) if isinstance(columns, list) else _jacobi_looped(columns)
-    return b * jnp.sqrt(b**2 + form.level[None, None])
+    if isinstance(columns, list):
+        b, sweeps = _jacobi_unrolled(columns)
+    else:
+        b, sweeps = _jacobi_looped(columns)
+    return b * jnp.sqrt(b**2 + form.level[None, None]), sweeps
 
 
 def _loss(form: NormalForm, times: Array) -> Array:
@@ -436,7 +441,17 @@ def singular_values(form: NormalForm, times: Float[Array, " t"]) -> Float[Array,
 
     Source: the module's; with P = QQᵀ known, σ = b√(b² + λ) for the singular values b of B.
     """
-    return _over_blocks(_spectrum, form, times)
+    return _over_blocks(lambda *block: _spectrum(*block)[0], form, times)
+
+
+def jacobi_sweeps(form: NormalForm, times: Float[Array, " t"]) -> Float[Array, ""]:
+    """Mean number of Jacobi sweeps that `singular_values` takes, for a count of operations."""
+
+    def count(form: NormalForm, times: Array) -> Array:
+        shape = (times.shape[0], form.level.shape[0])
+        return jnp.broadcast_to(_spectrum(form, times)[1], shape).astype(form.level.dtype)
+
+    return jnp.mean(_over_blocks(count, form, times))
 
 
 def losses(form: NormalForm, times: Float[Array, " t"]) -> Float[Array, "lanes t"]:
