@@ -253,7 +253,9 @@ class AdaLoRA(LoRA):
     Source: Zhang et al. 2023 (arXiv:2303.10512), recalled.
     """
 
-    def __init__(self, factors: Factors, e: Array, *, alpha: float | int | None = None, **options: Any):
+    def __init__(
+        self, factors: Factors, e: Array, *, alpha: float | int | None = None, **options: Any
+    ):
         super().__init__(factors, alpha=alpha, **options)
         self.e = nnx.LoRAParam(e)
 

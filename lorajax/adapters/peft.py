@@ -69,7 +69,9 @@ class _Entry(NamedTuple):
     scaling: float
 
 
-def patterns(chosen: Mapping[str, tuple[int, float]], *, rslora: bool = False) -> dict[str, Any]:
+def patterns(
+    chosen: Mapping[str, tuple[int, float | int]], *, rslora: bool = False
+) -> dict[str, Any]:
     """Ranks and alphas of many modules as the fields of a PEFT LoraConfig.
 
     Args:
@@ -84,7 +86,7 @@ def patterns(chosen: Mapping[str, tuple[int, float]], *, rslora: bool = False) -
     common_rank = Counter(rank for rank, _ in chosen.values()).most_common(1)[0][0]
     common_alpha = Counter(alpha for _, alpha in chosen.values()).most_common(1)[0][0]
 
-    def number(alpha: float) -> float | int:
+    def number(alpha: float | int) -> float | int:
         return int(alpha) if alpha == int(alpha) else alpha
 
     def key(name: str) -> str:
@@ -192,7 +194,7 @@ def save_peft(
         os.replace(aside, final)
 
 
-def _tidy(alpha: float) -> float:
+def _tidy(alpha: float | int) -> float:
     """An alpha free of the rounding of `scaling · rank`, so that equal ones compare equal."""
     return float(f"{alpha:.12g}")
 

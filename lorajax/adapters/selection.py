@@ -124,6 +124,7 @@ def select_ranks(
     constant: float | int | None = None,
     noise: float | int | None = None,
     fraction: float | int = 0.9,
+    margin: float | int | None = None,
     budget: int | None = None,
     max_rank: int | None = None,
     memory: int = 2**30,
@@ -144,6 +145,9 @@ def select_ranks(
       noise: standard deviation of the labels' noise, from which "c_over_n" derives a C for each
         layer (see `ranks.noise_constant`); instead of `constant`.
       fraction: for "energy", in (0, 1].
+      margin: δ by which `floor²` is raised, against counting noise as signal; None for
+        `ranks.edge_margin` of each layer's shape, which lets about 1 layer in 1000 gain a rank by
+        chance, and 0 for a C that was given as `constant`.
       budget: parameters in all: `ranks.allocate` spends them on the singular values that the rule
         has let through, by energy for each parameter.
       max_rank: upper bound of each rank.
@@ -184,6 +188,8 @@ def select_ranks(
         raise ValueError("rule 'c_over_n' needs either constant or noise, and not both.")
     if rule != "c_over_n" and not (constant is None and noise is None):
         raise ValueError(f"rule {rule!r} takes neither constant nor noise; 'c_over_n' does.")
+    if margin is not None and margin < 0:
+        raise ValueError(f"margin is {margin}; it must be at least 0.")
     if max_rank is not None and max_rank < 1:
         raise ValueError(f"max_rank is {max_rank}; it must be at least 1.")
     found = estimate(
@@ -203,6 +209,10 @@ def select_ranks(
                 c = ranks.noise_constant(shape, noise) if noise is not None else constant
                 assert c is not None
                 floors = jnp.full(values.shape[:-1], (c / found.samples) ** 0.5, values.dtype)
+            raised = margin
+            if raised is None:
+                raised = ranks.edge_margin(shape) if constant is None else 0.0
+            floors = floors * (1 + raised) ** 0.5
             counts, floor = ranks.above(values, floors), float(jnp.max(floors))
         rank = int(jnp.max(counts))
         rank = rank if max_rank is None else min(rank, max_rank)

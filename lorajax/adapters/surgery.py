@@ -462,8 +462,7 @@ def _edited(model: Any, edit: Callable[[Adapted], Any]) -> Any:
     return paths.replace(copy, lambda _, x: edit(x) if isinstance(x, Adapted) else None)
 
 
-def activate(model: nnx.Module, which: str | Mapping[str, float | int] | Sequence[str]
-) -> Any:
+def activate(model: nnx.Module, which: str | Mapping[str, float | int] | Sequence[str]) -> Any:
     """Switches to one adapter, or blends several.
 
     Args:
