@@ -3,8 +3,8 @@
 import os
 
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Independent LAPACK calls in one program can wait for each other forever in XLA's thread pool when it
-# has a thread for each of two cores only (lorajax/cli/output.py does the same for the command).
+# Independent LAPACK calls in one program can wait for each other forever in XLA's thread pool when
+# it has a thread for each of two cores only (lorajax/cli/output.py does the same for the command).
 os.environ.setdefault("NPROC", "16")
 
 import jax  # noqa: E402

@@ -26,8 +26,8 @@ class Row:
       mode: 1 for the largest singular value.
       singular_value: s of the target.
       sup_error: sup over time of |σ − law| / s.
-      half_time_error: difference of the times at which s/2 is reached, relative to the simulated one.
-      warp_error: least sup error over rescaled and shifted time; see `warp_error`.
+      half_time_error: difference of the times at which s/2 is reached, relative to the simulated
+      one. warp_error: least sup error over rescaled and shifted time; see `warp_error`.
     """
 
     scale: float
@@ -90,7 +90,7 @@ def _crossing(times: np.ndarray, values: np.ndarray, level: float) -> float:
 
 
 def warp_error(times: np.ndarray, simulated: np.ndarray, predicted: np.ndarray, s: float) -> float:
-    """Least `sup_t |σ(t) − law(c (t − t½) + t½')| / s` over the speed c, half-times t½, t½' matched.
+    """Least `sup_t |σ(t) − law(c (t − t½) + t½')| / s` over the speed c, half-times matched.
 
     Args:
       times: shape (t,), increasing.
@@ -131,7 +131,9 @@ def make_start(name: str, key: Any, problem: MatrixFactorization, rank: int, sca
         "balanced": initializers.balanced,
     }
     if name not in makers:
-        raise ValueError(f"start is {name!r}; it must be one of {', '.join([*makers, 'spectral'])}.")
+        raise ValueError(
+            f"start is {name!r}; it must be one of {', '.join([*makers, 'spectral'])}."
+        )
     return makers[name](key, problem.shape, rank, scale)
 
 
@@ -235,4 +237,3 @@ def draw(result: Comparison):
     for ax in axes[len(result.simulated) :]:
         ax.set_visible(False)
     return fig
-

@@ -68,7 +68,8 @@ def check_finite(**arrays: Any) -> None:
                 bad = int(jnp.sum(~jnp.isfinite(leaf)))
             if bad:
                 raise ValueError(
-                    f"{name} has {bad} entries that are NaN or infinite; every entry must be finite."
+                    f"{name} has {bad} entries that are NaN or infinite; every entry "
+                    f"must be finite."
                 )
 
 
@@ -103,15 +104,18 @@ def check_factors(factors: Factors, shape: tuple[int, int], name: str = "factors
         raise ValueError(f"{name} have rank 0; the rank must be at least 1.")
     if factors.shape != tuple(shape):
         raise ValueError(
-            f"{name} multiply to a matrix of shape {factors.shape}; the problem has shape {tuple(shape)}."
+            f"{name} multiply to a matrix of shape {factors.shape}; the problem has "
+            f"shape {tuple(shape)}."
         )
     if a.dtype != b.dtype or not jnp.issubdtype(a.dtype, jnp.floating):
         raise ValueError(
-            f"{name} have dtypes {a.dtype} and {b.dtype}; both must be the same floating-point dtype."
+            f"{name} have dtypes {a.dtype} and {b.dtype}; both must be the same "
+            f"floating-point dtype."
         )
     check_finite(**{name: factors})
     if not is_traced(factors) and not any_nonzero(factors):
         raise ValueError(
-            f"{name} are both zero, a critical point that no flow leaves; start at least one of them "
+            f"{name} are both zero, a critical point that no flow leaves; start at "
+            f"least one of them "
             "away from zero."
         )

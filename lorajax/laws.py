@@ -53,8 +53,8 @@ def balanced_mode(times: Real, s: Real, a: Real, b: Real) -> Float[Array, "..."]
       σ(t), broadcast over the arguments. `b = a` is `logistic`, `b = 0` is `lora_mode`, and `s = 0`
       is the decay of a superfluous direction.
 
-    Source: theory sections 2.1, 2.2 (derived): q(t) = e^{Ft} q(0) / √(1 + q(0)ᵀ∫e^{2Fτ}dτ q(0)) in two
-    dimensions, multiplied through by e^{−2κt} against overflow.
+    Source: theory sections 2.1, 2.2 (derived): q(t) = e^{Ft} q(0) / √(1 + q(0)ᵀ∫e^{2Fτ}dτ q(0)) in
+    two dimensions, multiplied through by e^{−2κt} against overflow.
     """
     times, s, a, b = _broadcast(times, s, a, b)
     half = (a**2 - b**2) / 2
@@ -135,8 +135,8 @@ def deflated_amplitudes(problem: MatrixFactorization, factors: Factors) -> Float
       factors: a LoRA start (B = 0) of rank r.
 
     Returns:
-      `a_i = |R_ii|` of `AᵀU = Q R`, U's columns in order of decreasing s: shape (min(k, r),). Taking
-      |Aᵀu_i| instead is wrong for all modes but the first.
+      `a_i = |R_ii|` of `AᵀU = Q R`, U's columns in order of decreasing s: shape (min(k, r),).
+      Taking |Aᵀu_i| instead is wrong for all modes but the first.
 
     Source: theory section 2.3 (derived).
     """
@@ -156,8 +156,8 @@ def lora_modes(
     Returns:
       Shape (t, min(k, r)): the top modes, largest first; with r < k the others are never learned.
 
-    Source: theory section 2.3 (derived): sup error ≤ 0.4 % at std ≤ 1e-2, 2–8 % at 0.1. It fails for
-    equal singular values and for std above about 0.3 √s.
+    Source: theory section 2.3 (derived): sup error ≤ 0.4 % at std ≤ 1e-2, 2–8 % at 0.1. It fails
+    for equal singular values and for std above about 0.3 √s.
     """
     amplitudes = deflated_amplitudes(problem, factors)
     s = problem.singular_values[: amplitudes.shape[0]]
@@ -189,7 +189,7 @@ def logistic_modes(
 def lazy_modes(
     problem: MatrixFactorization, factors: Factors, times: Float[Array, " t"]
 ) -> Float[Array, "t q"]:
-    """The lazy law of every mode, with the deflated amplitudes of a LoRA start; shape (t, min(k, r))."""
+    """The lazy law of every mode of a LoRA start, amplitudes deflated; shape (t, min(k, r))."""
     amplitudes = deflated_amplitudes(problem, factors)
     s = problem.singular_values[None, : amplitudes.shape[0]]
     return lazy(times[:, None], s, amplitudes[None, :])
@@ -222,7 +222,8 @@ def superfluous(times: Real, start: Real, level: Real = 0.0) -> Float[Array, "..
     Returns:
       `m0/(1 + 2 m0 t)` for λ = 0, else `(|λ|/2) / sinh(|λ| t + asinh(|λ|/2m0))`.
 
-    Source: theory section 2.4; the closed form for λ ≠ 0 is derived here by m = (λ/2)/sinh θ, θ̇ = λ.
+    Source: theory section 2.4; the closed form for λ ≠ 0 is derived here by m = (λ/2)/sinh θ, θ̇ =
+    λ.
     """
     times, start, level = _broadcast(times, start, level)
     level = jnp.abs(level)

@@ -50,7 +50,8 @@ def _check_spectrum(singular_values: Array, shape: tuple[int, int]) -> None:
         )
     if singular_values.shape[0] > min(shape):
         raise ValueError(
-            f"singular_values has {singular_values.shape[0]} entries; a matrix of shape {shape} has "
+            f"singular_values has {singular_values.shape[0]} entries; a matrix of "
+            f"shape {shape} has "
             f"at most {min(shape)}."
         )
     if is_traced(singular_values):

@@ -64,7 +64,9 @@ def table(rows: Iterable[Sequence[str]], header: Sequence[str]) -> str:
     """A plain table with aligned columns."""
     lines = [list(header), *(list(row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    text = [
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    ]
     return "\n".join([text[0], "  ".join("─" * w for w in widths), *text[1:]])
 
 
@@ -166,7 +168,9 @@ def _section(outcome: Outcome, png: bytes | None, command: str) -> str:
     for assumption in evidence.assumptions if evidence else ():
         mark = "holds" if assumption.holds else "does not hold"
         detail = f" ({assumption.detail})" if assumption.detail else ""
-        parts.append(f'<p class="meta">Assumption {mark}: {html.escape(assumption.text + detail)}</p>')
+        parts.append(
+            f'<p class="meta">Assumption {mark}: {html.escape(assumption.text + detail)}</p>'
+        )
     parts.append(
         f'<p class="meta">Negative control: {html.escape(claim.control.change)} → '
         f"{_verdict(outcome.control)}</p>"
@@ -183,9 +187,7 @@ def to_html(
     profile: str,
 ) -> str:
     """The content of `report.html`."""
-    counts = ", ".join(
-        f"{sum(o.verdict == name for o in outcomes)} {name}" for name in SYMBOLS
-    )
+    counts = ", ".join(f"{sum(o.verdict == name for o in outcomes)} {name}" for name in SYMBOLS)
     rows = [
         _row(
             (
@@ -215,8 +217,10 @@ def to_html(
         f"<title>lorajax: {counts}</title><style>{CSS}</style></head><body>"
         "<h1>The theory of LoRA against simulation</h1>"
         f"<p>{counts}. Profile {profile}, seed {seed}.</p>"
-        "<p>Each claim is held against a simulation with a tolerance that is derived, not fitted. The "
-        "last column is its negative control, the same check with an altered law, which must not be "
+        "<p>Each claim is held against a simulation with a tolerance that is derived, "
+        "not fitted. The "
+        "last column is its negative control, the same check with an altered law, "
+        "which must not be "
         f'confirmed.</p><p class="meta">{html.escape(versions)}</p>'
         f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>{sections}</body></html>\n'
     )

@@ -1,7 +1,7 @@
 """Observables: what is looked at along a flow.
 
-Every function takes factors (with any leading axes) or a `Path`; of a path it uses the reduced core,
-where spectra, norms and losses are the same as at full size.
+Every function takes factors (with any leading axes) or a `Path`; of a path it uses the reduced
+core, where spectra, norms and losses are the same as at full size.
 """
 
 from typing import Any
@@ -179,7 +179,9 @@ def effective_rank(values: Float[Array, "*lanes k"]) -> Float[Array, "*lanes"]:
 
 
 def hitting_times(
-    times: Float[Array, " t"], values: Float[Array, "t *lanes"], levels: Float[Array, "*lanes"]
+    times: Float[Array, " t"],
+    values: Float[Array, "t *lanes"],
+    levels: float | Float[Array, ""] | Float[Array, "*lanes"],
 ) -> Float[Array, "*lanes"]:
     """First times at which quantities cross levels, from either side, linear between samples.
 

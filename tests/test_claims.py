@@ -1,6 +1,7 @@
 """Every claim's verdict is the one on record, and every altered law is caught.
 
-Claims share simulations through one Run a process, so that all of them cost what `lorajax validate` costs.
+Claims share simulations through one Run a process, so that all of them cost what `lorajax
+validate` costs.
 """
 
 import json

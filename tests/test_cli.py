@@ -85,9 +85,16 @@ def test_validate_writes_verdicts_report_and_figures(tmp_path, capsys):
     content = json.loads((tmp_path / "verdicts.json").read_text())
     assert {"schema", "environment", "seed", "profile", "claims"} <= set(content)
     (entry,) = content["claims"]
-    assert {"id", "paper", "standing", "verdict", "measured", "predicted", "error", "tolerance"} < set(
-        entry
-    )
+    assert {
+        "id",
+        "paper",
+        "standing",
+        "verdict",
+        "measured",
+        "predicted",
+        "error",
+        "tolerance",
+    } < set(entry)
     assert entry["control"].keys() == {"change", "verdict"} and entry["seconds"] > 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert f'id="{name}"' in page and "data:image/png;base64," in page

@@ -6,8 +6,16 @@ import pytest
 import scipy.integrate
 
 import lorajax
-from lorajax import Factors, MatrixFactorization, TwoLayer, TwoLayerFactors, flows, initializers
-from lorajax import laws, spectra
+from lorajax import (
+    Factors,
+    MatrixFactorization,
+    TwoLayer,
+    TwoLayerFactors,
+    flows,
+    initializers,
+    laws,
+    spectra,
+)
 
 TIMES = np.linspace(0.0, 12.0, 61)
 
@@ -46,9 +54,7 @@ def test_flow_agrees_with_an_independent_solver(problem, start):
 def test_escape_is_right_at_any_scale(scale):
     """At a fixed atol of 1e-6 the escape of a start of 1e-20 is off by 2.3 (theory section 8)."""
     s = 2.0
-    problem = MatrixFactorization(
-        jnp.ones((1, 1)), jnp.array([s]), jnp.ones((1, 1))
-    )
+    problem = MatrixFactorization(jnp.ones((1, 1)), jnp.array([s]), jnp.ones((1, 1)))
     factors = Factors(jnp.full((1, 1), scale), jnp.zeros((1, 1)))
     last = 3.0 + float(np.log(1 / scale)) / s * 1.5
     times = np.linspace(0.0, last, 201)
@@ -75,9 +81,7 @@ def test_numbers_change_without_a_new_trace(problem, start, traces):
     flows.gradient_flow(problem, start, TIMES, rtol=1e-6)
     with traces() as names:
         other = jax.tree.map(lambda x: 2.0 * x, start)
-        flows.gradient_flow(
-            problem, other, 0.5 * TIMES, rtol=1e-7, weight_decay=0.1, b_rate=2.0
-        )
+        flows.gradient_flow(problem, other, 0.5 * TIMES, rtol=1e-7, weight_decay=0.1, b_rate=2.0)
     assert "_integrate" not in names
 
 
@@ -158,9 +162,7 @@ def test_solve_says_what_it_chose(problem, start, key):
         assert plan.method == method and plan.flops > 0 and plan.reason in str(plan)
         insisted, other = flows.solve(problem, factors, TIMES, method="full ODE", rtol=1e-10)
         assert other.method == "full ODE"
-        np.testing.assert_allclose(
-            path.factors.product, insisted.factors.product, atol=1e-6
-        )
+        np.testing.assert_allclose(path.factors.product, insisted.factors.product, atol=1e-6)
     layers = TwoLayer(jnp.eye(3), jnp.eye(3), jnp.eye(3))
     small = initializers.small(key, (3, 3), 1, 0.1)
     assert flows.plan(layers, TwoLayerFactors(small, small), TIMES).method == "full ODE"

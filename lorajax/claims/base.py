@@ -1,9 +1,9 @@
 """What a claim is, what evidence it returns, and how a verdict follows from the evidence.
 
-A claim is a function `check(run, **law) -> Evidence`. It simulates, predicts, and compares; `law` are
-the constants of the law (or the assumption) under test, with the claimed values as defaults. Its
-negative control calls the same function with one of them altered, by about 5 % where it is a number,
-and must not be confirmed: a check that also confirms a wrong law proves nothing.
+A claim is a function `check(run, **law) -> Evidence`. It simulates, predicts, and compares; `law`
+are the constants of the law (or the assumption) under test, with the claimed values as defaults.
+Its negative control calls the same function with one of them altered, by about 5 % where it is a
+number, and must not be confirmed: a check that also confirms a wrong law proves nothing.
 """
 
 import dataclasses

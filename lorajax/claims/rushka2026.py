@@ -17,8 +17,9 @@ from lorajax.flows import descend, sequential_descent
     control=Control("the exponent 1 becomes 1.05", {"exponent": 1.05}),
 )
 def sequential(run: Run, exponent: float = 1.0) -> Evidence:
-    """Updating A and B in turn has the same gradient flow as updating both at once: at fixed time the
-    two descents differ in proportion to the step."""
+    """Updating A and B in turn has the same gradient flow as updating both at once: at fixed time
+    the two descents differ in proportion to the step.
+    """
     problem, start = factorization(run), lora_start(run, 0.05, index=40)
     horizon, counts = 2.0, [400, 800, 1600, 3200]
 
@@ -26,9 +27,7 @@ def sequential(run: Run, exponent: float = 1.0) -> Evidence:
         gaps = []
         for count in counts:
             step = horizon / count
-            both = descend(
-                problem, start, optax.sgd(step), count, learning_rate=step, every=count
-            )
+            both = descend(problem, start, optax.sgd(step), count, learning_rate=step, every=count)
             turns = sequential_descent(problem, start, step, count, every=count)
             gap = both.factors.product[-1] - turns.factors.product[-1]
             gaps.append(float(jnp.linalg.norm(gap)))
@@ -40,7 +39,9 @@ def sequential(run: Run, exponent: float = 1.0) -> Evidence:
 
     def draw(ax):
         ax.loglog(steps, gaps, "o", label="simulated")
-        ax.loglog(steps, gaps[-1] * (steps / steps[-1]) ** exponent, "--", label=f"step^{exponent:g}")
+        ax.loglog(
+            steps, gaps[-1] * (steps / steps[-1]) ** exponent, "--", label=f"step^{exponent:g}"
+        )
         ax.set(xlabel="step [1/s]", ylabel=f"‖difference of AB‖ at t = {horizon:g}")
         ax.legend()
 

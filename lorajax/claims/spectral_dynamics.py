@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from lorajax import laws, ranks
 from lorajax.claims.base import Assumption, Control, Evidence, Run, claim
@@ -163,11 +164,11 @@ def benign_rank(run: Run, below: int = 0) -> Evidence:
     )
 
 
-def _regression(key, samples: int, noise: float, varying: bool):
+def _regression(key, samples: int, noise: Array, varying: bool):
     """Gradients of a linear regression at W0, whose oracle update has rank 5, per half of the data.
 
-    Inputs are whitened exactly. Varying noise has standard deviation σ x_1²/√3, so that it varies by
-    sample with the same mean square and gathers along one input direction.
+    Inputs are whitened exactly. Varying noise has standard deviation σ x_1²/√3, so that it varies
+    by sample with the same mean square and gathers along one input direction.
     """
     m, n_out = SHAPE
     keys = jax.random.split(key, 4)
@@ -233,12 +234,13 @@ NOISE = 1.0
     control=Control("the rule is told half of the noise that is there", {"told": 0.5}),
 )
 def rank_rule(run: Run, told: float = 1.0) -> Evidence:
-    """With known noise σ, r̂ = max{r : σ_r(G0)² ≥ C/n} with C = σ²(√m + √n_out)²(1 + δ) finds the rank
-    of the oracle update."""
+    """With known noise σ, r̂ = max{r : σ_r(G0)² ≥ C/n} with C = σ²(√m + √n_out)²(1 + δ) finds the
+    rank of the oracle update.
+    """
     m, n_out = SHAPE
     keys = jax.random.split(run.key(30), run.pick(*REPETITIONS))
     first, second, _ = run.once(
-        ("regressions", False), lambda: _regressions(keys, SAMPLES, NOISE, False)
+        ("regressions", False), lambda: _regressions(keys, SAMPLES, jnp.asarray(NOISE), False)
     )
     values = jnp.linalg.svd((first + second) / 2, compute_uv=False)
     deviation = np.sqrt(2 * np.log(1e6))
@@ -269,7 +271,8 @@ def _false_passes(run: Run, draws: int = 400) -> float:
 
 
 FALSE_PASS_TEXT = (
-    "the rate at which pure Gaussian noise of these shapes passes the floor (Monte Carlo), plus three "
+    "the rate at which pure Gaussian noise of these shapes passes the floor (Monte "
+    "Carlo), plus three "
     "standard errors of a rate over the repetitions"
 )
 
@@ -281,7 +284,7 @@ def _noise_floor_evidence(run: Run, floor: float, signs: bool) -> Evidence:
     for name, varying in (("constant_noise", False), ("varying_noise", True)):
         first, second, signed = run.once(
             ("regressions", varying),
-            lambda varying=varying: _regressions(keys, SAMPLES, NOISE, varying),
+            lambda varying=varying: _regressions(keys, SAMPLES, jnp.asarray(NOISE), varying),
         )
         values = jnp.linalg.svd((first + second) / 2, compute_uv=False)
         noise = signed if signs else (first - second) / 2
@@ -311,8 +314,9 @@ def _noise_floor_evidence(run: Run, floor: float, signs: bool) -> Evidence:
     control=Control("the floor is a quarter of the half-difference's top value", {"floor": 0.25}),
 )
 def split_half(run: Run, floor: float = 1.0) -> Evidence:
-    """With unknown noise, constant or varying by sample, the singular values of the mean gradient above
-    the top one of the half-difference are as many as the rank of the oracle update."""
+    """With unknown noise, constant or varying by sample, the singular values of the mean gradient
+    above the top one of the half-difference are as many as the rank of the oracle update.
+    """
     return _noise_floor_evidence(run, floor, signs=False)
 
 
@@ -324,5 +328,5 @@ def split_half(run: Run, floor: float = 1.0) -> Evidence:
     control=Control("the floor is a quarter of the signed gradient's top value", {"floor": 0.25}),
 )
 def random_signs(run: Run, floor: float = 1.0) -> Evidence:
-    """Random signs on the per-sample losses give the same floor as split halves, from all samples."""
+    """Random signs on the per-sample losses give the floor of split halves from all samples."""
     return _noise_floor_evidence(run, floor, signs=True)

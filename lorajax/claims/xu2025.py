@@ -1,10 +1,10 @@
 """Claims of Xu et al. 2025 (arXiv:2503.06982): two frozen layers with an adapter on each.
 
-The abstract and the captions are stated; the formulas here are reconstructed or derived (theory §4).
-Sizes, ranks and spectra are not known from the paper: 16×16 layers, rank 2, W2 half as strong as W1 (so
-that δ_w = 1/2), W2 = U Σ2 Pᵀ and W1 = P Σ1 Vᵀ as gradient flow would have pre-trained them. "Top" and
-"bottom" add 5 u vᵀ along the first and last principal component of Y_pre, "generic" along random
-unit vectors.
+The abstract and the captions are stated; the formulas here are reconstructed or derived (theory
+§4). Sizes, ranks and spectra are not known from the paper: 16×16 layers, rank 2, W2 half as strong
+as W1 (so that δ_w = 1/2), W2 = U Σ2 Pᵀ and W1 = P Σ1 Vᵀ as gradient flow would have pre-trained
+them. "Top" and "bottom" add 5 u vᵀ along the first and last principal component of Y_pre, "generic"
+along random unit vectors.
 """
 
 import functools
@@ -104,9 +104,7 @@ def _flows(problem, keys, scales, horizons, grid, rtol, start: str) -> Observed:
     directions = jax.vmap(spectra.top_direction)(jnp.stack(problem.alignment_matrices()))
 
     def lane(key, scale, horizon) -> Observed:
-        path = gradient_flow(
-            problem, _start(problem, key, scale, start), horizon * grid, rtol=rtol
-        )
+        path = gradient_flow(problem, _start(problem, key, scale, start), horizon * grid, rtol=rtol)
         # Both layers have one shape here, so that one batched decomposition serves them.
         layers = jax.tree.map(lambda *x: jnp.stack(x), *path.core)
         vectors, norms = spectra.leading(layers)
@@ -181,8 +179,8 @@ def _escape(run: Run, kind: str) -> dict[str, Any]:
         seen.times, seen.losses, seen.norms, seen.misalignments
     )
     spacing = float(horizons.max()) / (SAVES - 1)
-    # Interpolation of a curve with second derivative of order fast² leaves (fast Δt)²/8 at each end of
-    # the fit's range of ln α.
+    # Interpolation of a curve with second derivative of order fast² leaves (fast Δt)²/8 at each end
+    # of the fit's range of ln α.
     span = np.log(ESCAPE_SCALES[0] / ESCAPE_SCALES[-1])
     resolution = 2 * (fast * spacing) ** 2 / 8 / span
     return {
@@ -254,7 +252,8 @@ def _slope_evidence(
         measured[kind], predicted[kind] = float(slopes.mean()), float(target)
         errors.append(abs(slopes.mean() - target) / unit)
         sampling = 2 * slopes.std(ddof=1) / len(slopes) ** 0.5 / unit
-        # A time is resolved to Δt, so a slope of times relative to 1/fast to fast Δt, as a logarithm is.
+        # A time is resolved to Δt, so a slope of times relative to 1/fast to fast Δt, as a
+        # logarithm is.
         tolerances.append(escape["finite_scale"] + escape["resolution"] + sampling)
     worst = int(np.argmax(np.array(errors) / np.array(tolerances)))
     return Evidence(
@@ -312,7 +311,8 @@ def slow_layer_exponent(run: Run, factor: float = 1.0) -> Evidence:
 
 @claim(
     "xu2025.alignment_exponent",
-    source="derived here from theory §4: along a principal component one direction grows and the rest "
+    source="derived here from theory §4: along a principal component one direction "
+    "grows and the rest "
     "stays at α",
     standing="derived",
     tolerance=ESCAPE_TOLERANCE,
@@ -320,8 +320,10 @@ def slow_layer_exponent(run: Run, factor: float = 1.0) -> Evidence:
 )
 def alignment_exponent(run: Run, factor: float = 1.0) -> Evidence:
     """For a shift along a principal component of Y_pre the slow layer is aligned at escape up to
-    1 − cos ∝ α^{2 δ_w}: its one growing direction has reached α^{1 − δ_w}, the others stayed at α. (For a
-    generic shift the fast layer's growth turns the slow one's direction, and the law does not hold.)"""
+    1 − cos ∝ α^{2 δ_w}: its one growing direction has reached α^{1 − δ_w}, the others stayed at α.
+    (For a generic shift the fast layer's growth turns the slow one's direction, and the law does
+    not hold.)
+    """
     return _slope_evidence(
         run,
         lambda e: e["log_angles"][:, :, e["slow"]],
@@ -337,12 +339,14 @@ def alignment_exponent(run: Run, factor: float = 1.0) -> Evidence:
     "xu2025.alignment_improves",
     source=SOURCE,
     standing="reconstructed",
-    tolerance="0: an order has no tolerance; the error is the share of neighboring pairs out of order",
+    tolerance="0: an order has no tolerance; the error is the share of neighboring "
+    "pairs out of order",
     control=Control("the order is reversed: larger α, better alignment", {"sign": -1.0}),
 )
 def alignment_improves(run: Run, sign: float = 1.0) -> Evidence:
-    """The smaller the scale α of the start, the smaller the record low of 1 − cos between the layers'
-    top singular vectors and those of W2ᵀE and E W1ᵀ during the run."""
+    """The smaller the scale α of the start, the smaller the record low of 1 − cos between the
+    layers' top singular vectors and those of W2ᵀE and E W1ᵀ during the run.
+    """
     scales = (1e-2, 1e-3, 1e-4, 1e-5)
     wrong, pairs, shown = 0, 0, {}
     for kind in KINDS:
@@ -381,9 +385,7 @@ TAIL_GRID = np.concatenate([[0.0], np.geomspace(1e-3, 1.0, SAVES - 1)])
 def _late(run: Run, kind: str, scales, *, start: str = "small", rtol=RTOL, reach=1000.0):
     """Flows to a horizon of `reach` growth times, on a logarithmic grid."""
     fast = _rates(make_problem(run, kind))[0]
-    return observe(
-        run, kind, scales, reach / fast, TAIL_GRID, start=start, rtol=rtol
-    )
+    return observe(run, kind, scales, reach / fast, TAIL_GRID, start=start, rtol=rtol)
 
 
 def _draw_losses(curves):
@@ -391,7 +393,9 @@ def _draw_losses(curves):
         for i, (name, times, losses) in enumerate(curves):
             for j, row in enumerate(losses):
                 label = name if j == 0 else None
-                ax.loglog(times[1:], np.maximum(row[1:], 1e-32), color=f"C{i}", alpha=0.6, label=label)
+                ax.loglog(
+                    times[1:], np.maximum(row[1:], 1e-32), color=f"C{i}", alpha=0.6, label=label
+                )
         ax.set(xlabel="time [1/s]", ylabel="loss / initial loss")
         ax.legend()
 
@@ -402,13 +406,15 @@ def _draw_losses(curves):
     "xu2025.loss_floor",
     source="theory §2.4, §4",
     standing="derived",
-    tolerance="finite-scale order α^{2(1 − δ_w)} at the largest α, plus twice the standard error over "
+    tolerance="finite-scale order α^{2(1 − δ_w)} at the largest α, plus twice the "
+    "standard error over "
     "repetitions",
     control=Control("the exponent 4 becomes 4.2", {"exponent": 4.2}),
 )
 def loss_floor(run: Run, exponent: float = 4.0) -> Evidence:
-    """From a small random start the loss along a principal component falls to a floor ∝ α⁴ and stays
-    there until t ~ 1/α²: what the start put across the learned direction."""
+    """From a small random start the loss along a principal component falls to a floor ∝ α⁴ and
+    stays there until t ~ 1/α²: what the start put across the learned direction.
+    """
     scales = (1e-2, 3e-3, 1e-3)
     measured, tolerances, curves, errors = {}, [], [], []
     for kind in ("top", "bottom"):
@@ -438,7 +444,8 @@ def loss_floor(run: Run, exponent: float = 4.0) -> Evidence:
     "xu2025.slow_tail",
     source=SOURCE,
     standing="reconstructed",
-    tolerance="finite-scale order α^{2(1 − δ_w)} at the largest α, plus twice the standard error over "
+    tolerance="finite-scale order α^{2(1 − δ_w)} at the largest α, plus twice the "
+    "standard error over "
     "repetitions",
     control=Control("the exponent 4 of α becomes 4.2", {"exponent": 4.2}),
 )
@@ -461,8 +468,13 @@ def slow_tail(run: Run, exponent: float = 4.0) -> Evidence:
         for j, scale in enumerate(scales):
             for i, row in enumerate(losses[:, j]):
                 label = f"α = {scale:g}" if i == 0 else None
-                ax.loglog(times[j, 1:] * scale**2, row[1:] / scale**4, color=f"C{j}", label=label,
-                          linestyle=("-", "--", ":")[j])
+                ax.loglog(
+                    times[j, 1:] * scale**2,
+                    row[1:] / scale**4,
+                    color=f"C{j}",
+                    label=label,
+                    linestyle=("-", "--", ":")[j],
+                )
         ax.set(xlabel="α² t", ylabel="loss / (α⁴ initial loss)", ylim=(1e-4, 1e2))
         handles, labels = ax.get_legend_handles_labels()
         unique = dict(zip(labels, handles, strict=True))
@@ -478,9 +490,12 @@ def slow_tail(run: Run, exponent: float = 4.0) -> Evidence:
         tolerance=float(
             scales[0] ** (2 * (1 - delta)) + 2 * slopes.std(ddof=1) / len(slopes) ** 0.5
         ),
-        assumptions=(Assumption("all flows converged", bool(np.all(np.asarray(seen.status) == 0))),),
+        assumptions=(
+            Assumption("all flows converged", bool(np.all(np.asarray(seen.status) == 0))),
+        ),
         draw=draw,
-        caption="Top principal component: in the clock α² t the tails of three scales fall together, "
+        caption="Top principal component: in the clock α² t the tails of three scales "
+        "fall together, "
         "repetition by repetition. Their exponents in t differ with the draw.",
     )
 
@@ -494,14 +509,21 @@ def slow_tail(run: Run, exponent: float = 4.0) -> Evidence:
     control=Control("the rate becomes 1.05 times that", {"factor": 1.05}),
 )
 def spectral_exponential(run: Run, factor: float = 1.0) -> Evidence:
-    """From a small spectral start along a principal component the loss falls exponentially to 1e-25, at
-    twice the residual's decay rate ⟨R, JJᵀR⟩/‖R‖² of the converged factors."""
+    """From a small spectral start along a principal component the loss falls exponentially to
+    1e-25, at twice the residual's decay rate ⟨R, JJᵀR⟩/‖R‖² of the converged factors.
+    """
     rates, predicted, curves, lowest = {}, {}, [], []
     for kind in ("top", "bottom"):
         # Enough for 25 decades of the loss after escape at four times the growth rate.
         fast = _rates(make_problem(run, kind))[0]
         problem, seen = observe(
-            run, kind, (1e-2,), (np.log(1e2) + 20.0) / fast, start="spectral", repetitions=1, rtol=1e-13
+            run,
+            kind,
+            (1e-2,),
+            (np.log(1e2) + 20.0) / fast,
+            start="spectral",
+            repetitions=1,
+            rtol=1e-13,
         )
         times, losses = np.asarray(seen.times)[0, 0], np.asarray(seen.losses)[0, 0]
         fit = (losses < 1e-6) & (losses > 1e-23)
@@ -538,7 +560,8 @@ def spectral_exponential(run: Run, factor: float = 1.0) -> Evidence:
             Assumption("the loss reaches 1e-25", max(lowest) < 1e-25, f"{max(lowest):.1e}"),
         ),
         draw=draw,
-        caption="Small spectral start, α = 1e-2. For a generic target the same start keeps a slow tail.",
+        caption="Small spectral start, α = 1e-2. For a generic target the same start "
+        "keeps a slow tail.",
     )
 
 
@@ -567,7 +590,8 @@ def _smaller_is_lower(
 
 
 SMALLER_TOLERANCE = (
-    "0: an order has no tolerance; the error is the largest change of log10 of the median loss from one "
+    "0: an order has no tolerance; the error is the largest change of log10 of the "
+    "median loss from one "
     "scale to the next smaller one"
 )
 
@@ -591,9 +615,12 @@ def smaller_alpha_aligned(run: Run, sign: float = 1.0) -> Evidence:
     standing="reconstructed",
     tolerance=SMALLER_TOLERANCE,
     # The reversed order is what the simulation shows here, so it could not serve as the control.
-    control=Control("the scales are compared in cyclic order, 1e-2, 1e-3, 1e-1", {"order": (1, 2, 0)}),
+    control=Control(
+        "the scales are compared in cyclic order, 1e-2, 1e-3, 1e-1", {"order": (1, 2, 0)}
+    ),
 )
 def smaller_alpha_generic(run: Run, order: tuple[int, ...] = (0, 1, 2)) -> Evidence:
-    """For a target along random directions, too, a smaller scale of a random start ends at a lower loss
-    (median, at 1000 growth times)."""
+    """For a target along random directions, too, a smaller scale of a random start ends at a lower
+    loss (median, at 1000 growth times).
+    """
     return _smaller_is_lower(run, ("generic",), order=order)

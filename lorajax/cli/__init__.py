@@ -1,7 +1,7 @@
 """The `lorajax` command: one module a subcommand.
 
-A subcommand's module has `HELP` (a line), `configure(parser)` and `run(args) -> int`, the exit status.
-It imports jax only inside `run`, so that help and usage errors answer at once.
+A subcommand's module has `HELP` (a line), `configure(parser)` and `run(args) -> int`, the exit
+status. It imports jax only inside `run`, so that help and usage errors answer at once.
 """
 
 import argparse

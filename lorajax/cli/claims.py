@@ -27,6 +27,10 @@ def run(args: argparse.Namespace) -> int:
             paper = claim.paper
             print(f"\n{paper}\n{'─' * len(paper)}")
         print(f"{claim.id}  [{claim.standing}; on record: {record.get(claim.id, 'nothing')}]")
-        for text in (claim.statement, f"Source: {claim.source}.", f"Control: {claim.control.change}."):
+        for text in (
+            claim.statement,
+            f"Source: {claim.source}.",
+            f"Control: {claim.control.change}.",
+        ):
             print(textwrap.fill(text, 96, initial_indent="    ", subsequent_indent="    "))
     return 0

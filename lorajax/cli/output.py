@@ -22,7 +22,8 @@ def output_folder(name: str) -> Path:
             pass
     except OSError as error:
         raise ValueError(
-            f"--out is {name!r}, which cannot be written ({error.strerror}); give a folder that can."
+            f"--out is {name!r}, which cannot be written ({error.strerror}); give a "
+            f"folder that can."
         ) from error
     return folder
 
@@ -38,11 +39,13 @@ def _cpu() -> str:
 def prepare_jax(*, x64: bool = True) -> None:
     """Switches the process to float64 and to a compile cache that later runs share.
 
-    The theory's tolerances need float64; real models are trained without. The cache is kept apart by jaxlib and by the processor's
-    features, because compiled code of another processor may not run.
+    The theory's tolerances need float64; real models are trained without. The cache is kept apart
+    by jaxlib and by the processor's features, because compiled code of another processor may not
+    run.
     """
-    # XLA runs LAPACK calls inside its thread pool, where as many independent ones as there are threads
-    # wait for each other forever; with a thread a core that happens on two cores (jaxlib 0.10.1).
+    # XLA runs LAPACK calls inside its thread pool, where as many independent ones as there are
+    # threads wait for each other forever; with a thread a core that happens on two cores (jaxlib
+    # 0.10.1).
     os.environ.setdefault("NPROC", "16")
     # XLA reports harmless tuning hints of cached code as errors, a page for each program.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -38,7 +38,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="root-mean-square column norms of A at the start",
     )
     add("--laws", nargs="+", choices=LAWS, default=("lora", "tanh_squared"), help="to compare with")
-    add("--until", type=float, default=None, help="last time in 1/s; by default until all is learned")
+    add(
+        "--until",
+        type=float,
+        default=None,
+        help="last time in 1/s; by default until all is learned",
+    )
     add("--seed", type=int, default=0, help="seed of every random draw (default 0)")
     add("--out", default="lorajax-spectra", metavar="DIR", help="folder for the results")
 
@@ -91,5 +96,7 @@ def run(args: argparse.Namespace) -> int:
     print(report.table(rows, header))
     for scale, plan in result.plans.items():
         print(f"scale {scale:g}: {plan}")
-    print(f"\nWritten: {', '.join(str(folder / f'spectra.{end}') for end in ('png', 'json', 'npz'))}")
+    print(
+        f"\nWritten: {', '.join(str(folder / f'spectra.{end}') for end in ('png', 'json', 'npz'))}"
+    )
     return 0

@@ -1,4 +1,4 @@
-"""Hold the theory against simulation: run claims, print their verdicts, write a report with figures.
+"""Hold the theory against simulation: run claims, print verdicts, write a report with figures.
 
 Exit status: 0 when every verdict is the one on record in the package, 1 when one changed, 2 for bad
 usage.

@@ -3,7 +3,8 @@
 * `gradient_flow` integrates by diffrax, in the reduced frames wherever the problem has them.
 * `descend` runs any optax transformation; `lora_plus`, `scaled_gradient` and `spectral_descent` are
   the descents of the LoRA literature in that form.
-* `balanced_flow` is the closed form, `solve` picks the cheapest of all that is exact and says which.
+* `balanced_flow` is the closed form, `solve` picks the cheapest of all that is exact and says
+which.
 """
 
 from lorajax.flows.descent import (

@@ -158,7 +158,8 @@ def descend(
       learning_rate: only the unit of `Path.times`, which are steps times this.
       every: the path keeps the start and every so manieth step; it must divide `steps`.
       reduced: whether to run in the frames of `exact.reduce`: right for descents that commute with
-        rotations (GD, momentum, LoRA+, ScaledGD, spectral), wrong for Adam and other entrywise ones.
+        rotations (GD, momentum, LoRA+, ScaledGD, spectral), wrong for Adam and other entrywise
+        ones.
 
     Returns:
       A Path with `1 + steps/every` times. A descent that blows up has status "non-finite".

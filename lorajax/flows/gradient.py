@@ -89,7 +89,8 @@ def _check_start(problem: Any, start: Any, times: Any) -> None:
     for node in jax.tree.leaves(start, is_leaf=_is_factors):
         if not is_traced(node) and not any_nonzero(node):
             raise ValueError(
-                "factors are both zero, a critical point that no flow leaves; start at least one of "
+                "factors are both zero, a critical point that no flow leaves; start at "
+                "least one of "
                 "them away from zero."
             )
     try:

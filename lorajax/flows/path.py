@@ -17,9 +17,9 @@ STATUS = ("converged", "max steps", "non-finite", "failed")
 class Path(eqx.Module):
     """Factors at the times asked for.
 
-    The factors are kept in the frames of the reduction where there is one (`core`): singular values,
-    losses and norms are the same there, at a cost that does not depend on the size. `factors` lifts
-    them to full size.
+    The factors are kept in the frames of the reduction where there is one (`core`): singular
+    values, losses and norms are the same there, at a cost that does not depend on the size.
+    `factors` lifts them to full size.
 
     Attributes:
       times: shape (t,), in the problem's unit (steps times learning rate for a descent).

@@ -1,8 +1,8 @@
 """Figures: one style for all of them, drawn without a display.
 
-A figure is made by `figure`, drawn on by a function that takes its Axes, and saved by `save`. Nothing
-here touches matplotlib's global state or pyplot, so that importing lorajax in a notebook leaves the
-notebook's own style alone.
+A figure is made by `figure`, drawn on by a function that takes its Axes, and saved by `save`.
+Nothing here touches matplotlib's global state or pyplot, so that importing lorajax in a notebook
+leaves the notebook's own style alone.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Claims about every LoRA flow: what it conserves, what reduces it, what solves it (theory §1, §2)."""
+"""Claims about every LoRA flow: what it conserves, reduces to, is solved by (theory §1, §2)."""
 
 from lorajax.claims.gradient_flow import conservation, descents, exact, modes
 

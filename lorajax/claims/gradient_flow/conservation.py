@@ -43,7 +43,8 @@ def _relative(change, path) -> np.ndarray:
     "gradient_flow.conservation",
     source=SOURCE,
     standing="derived",
-    tolerance="solver error, 2 · steps · rtol; Λ's terms are quadratic in the factors like a product",
+    tolerance="solver error, 2 · steps · rtol; Λ's terms are quadratic in the factors "
+    "like a product",
     control=Control("Ḃ is multiplied by 1.05, which breaks the symmetry", {"b_rate": 1.05}),
 )
 def conservation(run: Run, b_rate: float = 1.0) -> Evidence:
@@ -206,5 +207,6 @@ def descent_drift(run: Run, exponent: float = 1.0) -> Evidence:
         error=abs(slope - exponent),
         tolerance=float(steps[0] * problem.singular_values[0]),
         draw=draw,
-        caption="Halving the step halves the drift: Λ is conserved by the flow, not by the descent.",
+        caption="Halving the step halves the drift: Λ is conserved by the flow, not "
+        "by the descent.",
     )

@@ -26,7 +26,7 @@ def _gap(first, second) -> np.ndarray:
     control=Control("5 % of what A has across the singular vectors is left out", {"kept": 0.95}),
 )
 def reduction(run: Run, kept: float = 1.0) -> Evidence:
-    """The flow on m×n with a target of rank k is exactly a flow on (k+r)×(k+r), lifted by frames."""
+    """A flow on m×n with a target of rank k is exactly one on (k+r)×(k+r), lifted by frames."""
     problem = factorization(run)
     start = small(run.key(5), SHAPE, 5, scale=0.5)
     times = until(8.0)

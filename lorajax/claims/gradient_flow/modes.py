@@ -101,8 +101,10 @@ def logistic(run: Run, rate: float = 1.0) -> Evidence:
     "gradient_flow.lazy_limit",
     source="theory §2.2",
     standing="derived",
-    tolerance="order of the next term: √(1 + 4x²) = 1 + 2x² − 2x⁴ with x = σ/a², so the exponent 4 is "
-    "off by the share x² ≤ s²/a⁴ at the smallest a of the fit; plus the solver error's share of the "
+    tolerance="order of the next term: √(1 + 4x²) = 1 + 2x² − 2x⁴ with x = σ/a², so "
+    "the exponent 4 is "
+    "off by the share x² ≤ s²/a⁴ at the smallest a of the fit; plus the solver error's "
+    "share of the "
     "smallest remainder",
     control=Control("the limit's rate a² becomes 1.05 a²", {"rate": 1.05}),
 )
@@ -163,8 +165,9 @@ def _deflation_order(amplitudes, s) -> float:
     ),
 )
 def multi_mode(run: Run, deflated: bool = True) -> Evidence:
-    """From a small LoRA start each mode follows the single-mode law of its deflated amplitude |R_ii|,
-    AᵀU = QR."""
+    """From a small LoRA start each mode follows the single-mode law of its deflated amplitude
+    |R_ii|, AᵀU = QR.
+    """
     problem = factorization(run)
     times = until(22.0)
     s = np.asarray(problem.singular_values)
@@ -205,7 +208,8 @@ def multi_mode(run: Run, deflated: bool = True) -> Evidence:
     "gradient_flow.half_times",
     source="theory §2.2, §2.3",
     standing="derived",
-    tolerance="finite-scale order of the multi-mode law plus solver error, divided by the slope ½ s "
+    tolerance="finite-scale order of the multi-mode law plus solver error, divided by "
+    "the slope ½ s "
     "per unit time",
     control=Control("ln(4s/a²) becomes 1.05 ln(4s/a²)", {"factor": 1.05}),
 )
