@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -44,7 +45,7 @@ def is_traced(*trees: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
-def check_rank(rank: int, shape: tuple[int, int]) -> None:
+def check_rank(rank: int, shape: tuple[int, ...]) -> None:
     """Raises ValueError unless `rank` is an integer in 1 … min(shape)."""
     if isinstance(rank, bool) or not isinstance(rank, (int, np.integer)):
         raise ValueError(f"rank is {rank!r}; it must be an integer of at least 1.")

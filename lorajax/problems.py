@@ -29,11 +29,11 @@ PRNGKey = Key[Array, ""] | UInt32[Array, "2"]
 class Problem(Protocol):
     """What a flow needs to know of a problem."""
 
-    def loss(self, factors: Any) -> Array:
+    def loss(self, factors: Any, /) -> Array:
         """The loss, a scalar."""
         ...
 
-    def gradient(self, factors: Any) -> Any:
+    def gradient(self, factors: Any, /) -> Any:
         """The derivative of `loss`, a pytree like `factors`."""
         ...
 

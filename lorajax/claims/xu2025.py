@@ -68,14 +68,14 @@ def make_problem(run: Run, kind: str, repetition: int = 0) -> TwoLayer:
 
 
 def _start(problem: TwoLayer, key, scale, start: str) -> TwoLayerFactors:
-    first, second = problem.alignment_matrices()
     if start == "spectral":
+        first, second = problem.alignment_matrices()
         return TwoLayerFactors(
             spectral(first, RANK, scale, directions=1), spectral(second, RANK, scale, directions=1)
         )
-    keys = jax.random.split(key)
+    keys, shapes = jax.random.split(key), problem.shape
     return TwoLayerFactors(
-        small(keys[0], first.shape, RANK, scale), small(keys[1], second.shape, RANK, scale)
+        small(keys[0], shapes[0], RANK, scale), small(keys[1], shapes[1], RANK, scale)
     )
 
 
@@ -98,7 +98,7 @@ def _residual_decay(problem: TwoLayer, end: TwoLayerFactors):
     return sum(squares[1:], squares[0])
 
 
-@functools.partial(eqx.filter_jit)
+@eqx.filter_jit
 def _flows(problem, keys, scales, horizons, grid, rtol, start: str) -> Observed:
     """Lanes (repetition, scale) of one problem, observed inside the program."""
     directions = jax.vmap(spectra.top_direction)(jnp.stack(problem.alignment_matrices()))
@@ -136,15 +136,15 @@ def observe(
 ) -> tuple[TwoLayer, Observed]:
     """Flows of a kind for repetitions × scales, each scale with its own horizon."""
     problem = make_problem(run, kind)
-    repetitions = run.pick(5, 30) if repetitions is None else repetitions
+    count: int = run.pick(5, 30) if repetitions is None else repetitions
     scales = np.asarray(scales, float)
     horizons = np.broadcast_to(np.asarray(horizons, float), scales.shape)
-    name = (kind, tuple(scales), tuple(horizons), float(grid[1]), start, repetitions, rtol)
+    name = (kind, tuple(scales), tuple(horizons), float(grid[1]), start, count, rtol)
 
     def simulate():
-        keys = jax.random.split(run.key(2000), repetitions)
-        arrays = (jnp.asarray(x) for x in (scales, horizons, grid))
-        return _flows(problem, keys, *arrays, jnp.asarray(rtol), start)
+        keys = jax.random.split(run.key(2000), count)
+        a, t, times = (jnp.asarray(x) for x in (scales, horizons, grid))
+        return _flows(problem, keys, a, t, times, jnp.asarray(rtol), start)
 
     return problem, run.once(name, simulate)
 

@@ -49,13 +49,14 @@ def prepare_jax(*, x64: bool = True) -> None:
     os.environ.setdefault("NPROC", "16")
     # XLA reports harmless tuning hints of cached code as errors, a page for each program.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from importlib import metadata
+
     import jax
-    import jaxlib
 
     jax.config.update("jax_enable_x64", x64)
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    tag = hashlib.sha256(f"{jaxlib.__version__} {_cpu()}".encode()).hexdigest()[:12]
+    tag = hashlib.sha256(f"{metadata.version('jaxlib')} {_cpu()}".encode()).hexdigest()[:12]
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = Path(home) / "lorajax" / f"compiled-{tag}"
     try:

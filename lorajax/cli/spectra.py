@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         until=args.until,
         seed=args.seed,
     )
-    np.savez(folder / "spectra.npz", **result.arrays())
+    np.savez(folder / "spectra.npz", **result.arrays())  # pyright: ignore[reportArgumentType]
     report.write_text(folder / "spectra.json", json.dumps(result.to_json(), indent=2) + "\n")
     plots.save(comparison.draw(result), folder / "spectra.png")
     rows = [

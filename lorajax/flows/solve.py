@@ -155,6 +155,10 @@ def solve(
     if method is not None and method != chosen.method:
         chosen = Plan(method, "asked for", chosen.flops)
     if chosen.method == "closed form":
+        if not isinstance(problem, MatrixFactorization):
+            raise ValueError(
+                f"a {type(problem).__name__} has no closed form; leave method at None."
+            )
         return balanced_flow(problem, factors, times), chosen
     if chosen.method not in ("reduced ODE", "full ODE"):
         raise ValueError(

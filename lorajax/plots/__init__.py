@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 STYLE: dict[str, Any] = {
-    "axes.prop_cycle": matplotlib.cycler(
+    "axes.prop_cycle": cycler(
         # Okabe–Ito: told apart with any color vision, and in gray.
         color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
     ),
@@ -38,7 +39,7 @@ STYLE: dict[str, Any] = {
 @contextmanager
 def style() -> Iterator[None]:
     """The style of all figures, for the duration of a block."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
         yield
 
 

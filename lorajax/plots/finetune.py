@@ -45,6 +45,8 @@ def quantities(steps: Sequence[int], layers: Sequence[str], probe: dict[str, Any
     """
     figure, axes = plots.figure(2, 2)
     values = np.asarray(probe["singular_values"])
+    # Layers of smaller rank are padded with zeros, which are no singular values of theirs.
+    values = np.where(values.max(axis=0) > 0, values, np.nan)
     largest = np.argsort(-values[-1, :, 0])[:4]
     with plots.style():
         panel = axes[0, 0]

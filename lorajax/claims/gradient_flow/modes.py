@@ -385,7 +385,7 @@ def loss_tail(run: Run, exponent: float = -2.0) -> Evidence:
 def _balanced_extra(run: Run, problem, rank: int, scale: float) -> Factors:
     """Aligned modes on the target and balanced random extra directions across it."""
     start = lora(run.key(10), SHAPE, rank, scale)
-    reference = lora(run.key(11), SHAPE[::-1], rank, scale)
+    reference = lora(run.key(11), (SHAPE[1], SHAPE[0]), rank, scale)
 
     def across(frame, factor):
         rest = factor - frame @ (frame.T @ factor)
