@@ -1,8 +1,9 @@
 """Rank rules: from the spectrum of a gradient (or of an update) to the rank to train with.
 
-The rules that need a noise level take it from theory (`noise_constant`), from two halves of the data
-(`split_half`) or from random signs on the per-sample losses (`random_signs`). They act on spectra and
-gradients alone, so that a matrix-factorization problem and a ViT layer go through the same function.
+The rules that need a noise level take it from theory (`noise_constant`), from two halves of the
+data (`split_half`) or from random signs on the per-sample losses (`random_signs`). They act on
+spectra and gradients alone, so that a matrix-factorization problem and a ViT layer go through the
+same function.
 """
 
 import math
@@ -75,9 +76,9 @@ def noise_constant(
 def edge_margin(shape: tuple[int, int], width: float | int = 6.0) -> float:
     """How far the top singular value of one noise matrix may exceed that of another by chance.
 
-    The measured floors compare two draws of the same noise: without a signal, the top singular value
-    of the gradient is above that of the noise in half of all cases. This is the margin that makes it
-    rare.
+    The measured floors compare two draws of the same noise: without a signal, the top singular
+    value of the gradient is above that of the noise in half of all cases. This is the margin that
+    makes it rare.
 
     Args:
       shape: (m, n) of the gradient.
@@ -95,9 +96,9 @@ def edge_margin(shape: tuple[int, int], width: float | int = 6.0) -> float:
       >>> round(ranks.edge_margin((768, 768)), 3), round(ranks.edge_margin((18, 18)), 3)
       (0.046, 0.734)
 
-    Source: w is the scale of the Tracy–Widom law over its mean (Johnstone 2001, recalled); the widths
-    are measured, for Gaussian noise of 8×8 to 200×10 (tests/test_ranks.py). It stops being right where
-    the noise is dominated by a few samples.
+    Source: w is the scale of the Tracy–Widom law over its mean (Johnstone 2001, recalled); the
+    widths are measured, for Gaussian noise of 8×8 to 200×10 (tests/test_ranks.py). It stops being
+    right where the noise is dominated by a few samples.
     """
     if width < 0:
         raise ValueError(f"width is {width}; it must be at least 0.")
@@ -243,7 +244,8 @@ def allocate(
       A rank of 0 or more for each layer.
 
     Raises:
-      ValueError: for a negative budget, a spectrum that is not finite or not decreasing, a cost that
+      ValueError: for a negative budget, a spectrum that is not finite or not decreasing, a cost
+      that
         is not positive, or layers that differ between the arguments.
 
     Example:
@@ -253,8 +255,8 @@ def allocate(
       >>> ranks.allocate(spectra, {"a": 10, "b": 10}, budget=20)
       {'a': 1, 'b': 1}
 
-    Source: derived. The greedy choice is optimal where all costs are equal; otherwise it is short of
-    the optimum by at most the energy of one direction, as for every knapsack of this kind.
+    Source: derived. The greedy choice is optimal where all costs are equal; otherwise it is short
+    of the optimum by at most the energy of one direction, as for every knapsack of this kind.
     """
     if budget < 0:
         raise ValueError(f"budget is {budget}; it must be at least 0.")

@@ -29,7 +29,8 @@ Loss = Callable[[Any, Any], Array]
 
 _PROBE = "probe"
 _HELD_OUT = 6
-"""Columns of a sketch that only measure its error; each one costs a factor 10 in its failure rate."""
+"""Columns of a sketch that only measure its error; each one costs a factor 10 in its failure
+rate."""
 
 
 class Gradient(NamedTuple):
@@ -53,7 +54,7 @@ class Gradient(NamedTuple):
 
     @property
     def singular_values(self) -> Float[Array, "*lead k"]:
-        """In decreasing order; each is at most `error` below the gradient's own, and never above."""
+        """In decreasing order; never above the gradient's own, and `√(σ² + error²)` never below."""
         return jnp.linalg.svd(self.core, compute_uv=False)
 
 

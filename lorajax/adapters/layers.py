@@ -1,13 +1,13 @@
 """The adapters themselves, and the layer that carries them beside an untouched base layer.
 
-Trainable leaves are `nnx.LoRAParam`, which is an `nnx.Param`: a filter on `nnx.Param` takes the base
-along, so filter by the narrower type, or with `trainable`. Leaves that belong to an adapter but never
-train, the offset of a start, are `Frozen`, which is not a Param at all.
+Trainable leaves are `nnx.LoRAParam`, which is an `nnx.Param`: a filter on `nnx.Param` takes the
+base along, so filter by the narrower type, or with `trainable`. Leaves that belong to an adapter
+but never train, the offset of a start, are `Frozen`, which is not a Param at all.
 
 Mixed precision: factors are float32 by default whatever the base is. The base computes in its own
-dtype; the adapter reads the same input, computes in the dtype of its factors, and the sum is rounded
-once to the dtype of the base's output. So a bfloat16 base with float32 factors is trained with
-float32 gradients and optimizer state, and small updates are not lost to rounding.
+dtype; the adapter reads the same input, computes in the dtype of its factors, and the sum is
+rounded once to the dtype of the base's output. So a bfloat16 base with float32 factors is trained
+with float32 gradients and optimizer state, and small updates are not lost to rounding.
 """
 
 import abc
@@ -117,9 +117,9 @@ class Adapter(nnx.Module):
 class LoRA(Adapter):
     """A low-rank update `s A B`, minus the offset of its start, and DoRA's magnitudes.
 
-    The adapted kernel, read as a matrix, is `V = W − s A₀B₀ + s A B`, where `A₀B₀` is the offset, or
-    with magnitudes μ it is `V diag(μ / ‖V‖)` with ‖·‖ the norm of each column. The norms are treated
-    as constants in the gradient, as DoRA's paper and PEFT have it.
+    The adapted kernel, read as a matrix, is `V = W − s A₀B₀ + s A B`, where `A₀B₀` is the offset,
+    or with magnitudes μ it is `V diag(μ / ‖V‖)` with ‖·‖ the norm of each column. The norms are
+    treated as constants in the gradient, as DoRA's paper and PEFT have it.
 
     Args:
       factors: A (*stack, *lanes, m, r) and B (*stack, *lanes, r, n), floating point.
@@ -273,9 +273,9 @@ class AdaLoRA(LoRA):
 class Tucker(Adapter):
     """A Tucker update `s core ×₁ U₁ ×₂ U₂ …` of the kernel, read as a tensor of all its axes.
 
-    The modes are the axes of the kernel: window, inputs and outputs of a convolution; features, heads
-    and head size of an attention kernel. Tied across layers, the first mode is the layer: the layers
-    share core and factors, and each of them has its own row of the first factor.
+    The modes are the axes of the kernel: window, inputs and outputs of a convolution; features,
+    heads and head size of an attention kernel. Tied across layers, the first mode is the layer: the
+    layers share core and factors, and each of them has its own row of the first factor.
 
     Args:
       tucker: core and factors.

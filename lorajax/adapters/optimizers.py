@@ -1,7 +1,7 @@
 """LoRA+ and ALLoRA as optax transformations: they act on the factors B inside any chain.
 
-They find the factors by their place in the tree, `…/adapters/<name>/a` and `…/b`, so that heads that
-train along keep their own learning rate.
+They find the factors by their place in the tree, `…/adapters/<name>/a` and `…/b`, so that heads
+that train along keep their own learning rate.
 """
 
 from typing import Any
@@ -88,16 +88,16 @@ def allora(eta: float | int = 1.0) -> optax.GradientTransformation:
       eta: η > 0; a column whose update is zero learns η times as fast as the optimizer says.
 
     Returns:
-      A stateless transformation to put in front of plain gradient descent, where it divides column j
-      of B's gradient by `√(‖(A B)_j‖ + 1/η²)`. It needs the parameters in `update`.
+      A stateless transformation to put in front of plain gradient descent, where it divides column
+      j of B's gradient by `√(‖(A B)_j‖ + 1/η²)`. It needs the parameters in `update`.
 
     Raises:
       ValueError: if η is not positive, the parameters hold no LoRA factors (at init) or are not
         given (at update).
 
     Source: Huang, Balestriero 2024 (arXiv:2410.09692), recalled, in the form of theory section 7:
-    a row of PEFT's update is a column here. The method drops the scaling, and so does the norm. Adam
-    in front of or behind it undoes constant factors, so use it with SGD or momentum.
+    a row of PEFT's update is a column here. The method drops the scaling, and so does the norm.
+    Adam in front of or behind it undoes constant factors, so use it with SGD or momentum.
     """
     check_positive(eta=eta)
 

@@ -178,8 +178,8 @@ def no_match(pattern: str, model: nnx.Module, layers: Iterable[str]) -> ValueErr
         inside = [layer for layer in layers if layer.startswith(path + "/")]
         if inside:
             return ValueError(
-                f"targets {pattern!r} matches {path!r}, a {kind} that cannot be adapted itself; the "
-                f"layers inside it can: {', '.join(map(repr, inside[:3]))}."
+                f"targets {pattern!r} matches {path!r}, a {kind} that cannot be adapted itself; "
+                f"the layers inside it can: {', '.join(map(repr, inside[:3]))}."
             )
     if others:
         return ValueError(
@@ -197,7 +197,8 @@ def select(
 
     Args:
       model: the model, for error messages.
-      targets: a pattern, a predicate `(path, layer) -> bool`, a sequence of these, or a mapping from
+      targets: a pattern, a predicate `(path, layer) -> bool`, a sequence of these, or a mapping
+      from
         patterns to options. The first entry that matches a layer wins.
       layers: the layers to choose from, by path.
 
@@ -225,8 +226,8 @@ def select(
             hits = [path for path, layer in layers.items() if target(path, layer)]
             if not hits:
                 raise ValueError(
-                    f"the predicate {getattr(target, '__name__', target)!r} is true for none of the "
-                    f"{len(layers)} layers of the model that can be adapted."
+                    f"the predicate {getattr(target, '__name__', target)!r} is true for none of "
+                    f"the {len(layers)} layers of the model that can be adapted."
                 )
         else:
             raise ValueError(

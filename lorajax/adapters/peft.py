@@ -1,10 +1,10 @@
 """Adapters in PEFT's own format: a folder with adapter_config.json and adapter_model.safetensors.
 
 PEFT keeps `lora_A = Aᵀ` and `lora_B = Bᵀ` under the name of a torch module. What the format cannot
-say is refused, never approximated: Tucker cores, factors with lanes or stacks, and convolutions whose
-groups, dilation or padding PEFT's adapters do not follow. What it can say in other words is said so:
-a start with an offset is written as LoRA of twice the rank, `[A A₀] [B; −B₀]`, which is right on the
-unmodified base; the file's metadata tells `load_peft` how to take the two apart again.
+say is refused, never approximated: Tucker cores, factors with lanes or stacks, and convolutions
+whose groups, dilation or padding PEFT's adapters do not follow. What it can say in other words is
+said so: a start with an offset is written as LoRA of twice the rank, `[A A₀] [B; −B₀]`, which is
+right on the unmodified base; the file's metadata tells `load_peft` how to take the two apart again.
 """
 
 import json
@@ -494,8 +494,8 @@ def _grouped(
         if module not in by_module:
             near = ", ".join(map(repr, paths.near_misses(module, by_module)))
             raise ValueError(
-                f"the adapter is of another model: it has a layer {module!r}, and this one has none "
-                f"of that name; near misses: {near or 'none'}. Pass rename if only names differ."
+                f"the adapter is of another model: it has a layer {module!r}, and this one has "
+                f"none of that name; near misses: {near or 'none'}. Pass rename if only names differ."
             )
         target.setdefault(module, {})[suffix] = tensor
     if not grouped:
@@ -644,8 +644,8 @@ def _converted_offset(
         return Factors(offset.b.T, offset.a.T)
     else:
         raise ValueError(
-            f"the adapter was started with {start!r}, which changes the base in a way that its file "
-            "does not tell; save it with path_initial_model_for_weight_conversion."
+            f"the adapter was started with {start!r}, which changes the base in a way that its "
+            "file does not tell; save it with path_initial_model_for_weight_conversion."
         )
     return made.offset
 

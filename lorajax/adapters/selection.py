@@ -1,6 +1,6 @@
 """Ranks for each layer, from the gradient before training."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from lorajax import ranks
 from lorajax.adapters import paths
-from lorajax.adapters.gradients import Loss, estimate
+from lorajax.adapters.gradients import Gradient, Loss, estimate
 from lorajax.adapters.layers import Adapted
 from lorajax.adapters.layouts import layout
 from lorajax.adapters.surgery import Options, Targets
@@ -57,12 +57,14 @@ class Selection(NamedTuple):
       rule: the name of the rule.
       samples: number of samples behind the gradients.
       passes: number of times the data was gone through.
+      gradients: that the ranks were read off, by path, for `adapt(…, gradients=…)`.
     """
 
     layers: tuple[Selected, ...]
     rule: str
     samples: int
     passes: int
+    gradients: Mapping[str, Gradient]
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -84,8 +86,8 @@ class Selection(NamedTuple):
           rename: from a layer's path to the name of its torch module; "/" becomes "." if None.
 
         Returns:
-          `r`, `lora_alpha`, `rank_pattern`, `alpha_pattern` and `target_modules`, without the layers
-          of rank 0.
+          `r`, `lora_alpha`, `rank_pattern`, `alpha_pattern` and `target_modules`, without the
+          layers of rank 0.
 
         Raises:
           ValueError: if every rank is 0.
@@ -221,7 +223,8 @@ def select_ranks(
         selected.append(Selected(path, shape, rank, values, floor, error, cost))
     if budget is not None:
         selected = _within(selected, budget)
-    return Selection(tuple(selected), rule, found.samples, found.passes)
+    gradients = {path: each.mean for path, each in found.layers.items()}
+    return Selection(tuple(selected), rule, found.samples, found.passes, gradients)
 
 
 def _shapes(model: nnx.Module, targets: Targets) -> dict[str, tuple[tuple[int, int], int]]:

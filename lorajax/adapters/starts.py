@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array
 
 from lorajax import initializers
-from lorajax.factors import Factors, check_factors, is_traced
+from lorajax.factors import Factors, any_nonzero, check_factors, is_traced
 from lorajax.initializers import PRNGKey, Start, TuckerFactors
 
 
@@ -227,7 +227,7 @@ def fill_tucker(
     result = jax.tree.map(lambda x: x.astype(dtype), result)
     zeros = 0
     if not is_traced(result):
-        zeros = sum(not bool(jnp.any(x)) for x in jax.tree.leaves(result))
+        zeros = sum(not any_nonzero(x) for x in jax.tree.leaves(result))
     if zeros > 1:
         raise ValueError(
             f"the Tucker update of {path!r} has {zeros} zero arrays among core and factors, a "

@@ -21,7 +21,7 @@ from lorajax import initializers
 from lorajax.adapters import paths, starts
 from lorajax.adapters.layers import AdaLoRA, Adapted, Adapter, LoRA, Tucker, effective_kernel
 from lorajax.adapters.layouts import Axes, Convolution, kernel_variable, layout
-from lorajax.factors import Factors, check_rank, is_traced
+from lorajax.factors import Factors, any_nonzero, check_rank, is_traced
 from lorajax.initializers import PRNGKey
 from lorajax.initializers.tensors import check_ranks
 
@@ -232,8 +232,8 @@ def _low_rank(
     gradient = _matrix_of(gradient)
     if gradient is not None and gradient.shape[-2:] != view.shape:
         raise ValueError(
-            f"gradients hold a matrix of shape {gradient.shape} for {path!r}, whose kernel reads as "
-            f"{view.shape}; estimate them on this model."
+            f"gradients hold a matrix of shape {gradient.shape} for {path!r}, whose kernel reads "
+            f"as {view.shape}; estimate them on this model."
         )
     default = functools.partial(initializers.balanced, scale=1.0)
     start = spec.start or ("lora" if spec.kind == "lora" else default)
@@ -264,7 +264,7 @@ def _low_rank(
     factors, offset = _sharded(factors, layer, view), _sharded(offset, layer, view)
     if spec.kind == "adalora":
         # The singular values start at 0, so both frames have to be there for one of them to move.
-        if not is_traced(factors) and not all(bool(jnp.any(factor)) for factor in factors):
+        if not is_traced(factors) and not all(any_nonzero(factor) for factor in factors):
             raise ValueError(
                 f"the start of {path!r} leaves a factor zero; AdaLoRA's singular values start at 0 "
                 "and need both frames, such as start='balanced'."
@@ -297,12 +297,12 @@ def _low_rank(
 
 
 def _ranks(spec: Options, shape: tuple[int, ...], window: int, path: str) -> tuple[int, ...]:
-    """The multilinear ranks that `rank` means for a tensor whose modes from `window` on are full."""
+    """The multilinear ranks that `rank` means for a tensor whose first `window` modes are full."""
     if isinstance(spec.rank, Sequence):
         if len(spec.rank) != len(shape):
             raise ValueError(
-                f"rank of {path!r} is {tuple(spec.rank)}; its update has modes of sizes {shape}, so "
-                f"it must be one integer or {len(shape)} of them."
+                f"rank of {path!r} is {tuple(spec.rank)}; its update has modes of sizes {shape}, "
+                f"so it must be one integer or {len(shape)} of them."
             )
         ranks = [n if r is None else r for r, n in zip(spec.rank, shape, strict=True)]
         try:

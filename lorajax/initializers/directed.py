@@ -4,7 +4,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lorajax.factors import Factors, check_finite, check_positive, check_rank, is_traced
+from lorajax.factors import (
+    Factors,
+    any_nonzero,
+    check_finite,
+    check_positive,
+    check_rank,
+    is_traced,
+)
 from lorajax.initializers.units import PRNGKey, Start, resolve_scale
 
 
@@ -182,7 +189,7 @@ def eva(
 
 
 def _check_nonzero(matrix: Array, name: str = "gradient") -> None:
-    if not is_traced(matrix) and not bool(jnp.any(matrix)):
+    if not is_traced(matrix) and not any_nonzero(matrix):
         raise ValueError(
             f"{name} is zero everywhere, so it has no direction to start along; estimate it on "
             "data on which the model is not yet at a critical point."

@@ -3,10 +3,16 @@
 import jax
 import jax.core
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from lorajax.factors import Factors, check_finite, check_positive, check_rank, is_traced
+from lorajax.factors import (
+    Factors,
+    any_nonzero,
+    check_finite,
+    check_positive,
+    check_rank,
+    is_traced,
+)
 from lorajax.initializers.units import PRNGKey, Start, resolve_scale
 
 
@@ -126,7 +132,7 @@ def nora(
     check_finite(weight=weight)
     check_rank(rank, weight.shape)
     norm = jnp.asarray(resolve_scale(scale), weight.dtype)
-    if not is_traced(weight) and not np.any(np.asarray(weight)):
+    if not is_traced(weight) and not any_nonzero(weight):
         raise ValueError("weight is zero everywhere, so its sketch is zero and would never move.")
     n = weight.shape[1]
     sketch = jax.random.normal(key, (n, rank), weight.dtype) / jnp.sqrt(

@@ -4,8 +4,8 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-import tiny_models
 import numpy as np
+import tiny_models
 from flax import nnx
 
 from lorajax import adapters
