@@ -106,12 +106,12 @@ class TestPacks:
 
 def test_the_embedded_sample_is_balanced_and_real():
     found = data.load("mnist-sample")
-    assert found.train.images.shape == (2000, 28, 28, 1)
+    assert found.train.images.shape == (5000, 28, 28, 1)
     assert found.test.images.shape == (1000, 28, 28, 1)
-    assert np.bincount(found.train.labels).tolist() == [200] * 10
+    assert np.bincount(found.train.labels).tolist() == [500] * 10
     assert np.bincount(found.test.labels).tolist() == [100] * 10
     # Digits, not noise: the nearest training image classifies the test set far above chance.
-    train = found.train.images.reshape(2000, -1).astype(np.float32)
+    train = found.train.images.reshape(5000, -1).astype(np.float32)
     test = found.test.images.reshape(1000, -1).astype(np.float32)
     distance = (train**2).sum(1) - 2 * test @ train.T
     nearest = found.train.labels[distance.argmin(1)]

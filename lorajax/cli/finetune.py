@@ -24,7 +24,6 @@ STARTS = (
     "milora",
     "olora",
 )
-FROM_GRADIENT = ("spectral", "lora_one", "lora_ga")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -94,10 +93,7 @@ def run(args: argparse.Namespace) -> int:
         model.train()
         wrt: Any = nnx.Param
     else:
-        gradients = finetune.gradients_of(
-            model, found.train, targets=targets, samples=args.samples, seed=args.seed
-        )
-        model = _adapt(args, model, found.train, targets, gradients)
+        model, gradients = _adapt(args, model, found.train, targets)
         wrt = adapters.trainable(model, heads=heads)
         print(adapters.describe(model))
     recipe = _recipe(args, len(found.train.labels))
@@ -134,28 +130,33 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _adapt(args: argparse.Namespace, model: Any, train: Any, targets: Any, gradients: Any) -> Any:
+def _adapt(args: argparse.Namespace, model: Any, train: Any, targets: Any) -> tuple[Any, Any]:
+    """The adapted model, and the gradients that ranks, starts and probes are read off."""
     import functools
 
     import jax
 
-    from lorajax import adapters, initializers
+    from lorajax import finetune, initializers
 
     start: Any = args.start
     if args.scale is not None:
         start = functools.partial(getattr(initializers, args.start), scale=args.scale)
-    options: dict[str, Any] = {"start": start, "alpha": args.alpha, "gradients": gradients}
+    options: dict[str, Any] = {"start": start, "alpha": args.alpha}
     if args.rank != "auto":
         options["rank"] = int(args.rank)
+        gradients = finetune.gradients_of(
+            model, train, targets=targets, samples=args.samples, seed=args.seed
+        )
     else:
         selection = finetuning.choose(args, model, train, targets)
-        targets = selection.ranks
+        targets, gradients = selection.ranks, selection.gradients
         if not targets:
             raise ValueError(
                 "--rank auto finds no direction above the noise in any layer; give a rank, or more "
                 "--samples."
             )
-    return adapters.adapt(model, targets, key=jax.random.key(args.seed), **options)
+    key = jax.random.key(args.seed)
+    return finetune.adapt(model, targets, key=key, gradients=gradients, **options), gradients
 
 
 def _recipe(args: argparse.Namespace, samples: int) -> Any:

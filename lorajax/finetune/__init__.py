@@ -2,7 +2,7 @@
 
 from lorajax.finetune.experiments import masked, run_of
 from lorajax.finetune.probes import Probe, directions, measure, paths
-from lorajax.finetune.setup import fit_head, gradients_of, heads, select_ranks
+from lorajax.finetune.setup import adapt, fit_head, gradients_of, heads, select_ranks
 from lorajax.finetune.training import Metrics, Recipe, Record, State, Trainer, fit
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Record",
     "State",
     "Trainer",
+    "adapt",
     "directions",
     "fit",
     "fit_head",

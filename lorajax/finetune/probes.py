@@ -61,10 +61,20 @@ def directions(gradients: Mapping[str, Any]) -> dict[str, Float[Array, " mn"]]:
     Source: Xu et al. 2025 (arXiv:2503.06982), stated for matrix factorization; that a network's
     negative gradient takes the place of `W2ᵀE` is the same linearization at zero (derived).
     """
-    return {
-        path: spectra.top_direction(-(each if hasattr(each, "ndim") else each.matrix))
-        for path, each in gradients.items()
+    matrices = {
+        path: each if hasattr(each, "ndim") else each.matrix for path, each in gradients.items()
     }
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for path, matrix in matrices.items():
+        groups.setdefault(matrix.shape, []).append(path)
+    found = {}
+    for members in groups.values():
+        aims = _top_directions(jnp.stack([-matrices[path] for path in members]))
+        found |= dict(zip(members, aims, strict=True))
+    return {path: found[path] for path in matrices}
+
+
+_top_directions = jax.jit(jax.vmap(spectra.top_direction))
 
 
 def measure(
