@@ -215,6 +215,7 @@ def compare_spectra(
     return Comparison(times, s, simulated, predicted, rows, plans, settings)
 
 
+@plots.style()
 def draw(result: Comparison):
     """One panel a scale: simulated modes in color, laws in black."""
     columns = min(COLUMNS, len(result.simulated))
@@ -233,7 +234,8 @@ def draw(result: Comparison):
                 ax.plot(result.times, law[:, i], linestyle=dash, color="black", lw=1, label=label)
         ax.set(title=f"start {result.settings['start']}, scale {scale:g}", xlabel="time [1/s]")
         ax.set_ylabel("singular value of AB")
-    axes[0].legend()
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     for ax in axes[len(result.simulated) :]:
         ax.set_visible(False)
     return fig
