@@ -19,17 +19,6 @@ theory about it against the simulation, and carry what holds into real fine-tuni
 """
 
 
-class UsageError(Exception):
-    """What the user asked for cannot be done as asked; the message is one sentence."""
-
-
-def enable_x64() -> None:
-    """Switches the command to float64, which the theory's tolerances need."""
-    import jax
-
-    jax.config.update("jax_enable_x64", True)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command with all its subcommands; imports no jax."""
     parser = argparse.ArgumentParser(prog="lorajax", description=DESCRIPTION)
@@ -55,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = build_parser().parse_args(argv)
         return args.run(args)
-    except (UsageError, ValueError) as error:
+    except ValueError as error:
         print(f"lorajax: error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
