@@ -49,7 +49,7 @@ validate: $(INSTALLED)
 	@$(BIN)/lorajax validate $(ARGS)
 
 test: $(INSTALLED)-test
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
 
 lint: $(INSTALLED)-lint
 	@$(BIN)/ruff check .
