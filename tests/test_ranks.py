@@ -45,7 +45,7 @@ def test_few_samples_are_conservative():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_c_over_n_with_the_derived_constant(seed):
-    """The noise of the gradient is that of the residuals: labels, and the update not yet learned."""
+    """The gradient's noise is that of the residuals: labels, and the update not yet learned."""
     (first, second), _ = noisy_gradients(4000, seed)
     values = jnp.linalg.svd((first + second) / 2, compute_uv=False)
     residual = (1 + PLANTED / SHAPE[1]) ** 0.5
@@ -92,11 +92,10 @@ def test_a_budget_with_equal_costs_is_spent_optimally(seed):
     draw = np.random.default_rng(seed)
     spectra = {name: jnp.asarray(np.sort(draw.exponential(size=3))[::-1].copy()) for name in "abc"}
     costs = dict.fromkeys("abc", 7)
-    energy = (
-        lambda chosen: sum(  # noqa: E731
-            float(jnp.sum(spectra[name][:rank] ** 2)) for name, rank in chosen.items()
-        )
-    )
+
+    def energy(chosen):
+        return sum(float(jnp.sum(spectra[name][:rank] ** 2)) for name, rank in chosen.items())
+
     for budget in (0, 6, 7, 30, 100):
         found = ranks.allocate(spectra, costs, budget)
         assert sum(costs[n] * r for n, r in found.items()) <= budget

@@ -438,7 +438,8 @@ def input_moments(
     found = paths.find(copy)
     for path, entry, _ in paths.select(copy, targets, found):
         chosen[path] = Options().merged_with(entry, path).axes
-        base = found[path].base if isinstance(found[path], Adapted) else found[path]
+        layer = found[path]
+        base = layer.base if isinstance(layer, Adapted) else layer
         view = layout(base, chosen[path])
         if view.stack or view.lanes or isinstance(base, nnx.Embed):
             raise ValueError(

@@ -371,10 +371,10 @@ class Adapted(nnx.Module):
     """
 
     def __init__(self, base: nnx.Module):
-        self.base = base
+        self.base: Any = base
         self.adapters = nnx.Dict()
         self.active: tuple[tuple[str, float], ...] = ()
-        self.unmerged = nnx.data(None)
+        self.unmerged: Any = nnx.data(None)
 
     def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
         """Calls the base layer and adds what the active adapters say."""

@@ -172,9 +172,9 @@ class Contraction:
         if ndim is None:
             ndim = 1 + batch + max([len(module.axis), *(-a for a in module.axis), *module.axis])
         x = list(_letters(ndim))
-        axis = sorted(a % ndim for a in module.axis)
+        axis = sorted(int(a) % ndim for a in module.axis)
         # Flax sorts the contracted axes, and puts batch axes first in the output.
-        lanes = [x[a] for a in sorted(a % ndim for a in module.batch_axis)]
+        lanes = [x[a] for a in sorted(int(a) % ndim for a in tuple(module.batch_axis))]
         ins = [x[a] for a in axis]
         outs = list(_letters(len(module.out_features), "".join(x)))
         free = [c for c in x if c not in ins and c not in lanes]

@@ -69,7 +69,7 @@ def lora_plus(ratio: float | int = 16.0) -> optax.GradientTransformation:
         _check_found(sum(_factor(path) is not None for path, _ in leaves), "lora_plus")
         return optax.EmptyState()
 
-    def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
 
         def scaled(path: tuple[Any, ...], leaf: Array) -> Array:
@@ -106,7 +106,7 @@ def allora(eta: float | int = 1.0) -> optax.GradientTransformation:
         _check_found(sum(_factor(path) is not None for path, _ in leaves), "allora")
         return optax.EmptyState()
 
-    def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
             raise ValueError("allora needs the parameters: call update(grads, state, params).")
         factors = {

@@ -45,8 +45,7 @@ def replace(model: Any, visit: Callable[[str, nnx.Module], Any]) -> Any:
         if id(node) in done:
             return done[id(node)]
         kept.append(node)
-        key_of_node = id(node)
-        done[key_of_node] = node
+        done[id(node)] = node
         if isinstance(node, nnx.Module):
             replacement = visit("/".join(path), node)
             if replacement is not None:
@@ -57,16 +56,17 @@ def replace(model: Any, visit: Callable[[str, nnx.Module], Any]) -> Any:
             new = walk(child, (*path, str(key)))
             if new is not child:
                 changed[key] = new
-        if isinstance(node, tuple) and changed:
+        if not changed:
+            return node
+        if isinstance(node, tuple):
             items = [changed.get(i, child) for i, child in enumerate(node)]
-            node = type(node)(*items) if hasattr(node, "_fields") else tuple(items)
-        else:
-            for key, new in changed.items():
-                if isinstance(node, nnx.Module):
-                    setattr(node, key, nnx.data(new) if isinstance(new, tuple) else new)
-                else:
-                    node[key] = new
-        done[key_of_node] = node
+            done[id(node)] = type(node)(*items) if hasattr(node, "_fields") else tuple(items)
+            return done[id(node)]
+        for key, new in changed.items():
+            if isinstance(node, nnx.Module):
+                setattr(node, key, nnx.data(new) if isinstance(new, tuple) else new)
+            else:
+                node[key] = new
         return node
 
     return walk(model, ())

@@ -495,7 +495,7 @@ def _grouped(
             near = ", ".join(map(repr, paths.near_misses(module, by_module)))
             raise ValueError(
                 f"the adapter is of another model: it has a layer {module!r}, and this one has "
-                f"none of that name; near misses: {near or 'none'}. Pass rename if only names differ."
+                f"none of that name; near misses: {near or 'none'}. Pass rename if names differ."
             )
         target.setdefault(module, {})[suffix] = tensor
     if not grouped:
