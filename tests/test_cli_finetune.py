@@ -1,0 +1,208 @@
+"""The commands finetune and rank, on a model and a data set of a moment."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from lorajax import adapters, models
+from lorajax.cli import main
+from lorajax.finetune import checkpoints
+
+CONFIG = models.ViTConfig(
+    (8, 8), 4, width=16, depth=1, heads=2, classes=3, channels=1, mean=(0.5,), std=(0.25,)
+)
+
+
+@pytest.fixture(autouse=True)
+def double_precision_afterwards():
+    yield
+    jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for kind, count in (("train", 64), ("test", 30)):
+        labels = rng.integers(0, 3, count)
+        images = rng.integers(0, 90, (count, 8, 8), dtype=np.uint8)
+        images[np.arange(count), labels * 2] += 150
+        arrays |= {f"{kind}_x": images, f"{kind}_y": labels}
+    np.savez(folder / "rows.npz", **arrays)
+    models.save(models.build(CONFIG, rngs=nnx.Rngs(0)), folder / "vit.safetensors")
+    return folder
+
+
+def run_apart(*arguments):
+    """The command in a process of its own; the last line says whether it imported jax."""
+    code = (
+        "import sys; from lorajax.cli import main\n"
+        "try:\n    status = main(sys.argv[1:])\n"
+        "except SystemExit as end:\n    status = end.code\n"
+        "print('jax' in sys.modules); sys.exit(status)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def inputs(folder):
+    data = ["--data", str(folder / "rows.npz"), "--model", str(folder / "vit.safetensors")]
+    return [*data, "--head-epochs", "1", "--budget", "100"]
+
+
+def fast(folder, out):
+    steps = ["--epochs", "3", "--batch-size", "16", "--probes", "4", "--checkpoints", "4"]
+    return ["finetune", *inputs(folder), *steps, "--rank", "2", "--out", str(out)]
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished")
+    assert main(fast(folder, out)) == 0
+    return out
+
+
+def test_results_are_written(finished, folder):
+    history = json.loads((finished / "history.json").read_text())
+    assert history["step"] == list(range(1, 13))
+    assert len(history["loss"]) == 12
+    assert history["test_step"] == [0, 4, 8, 12]
+    assert history["probe_step"] == [0, 3, 6, 9, 12]
+    assert history["layers"] == [
+        "blocks/0/attention/key",
+        "blocks/0/attention/out",
+        "blocks/0/attention/query",
+        "blocks/0/attention/value",
+        "blocks/0/mlp/down",
+        "blocks/0/mlp/up",
+        "patches",
+    ]
+    assert np.shape(history["probes"]["singular_values"]) == (5, 7, 2)
+    assert np.max(history["probes"]["singular_values"][0]) == 0
+    assert np.min(history["probes"]["singular_values"][-1]) > 0
+    for name in ("curves.png", "probes.png"):
+        assert (finished / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_adapter_is_a_peft_adapter_that_loads_again(finished, folder):
+    config = json.loads((finished / "adapter" / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA" and config["r"] == 2
+    assert config["modules_to_save"] == ["head"]
+    tensors = load_file(finished / "adapter" / "adapter_model.safetensors")
+    assert "base_model.model.blocks.0.mlp.up.lora_A.weight" in tensors
+    history = json.loads((finished / "history.json").read_text())
+    model = models.load(folder / "vit.safetensors")
+    adapted = adapters.load_peft(model, finished / "adapter")
+    pack = np.load(folder / "rows.npz")
+    x = models.normalize(pack["test_x"][..., None], CONFIG.mean, CONFIG.std, channels=1)
+    hits = np.asarray(adapted(x)).argmax(-1) == pack["test_y"]
+    assert hits.mean() == pytest.approx(history["test_accuracy"][-1], abs=1e-6)
+
+
+def test_an_interrupted_run_resumes_to_the_same_curves(finished, folder, tmp_path, monkeypatch):
+    save, saved = checkpoints.Checkpoints.save, []
+
+    def interrupted(self, state, history):
+        save(self, state, history)
+        saved.append(int(state.step))
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.Checkpoints, "save", interrupted)
+        assert main(fast(folder, tmp_path)) == 130
+    assert saved == [3, 6]
+    assert not (tmp_path / "history.json").exists()
+    assert main([*fast(folder, tmp_path), "--resume"]) == 0
+    once = json.loads((finished / "history.json").read_text())
+    again = json.loads((tmp_path / "history.json").read_text())
+    for name in ("step", "loss", "accuracy", "test_step", "test_accuracy", "probes"):
+        assert once[name] == again[name], name
+
+
+def test_a_run_is_not_overwritten_nor_mixed_with_another(finished, folder, capsys):
+    assert main(fast(folder, finished)) == 2
+    assert "holds a run already; give --resume" in capsys.readouterr().err
+    assert main([*fast(folder, finished), "--resume", "--seed", "3"]) == 2
+    assert "holds a run with seed = 0, not 3" in capsys.readouterr().err
+
+
+def test_full_training_writes_a_model(folder, tmp_path):
+    command = fast(folder, tmp_path)
+    assert main([*command, "--method", "full", "--epochs", "1"]) == 0
+    tuned = models.load(tmp_path / "model" / "model.safetensors")
+    assert tuned.config == CONFIG
+    before = models.load(folder / "vit.safetensors")
+    assert not np.array_equal(
+        tuned.blocks[0].mlp.up.kernel[...], before.blocks[0].mlp.up.kernel[...]
+    )
+
+
+@pytest.mark.parametrize("start", ["spectral", "pissa"])
+def test_ranks_are_chosen_and_starts_take_the_gradient(folder, tmp_path, start):
+    command = ["finetune", *inputs(folder), "--start", start, "--rule", "energy"]
+    options = ["--epochs", "1", "--batch-size", "16", "--max-rank", "1", "--out", str(tmp_path)]
+    assert main([*command, *options]) == 0
+    history = json.loads((tmp_path / "history.json").read_text())
+    misalignment = np.array(history["probes"]["misalignment"])
+    if start == "spectral":
+        assert misalignment[0].max() < 1e-5
+    assert np.isfinite(misalignment).all()
+
+
+def test_rank_prints_a_table_and_writes_it(folder, tmp_path, capsys):
+    command = ["rank", *inputs(folder), "--rule", "energy", "--out", str(tmp_path)]
+    assert main([*command, "--targets", "**/mlp/*"]) == 0
+    printed = capsys.readouterr().out
+    assert "blocks/0/mlp/up" in printed and "by energy on 64 samples" in printed
+    found = json.loads((tmp_path / "ranks.json").read_text())
+    assert list(found["layers"]) == ["blocks/0/mlp/down", "blocks/0/mlp/up"]
+    for layer in found["layers"].values():
+        values = np.array(layer["singular_values"])
+        assert (np.diff(values) <= 0).all()
+        kept = (values[: layer["rank"]] ** 2).sum() / (values**2).sum()
+        assert kept >= 0.9
+    assert found["peft"]["target_modules"] == ["blocks.0.mlp.down", "blocks.0.mlp.up"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["finetune", "--rank", "none"], "--rank is 'none'"),
+        (["finetune", "--rank", "0"], "--rank is '0'"),
+        (["finetune", "--epochs", "0"], "--epochs is 0.0; it must be positive"),
+        (["finetune", "--start", "pissa", "--scale", "1"], "goes with lora"),
+        (["finetune", "--budget", "0"], "--budget is 0.0"),
+        (["rank", "--rule", "c_over_n"], "needs --constant C"),
+        (["rank", "--constant", "2"], "goes with --rule c_over_n"),
+        (["rank", "--samples", "0"], "--samples is 0"),
+        (["rank", "--max-rank", "0"], "--max-rank is 0"),
+        (["rank", "--seed", "-1"], "--seed is -1"),
+    ],
+)
+def test_usage_errors_answer_without_jax(arguments, message):
+    done = run_apart(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stdout.strip().endswith("False")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "no-such-set"], "source is 'no-such-set'"),
+        (["--model", "no-such-model"], "source is 'no-such-model', which does not exist"),
+        (["--targets", "**/atention/*"], "atention"),
+    ],
+)
+def test_bad_inputs_are_refused_in_a_sentence(folder, tmp_path, arguments, message, capsys):
+    assert main(["rank", *inputs(folder), *arguments, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
