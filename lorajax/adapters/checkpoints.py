@@ -4,7 +4,7 @@ import os
 import pathlib
 from typing import Any
 
-import orbax.checkpoint as ocp
+import jax
 from flax import nnx
 
 
@@ -25,8 +25,8 @@ def save_checkpoint(state: Any, folder: str | os.PathLike) -> None:
     target = pathlib.Path(os.path.abspath(folder))
     if target.exists():
         raise ValueError(f"{str(target)!r} exists already; a checkpoint needs a folder of its own.")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(target, nnx.to_pure_dict(_state(state)))
+    with _checkpointer() as checkpointer:
+        checkpointer.save(target, _without_keys(nnx.to_pure_dict(_state(state))))
 
 
 def load_checkpoint(template: Any, folder: str | os.PathLike) -> None:
@@ -46,15 +46,38 @@ def load_checkpoint(template: Any, folder: str | os.PathLike) -> None:
     state = _state(template)
     wanted = nnx.to_pure_dict(state)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            restored = checkpointer.restore(source, wanted)
+        with _checkpointer() as checkpointer:
+            restored = checkpointer.restore(source, _without_keys(wanted))
     except (ValueError, KeyError, FileNotFoundError, TypeError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{str(source)!r} is no checkpoint of this model and its adapters: {first}"
         ) from None
+    restored = jax.tree.map(_with_key, wanted, restored)
     nnx.replace_by_pure_dict(state, restored)
     _update(template, state)
+
+
+def _checkpointer() -> Any:
+    # Orbax takes a second to import, which whoever saves no checkpoint need not wait for.
+    import orbax.checkpoint as ocp
+
+    return ocp.StandardCheckpointer()
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _without_keys(tree: Any) -> Any:
+    """The tree with PRNG keys, such as those of dropout, as the integers that orbax can write."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+
+
+def _with_key(wanted: Any, restored: Any) -> Any:
+    if not _is_key(wanted):
+        return restored
+    return jax.random.wrap_key_data(restored, impl=jax.random.key_impl(wanted))
 
 
 def _state(module: Any) -> Any:

@@ -321,15 +321,23 @@ def test_random_bytes_never_do_more_than_raise(good, bases):
 
 
 def test_checkpoints_hold_the_full_state(bases, tmp_path):
-    model = adapters.adapt(bases["bert"], "**/query", key=jax.random.key(0), rank=2, start="pissa")
+    options = {"rank": 2, "start": "pissa", "dropout": 0.1}
+    model = adapters.adapt(bases["bert"], "**/query", key=jax.random.key(0), **options)
     adapters.save_checkpoint(model, tmp_path / "state")
-    other = adapters.adapt(bases["bert"], "**/query", key=jax.random.key(1), rank=2, start="pissa")
+    other = adapters.adapt(bases["bert"], "**/query", key=jax.random.key(1), **options)
     other.classifier.kernel[...] += 1
     adapters.layers(other)["bert/encoder/layer/0/attention/self/query"].adapters["default"].a[
         ...
     ] += 1
     adapters.load_checkpoint(other, tmp_path / "state")
-    for x, y in zip(*(jax.tree.leaves(nnx.state(m)) for m in (model, other)), strict=True):
+
+    def leaves(model):
+        every = jax.tree.leaves(nnx.state(model))
+        keys = [jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) for x in every]
+        assert any(keys)
+        return [jax.random.key_data(x) if k else x for x, k in zip(every, keys, strict=True)]
+
+    for x, y in zip(leaves(model), leaves(other), strict=True):
         np.testing.assert_array_equal(x, y)
     with pytest.raises(ValueError, match="exists already"):
         adapters.save_checkpoint(model, tmp_path / "state")
