@@ -51,6 +51,9 @@ def prepare_jax(*, x64: bool = True) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from importlib import metadata
 
+    # Equinox raises from compiled code through host callbacks, and a program with callbacks is never
+    # kept in the compile cache; every run has a status of its own instead.
+    os.environ.setdefault("EQX_ON_ERROR", "nan")
     import jax
 
     jax.config.update("jax_enable_x64", x64)
@@ -64,7 +67,7 @@ def prepare_jax(*, x64: bool = True) -> None:
     except OSError:
         return  # Without a home every run compiles anew; nothing else changes.
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
