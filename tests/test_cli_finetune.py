@@ -83,9 +83,8 @@ def test_results_are_written(finished, folder):
         "blocks/0/attention/value",
         "blocks/0/mlp/down",
         "blocks/0/mlp/up",
-        "patches",
     ]
-    assert np.shape(history["probes"]["singular_values"]) == (5, 7, 2)
+    assert np.shape(history["probes"]["singular_values"]) == (5, 6, 2)
     assert np.max(history["probes"]["singular_values"][0]) == 0
     assert np.min(history["probes"]["singular_values"][-1]) > 0
     for name in ("curves.png", "probes.png"):
@@ -95,7 +94,7 @@ def test_results_are_written(finished, folder):
 def test_the_adapter_is_a_peft_adapter_that_loads_again(finished, folder):
     config = json.loads((finished / "adapter" / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA" and config["r"] == 2
-    assert config["modules_to_save"] == ["head"]
+    assert config["modules_to_save"] == ["head", "patches"]
     tensors = load_file(finished / "adapter" / "adapter_model.safetensors")
     assert "base_model.model.blocks.0.mlp.up.lora_A.weight" in tensors
     history = json.loads((finished / "history.json").read_text())

@@ -41,9 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--budget",
         type=float,
-        default=8.0,
+        default=7.0,
         metavar="PERCENT",
-        help="of the model's parameters that adapters may have where ranks are chosen (default 8)",
+        help="of the model's parameters that adapters may have where ranks are chosen (default 7)",
     )
     add("--samples", type=int, default=2048, metavar="N", help="images behind the gradient")
     add("--head", choices=("fit", "keep"), default="fit", help="fit the head first, or keep it")
