@@ -2,10 +2,10 @@
 
     python -m benchmarks stores [--lanes 1000000] [--kills 20] [--json FILE]
 
-The lanes are closed-form flows, k = 3, r = 4, whose singular values at 50 times are kept; each draws
-its own orthonormal start. They run in processes of their own, so that the largest resident memory is
-that of one run. The kills are `kill -9` at random moments of a smaller sweep, each followed by a run
-that goes on.
+The lanes are closed-form flows, k = 3, r = 4, whose singular values at 50 times are kept; each
+draws its own orthonormal start. They run in processes of their own, so that the largest resident
+memory is that of one run. The kills are `kill -9` at random moments of a smaller sweep, each
+followed by a run that goes on.
 """
 
 import argparse

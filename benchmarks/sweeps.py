@@ -469,7 +469,7 @@ def two_layer(rows: Rows, size: int, options: argparse.Namespace, gemm: float) -
     seconds, worst = scipy_run(PEER)
     rows.add("two_layer", size, "scipy_dop853_residual", len(sample), seconds, worst, rtol=PEER)
 
-    many = list(range(0, LANES, LANES // 18))
+    many = list(range(0, LANES, LANES // options.many))
     some = jax.tree.map(lambda x: x[np.array(many)], factors)
     picked = [many.index(i) for i in many if i in truth]
 
@@ -594,7 +594,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--layers", type=int, nargs="*", help="sizes of the two-layer case")
     parser.add_argument("--repeats", type=int, default=5, help="of our own engines")
     parser.add_argument("--sample", type=int, default=3, help="lanes of the slow peers")
-    parser.add_argument("--bucket", type=int, default=45, help="lanes that step together")
+    parser.add_argument("--many", type=int, default=180, help="lanes of batched peers")
+    parser.add_argument(
+        "--bucket", type=int, default=18, help="lanes of two layers that step together"
+    )
     parser.add_argument("--largest-full", type=int, default=512, help="for unreduced engines")
     parser.add_argument("--largest-scipy", type=int, default=4096, help="for scipy")
     options = parser.parse_args(argv)

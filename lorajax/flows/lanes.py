@@ -179,7 +179,7 @@ def reduced_ode(
     one_sided: bool,
     rtol: float | Float[Array, ""] = RTOL,
     max_steps: int = 2**17,
-    bucket: int = 256,
+    bucket: int = 128,
 ) -> LanePaths:
     """Singular values of flows from any start, integrated in the reduced frames.
 
@@ -374,7 +374,7 @@ def two_layer(
     observe: Callable[[TwoLayerFactors], dict[str, Array]] | None = None,
     rtol: float | Float[Array, ""] = RTOL,
     max_steps: int = 2**17,
-    bucket: int = 64,
+    bucket: int = 18,
 ) -> LanePaths:
     """Flows of two frozen layers that all lanes share.
 
@@ -425,7 +425,7 @@ def full_ode(
     observe: Callable[[Any], dict[str, Array]] | None = None,
     rtol: float | Float[Array, ""] = RTOL,
     max_steps: int = 2**17,
-    bucket: int = 64,
+    bucket: int = 18,
 ) -> LanePaths:
     """Flows of any problem that all lanes share, on its own gradient.
 
