@@ -51,7 +51,7 @@ def prepare_jax(*, x64: bool = True) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from importlib import metadata
 
-    # Equinox raises from compiled code through host callbacks, and a program with callbacks is never
+    # Equinox raises from compiled code through host callbacks, and such programs are never
     # kept in the compile cache; every run has a status of its own instead.
     os.environ.setdefault("EQX_ON_ERROR", "nan")
     import jax
