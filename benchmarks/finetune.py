@@ -1,6 +1,6 @@
 """A LoRA step on ViT-B/16: lorajax against PEFT with torch, on this machine and in this run.
 
-`python benchmarks/finetune.py` needs the extra `benchmark`. Each engine runs in a process of its
+`python -m benchmarks finetune` needs the extra `benchmark`. Each engine runs in a process of its
 own, in turn and several times over, so that a busy machine slows both alike (the processor time
 tells how busy it was); memory is the largest resident set of the process. The share of the GEMM
 peak counts the matrix products of the step and compares them with what one large product of the
@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -138,17 +138,18 @@ def lorajax_engine(batch: int, rank: int, steps: int) -> dict[str, Any]:
 ENGINES = {"lorajax": lorajax_engine, "peft": peft_engine}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the engines in turn and prints the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--steps", type=int, default=3, help="timed steps a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.engine:
         print(json.dumps(ENGINES[args.engine](args.batch, args.rank, args.steps)))
-        return
+        return 0
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ENGINES}
     for _ in range(args.rounds):
         for name in ENGINES:
@@ -180,7 +181,8 @@ def main() -> None:
             f"{rounds[0]['trainable']:,} trainable; {rounds[0]['version']}"
         )
     print(f"lorajax takes {medians['lorajax'] / medians['peft']:.2f} of PEFT's time")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

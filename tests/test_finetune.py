@@ -377,6 +377,68 @@ class TestProbes:
             finetune.measure(model)
 
 
+class TestSetup:
+    def test_adapting_in_one_program_changes_nothing(self, model, key):
+        options = {"rank": 2, "start": "small", "alpha": 3.0}
+        plain = adapters.adapt(model, TARGETS, key=key, **options)
+        compiled = finetune.adapt(model, TARGETS, key=key, **options)
+        assert nnx.graphdef(plain) == nnx.graphdef(compiled)
+
+        def same(a, b):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+
+        jax.tree.map(same, nnx.state(plain, nnx.Param), nnx.state(compiled, nnx.Param))
+        # The base is the old one, not a copy.
+        before = model.blocks[0].mlp.up.kernel[...]
+        after = compiled.blocks[0].mlp.up.kernel[...]
+        assert before.unsafe_buffer_pointer() == after.unsafe_buffer_pointer()
+
+    def test_a_start_that_cannot_move_is_refused(self, model, key):
+        gradients = {
+            path: jnp.zeros((16, 16), jnp.float32)
+            for path in probes.paths(adapters.adapt(model, TARGETS, key=key, rank=1))
+        }
+        with pytest.raises(ValueError, match="leaves both factors zero"):
+            finetune.adapt(model, TARGETS, key=key, rank=1, start="lora_one", gradients=gradients)
+
+    def test_fit_head_moves_the_head_alone_and_helps(self, model, split):
+        fitted = finetune.fit_head(model, split, epochs=20, batch_size=20)
+        np.testing.assert_array_equal(
+            fitted.blocks[0].mlp.up.kernel[...], model.blocks[0].mlp.up.kernel[...]
+        )
+        assert finetune.heads(fitted) == ("head",)
+        recipe = finetune.Recipe(steps=1)
+        found = [
+            trainer.evaluate(trainer.init(), split).loss
+            for trainer in (finetune.Trainer(each, nnx.Param, recipe) for each in (model, fitted))
+        ]
+        assert found[1] < found[0]
+
+    def test_gradients_and_ranks_come_from_the_same_data(self, model, split):
+        options = {"targets": TARGETS, "samples": 40, "batch_size": 10}
+        selection = finetune.select_ranks(model, split, rule="energy", **options)
+        gradients = finetune.gradients_of(model, split, **options)
+        assert selection.samples == 40
+        for path, gradient in gradients.items():
+            np.testing.assert_allclose(selection.gradients[path].matrix, gradient.matrix, atol=1e-6)
+        # By hand: the mean gradient over the very images that were drawn.
+        batches = finetune.setup.batches_of(split, 40, 10)
+        images, labels = (jnp.concatenate(column) for column in zip(*batches, strict=True))
+        x = models.normalize(images, CONFIG.mean, CONFIG.std, channels=1)
+
+        def loss(model):
+            return optax.softmax_cross_entropy_with_integer_labels(model(x), labels).mean()
+
+        dense = nnx.grad(loss)(model).blocks[0].attention.query.kernel[...]
+        found = gradients["blocks/0/attention/query"].matrix
+        np.testing.assert_allclose(found, dense, atol=1e-6)
+
+    def test_halves_need_two_images(self, model, split):
+        tiny = data.Split(split.images[:1], split.labels[:1])
+        with pytest.raises(ValueError, match="two halves need at least 2"):
+            finetune.select_ranks(model, tiny)
+
+
 @pytest.mark.slow
 def test_lanes_spread_over_devices_give_the_same_curves(tmp_path):
     """Two virtual devices against one, in processes of their own."""

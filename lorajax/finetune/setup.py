@@ -92,15 +92,22 @@ def adapt(model: Any, targets: Targets, *, key: Any, **options: Any) -> Any:
 
     @jax.jit
     def program(state, key, given):
-        base = nnx.merge(graph, state, copy=True)
-        adapted_graph, adapted = nnx.split(
-            adapters.adapt(base, targets, key=key, **given, **options)
+        adapted = adapters.adapt(
+            nnx.merge(graph, state, copy=True), targets, key=key, **given, **options
         )
-        made.append(adapted_graph)
-        return adapted
+        adapted_graph, adapted_state = nnx.split(adapted)
+        leaves, tree = jax.tree.flatten(adapted_state)
+        # What came in goes on as it is, outside the program, which would copy it.
+        old = {id(leaf): i for i, leaf in enumerate(jax.tree.leaves(state))}
+        places = [old.get(id(leaf)) for leaf in leaves]
+        made.append((adapted_graph, tree, places))
+        return [leaf for leaf, place in zip(leaves, places, strict=True) if place is None]
 
-    values = program(state, key, given)
-    adapted = nnx.merge(made[-1], values)
+    fresh = iter(program(state, key, given))
+    adapted_graph, tree, places = made[-1]
+    old = jax.tree.leaves(state)
+    leaves = [next(fresh) if place is None else old[place] for place in places]
+    adapted = nnx.merge(adapted_graph, jax.tree.unflatten(tree, leaves))
     for path, layer in adapters.layers(adapted).items():
         for each in layer.adapters.values():
             if isinstance(each, adapters.LoRA) and not any(np.any(x) for x in each.factors):
