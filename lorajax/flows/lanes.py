@@ -25,7 +25,6 @@ from lorajax.factors import Factors, is_traced
 from lorajax.flows import gradient, stepping
 from lorajax.flows.path import CONVERGED, NON_FINITE
 from lorajax.problems import MatrixFactorization, TwoLayer, TwoLayerFactors
-from lorajax.spectra import singular_values as spectrum
 
 Engine = Literal["closed form", "reduced ODE", "full ODE"]
 
@@ -250,12 +249,24 @@ def _frames_field(s: Array, state: Any) -> Any:
     )
 
 
+def _product_values(a: Array, bt: Array) -> Array:
+    """Singular values of `A B` for A (…, p, r) and Bᵀ (…, q, r); NaN where one is not finite."""
+    most, lead = max(a.shape[-2], bt.shape[-2], a.shape[-1]), [(0, 0)] * (a.ndim - 2)
+    both = jnp.stack([jnp.pad(x, [*lead, (0, most - x.shape[-2]), (0, 0)]) for x in (a, bt)])
+    fine = jnp.all(jnp.isfinite(both), axis=(0, -2, -1))
+    # One call for both: two that do not depend on each other can block XLA's threads for good.
+    upper = jnp.linalg.qr(jnp.where(fine[..., None, None], both, 0), mode="r")
+    columns = jnp.moveaxis(upper[0] @ _turn(upper[1]), (-1, -2), (0, 1))
+    values = jnp.moveaxis(lanes.jacobi(columns), 0, -1)
+    keep = min(a.shape[-2], bt.shape[-2], a.shape[-1])
+    return jnp.where(fine[..., None], values[..., :keep], jnp.nan)
+
+
 def _frames_bucket(times, rtol, max_steps, s, start) -> LanePaths:
     state = jnp.moveaxis(start.a, 0, -1), jnp.moveaxis(jnp.swapaxes(start.b, 1, 2), 0, -1)
 
     def observe(state):
-        a, bt = (jnp.moveaxis(x, -1, 0) for x in state)
-        return Factors(a, jnp.swapaxes(bt, 1, 2))
+        return tuple(jnp.moveaxis(x, -1, 0) for x in state)
 
     found = stepping.integrate(
         functools.partial(_frames_field, s.T),
@@ -267,10 +278,7 @@ def _frames_bucket(times, rtol, max_steps, s, start) -> LanePaths:
         axis=-1,
         max_steps=max_steps,
     )
-    safe = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0), found.observed)
-    values = jnp.where(
-        jnp.all(jnp.isfinite(found.observed.a), axis=(-2, -1))[..., None], spectrum(safe), jnp.nan
-    )
+    values = _product_values(*found.observed)
     return LanePaths({"singular_values": values}, found.status, found.steps)
 
 
