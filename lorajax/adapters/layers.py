@@ -208,12 +208,12 @@ class LoRA(Adapter):
         """What is added to the base's output `y` at the input `x`, in the adapter's dtype."""
         view = layout(base, self.axes)
         x = self._input(x)
+        # The scaling goes onto B, which is smaller than anything that leads with the samples.
         a, b = self.factors
-        change = view.apply(x, a, b, out_sharding)
+        change = view.apply(x, a, self.scaling * b, out_sharding)
         if (offset := self.offset) is not None:
             # Apart, not as one product of rank 2r: at the start the two cancel to the last bit.
-            change = change - view.apply(x, offset.a, offset.b, out_sharding)
-        change = self.scaling * change
+            change = change - view.apply(x, offset.a, self.scaling * offset.b, out_sharding)
         if self.magnitude is None:
             return change
         gain = view.columns(self.magnitude[...] / jax.lax.stop_gradient(self.norms(base)), y)

@@ -206,7 +206,7 @@ def select_ranks(
             counts, floor = ranks.energy(values, fraction), 0.0
         else:
             if noisy is not None:
-                floors = noisy.singular_values[..., 0]
+                floors = noisy.norm
             else:
                 c = ranks.noise_constant(shape, noise) if noise is not None else constant
                 assert c is not None

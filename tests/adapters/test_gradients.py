@@ -86,6 +86,8 @@ def test_large_layers_are_sketched_within_the_bound(net, exact):
     missed = np.linalg.norm(narrow.matrix - exact["wide"], 2)
     assert 1e-4 * truth[0] < missed <= float(narrow.error)
     values = np.asarray(narrow.singular_values)
+    np.testing.assert_allclose(narrow.norm, values[0], rtol=1e-5)
+    np.testing.assert_allclose(found["out"].norm, np.linalg.norm(exact["out"], 2), rtol=1e-5)
     assert np.all(values <= truth[:4] + 1e-6)
     assert np.all(truth[:4] <= np.sqrt(values**2 + float(narrow.error) ** 2))
 

@@ -202,7 +202,7 @@ def in_one_program(look, name, method, dtype):
         layer = nnx.merge(graphdef, state)
         return look(adapted(layer, method, dtype), layer, x)
 
-    fast = {"xla_llvm_disable_expensive_passes": True}
+    fast = {"xla_backend_optimization_level": 0}
     return jax.jit(program, compiler_options=fast)(state, data(shape, layer, dtype))
 
 

@@ -132,7 +132,8 @@ def test_starts_do_not_depend_on_the_other_targets(model):
 def test_the_model_given_is_never_changed(model):
     before = snapshot(model)
     kinds = {path: type(x) for path, x in paths.modules(model).items()}
-    adapted = moved(adapters.adapt(model, key=KEY, rank=2, start="pissa"))
+    targets = ["**/query", "blocks/0/up"]
+    adapted = moved(adapters.adapt(model, targets, key=KEY, rank=2, start="pissa"))
     merged = adapters.merge(adapted)
     held = snapshot(adapted)
     optimizer = nnx.Optimizer(
@@ -147,7 +148,7 @@ def test_the_model_given_is_never_changed(model):
 
 
 def test_arrays_of_the_base_are_shared_not_copied(model):
-    adapted = adapters.adapt(model, key=KEY, rank=2, start="pissa")
+    adapted = adapters.adapt(model, "**/up", key=KEY, rank=2, start="pissa")
     kernel = adapted.blocks[0].up.base.kernel[...]
     assert kernel.unsafe_buffer_pointer() == model.blocks[0].up.kernel[...].unsafe_buffer_pointer()
 
@@ -261,20 +262,20 @@ def test_the_lowered_gradient_has_adapter_leaves_alone(model):
 def test_transforms(two):
     y = two(TOKENS)
     graphdef, state = nnx.split(two)
-    np.testing.assert_allclose(nnx.jit(lambda m, t: m(t))(two, TOKENS), y, atol=1e-6)
+    np.testing.assert_allclose(nnx.jit(lambda m, t: m(t))(two, TOKENS), y, rtol=1e-5, atol=1e-5)
     remat = nnx.remat(lambda m, t: m(t))
     wrt = nnx.DiffState(0, adapters.trainable(two))
     plain = nnx.grad(loss, argnums=wrt)(two, TOKENS)
     again = nnx.grad(lambda m, t: jnp.mean(remat(m, t) ** 2), argnums=wrt)(two, TOKENS)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
     batched = nnx.vmap(lambda m, t: m(t), in_axes=(None, 0))(two, TOKENS[:, None])
-    np.testing.assert_allclose(batched[:, 0], y, atol=1e-6)
+    np.testing.assert_allclose(batched[:, 0], y, rtol=1e-5, atol=1e-5)
     # Many adapters of one base at once: only adapter leaves carry the lane axis.
     graphdef, params, rest = nnx.split(two, nnx.LoRAParam, ...)
     lanes = jax.tree.map(lambda x: jnp.stack([x, 0 * x]), params)
     outs = jax.vmap(lambda p: nnx.merge(graphdef, p, rest)(TOKENS))(lanes)
-    np.testing.assert_allclose(outs[0], y, atol=1e-6)
+    np.testing.assert_allclose(outs[0], y, rtol=1e-5, atol=1e-5)
     assert float(jnp.max(jnp.abs(outs[1] - y))) > 1e-3
 
 
@@ -335,15 +336,12 @@ def test_memory_of_a_step_beyond_the_base():
     base = sum(v.nbytes for v in jax.tree.leaves(rest))
     count = sum(v.size for v in jax.tree.leaves(params))
     assert count == 4 * rank * 2 * width
-    residuals = jax.tree.leaves(jax.vjp(lambda p: nnx.merge(graphdef, p, rest)(x), params)[1])
-    weights = {(width, width), (width, rank), (rank, width)}
-    activations = sum(v.nbytes for v in residuals if v.shape not in weights) + x.nbytes
-    # The backward pass holds the cotangent of one layer beside them, in both of its layouts.
-    working = 4 * rows * width * 4
-    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    assert peak - base <= activations + working + 16 * count
-    full = 16 * 4 * width * width
-    assert peak - base < full / 4
+    # Gradients are outputs here, so that temporaries are what backpropagation itself holds.
+    gradient = jax.grad(lambda p: jnp.mean(nnx.merge(graphdef, p, rest)(x) ** 2))
+    activations = jax.jit(gradient).lower(params).compile().memory_analysis().temp_size_in_bytes
+    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes - x.nbytes
+    assert 0 < peak - base <= activations + 16 * count
+    assert peak - base < 16 * 4 * width * width / 4
 
 
 def test_sharded_bases_get_sharded_factors():
