@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="linear layers that train in full beside the head (default: a ViT's patches)",
     )
     add("--alpha", type=float, help="numerator of the scaling alpha/rank (default: scaling 1)")
-    add("--epochs", type=float, default=8.0, help="times through the data (default 8)")
+    add("--epochs", type=float, default=6.0, help="times through the data (default 6)")
     add("--batch-size", type=int, default=50, help="images a step (default 50)")
     add(
         "--optimizer",
