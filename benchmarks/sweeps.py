@@ -63,8 +63,9 @@ def gemm_rate(size: int = 2000) -> float:
 class Rows:
     """The table as it grows, printed line by line."""
 
-    def __init__(self) -> None:
+    def __init__(self, save: Callable[["Rows"], None]) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.save = save
 
     def add(self, case: str, size: int, engine: str, count: int, seconds, error: float, **more):
         per_lane = [s / count for s in seconds]
@@ -86,6 +87,7 @@ class Rows:
             + "".join(f"  {k} {v:.3g}" for k, v in more.items()),
             flush=True,
         )
+        self.save(self)
 
     def of(self, case: str, size: int, engine: str) -> float | None:
         for row in self.rows:
@@ -179,17 +181,15 @@ def closed_form_flops(columns: int, modes: int, sweeps: float) -> float:
     return scaling + gram + cholesky + solve + rotations + 4 * c
 
 
-def sharded(function, count: int):
-    """A function of lanes, over all devices."""
+def sharded(function, lanes_of):
+    """A function of lanes over all devices, and its argument placed there."""
     devices = jax.devices()
-    if len(devices) == 1 or count % len(devices):
-        return jax.jit(function)
+    if len(devices) == 1 or LANES % len(devices):
+        return jax.jit(function), lanes_of
     mesh = jax.sharding.Mesh(np.array(devices), ("lanes",))
     spec = jax.sharding.PartitionSpec("lanes")
     shard = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    place = jax.sharding.NamedSharding(mesh, spec)
-    run = jax.jit(shard)
-    return lambda *trees: run(*jax.device_put(trees, place))
+    return jax.jit(shard), jax.device_put(lanes_of, jax.sharding.NamedSharding(mesh, spec))
 
 
 def plain_vmap(problem, factors, times, rtol, scales, observe):
@@ -269,15 +269,15 @@ def reducible(rows: Rows, size: int, options: argparse.Namespace, gemm: float) -
         found = lanes.closed_form(problem, factors, t, one_sided=True)
         return found.observed["singular_values"]
 
-    run = sharded(closed, LANES)
-    seconds, values = clock(lambda: run(factors), options.repeats)
+    run, placed = sharded(closed, factors)
+    seconds, values = clock(lambda: run(placed), options.repeats)
     form = exact_lanes.one_sided(
         jnp.broadcast_to(problem.singular_values, (LANES, k)),
         jnp.asarray(scales**2),
         jnp.einsum("mk,lmr->lkr", problem.u, factors.a),
     )
     sweeps = float(exact_lanes.jacobi_sweeps(form, t))
-    flops = TIMES * closed_form_flops(k, k, sweeps) + 4.0 * size * k * RANK
+    flops = TIMES * closed_form_flops(k, k, sweeps) + 2.0 * size * (k + 1) * RANK
     rate = flops / (np.median(seconds) / LANES)
     rows.add(
         "reducible",
@@ -297,8 +297,8 @@ def reducible(rows: Rows, size: int, options: argparse.Namespace, gemm: float) -
             found = lanes.reduced_ode(problem, factors, t, one_sided=True, rtol=rtol)
             return found.observed["singular_values"]
 
-        run = sharded(of, LANES)
-        seconds, values = clock(lambda: run(factors), options.repeats)
+        run, placed = sharded(of, factors)
+        seconds, values = clock(lambda: run(placed), options.repeats)
         return seconds, error(values, everyone)
 
     seconds, worst, rtol = within_target(reduced)
@@ -334,7 +334,7 @@ def reducible(rows: Rows, size: int, options: argparse.Namespace, gemm: float) -
 
         seconds, worst = plain(PEER)
         rows.add("reducible", size, "plain_vmap", len(sample), seconds, worst, rtol=PEER)
-        if has_torch():
+        if has_torch() and size <= options.largest_torch:
 
             def torch_run(rtol):
                 begin = time.perf_counter()
@@ -434,8 +434,8 @@ def two_layer(rows: Rows, size: int, options: argparse.Namespace, gemm: float) -
             found = lanes.full_ode(problem, factors, t, rtol=rtol, bucket=options.bucket)
             return found.observed["losses"], found.steps
 
-        run = sharded(of, LANES)
-        seconds, (losses, steps) = clock(lambda: run(factors), options.repeats)
+        run, placed = sharded(of, factors)
+        seconds, (losses, steps) = clock(lambda: run(placed), options.repeats)
         taken.append(float(jnp.mean(steps)))
         return seconds, error(losses, everyone)
 
@@ -581,6 +581,7 @@ def machine() -> dict[str, Any]:
         "devices": [str(d) for d in jax.devices()],
         "python": platform.python_version(),
         "jax": jax.__version__,
+        "blas_threads": os.environ.get("OPENBLAS_NUM_THREADS", "all"),
         "load_average": list(os.getloadavg()),
     }
 
@@ -599,6 +600,7 @@ def main(argv: list[str]) -> int:
         "--bucket", type=int, default=18, help="lanes of two layers that step together"
     )
     parser.add_argument("--largest-full", type=int, default=512, help="for unreduced engines")
+    parser.add_argument("--largest-torch", type=int, default=512, help="for torchdiffeq")
     parser.add_argument("--largest-scipy", type=int, default=4096, help="for scipy")
     options = parser.parse_args(argv)
     jax.config.update("jax_enable_x64", True)
@@ -612,23 +614,23 @@ def main(argv: list[str]) -> int:
         else [64, 128, 256, 512, 1024, 2048, 4096]
     )
     layers = options.layers if options.layers is not None else [16] if options.quick else [64, 100]
-    before, gemm, rows = machine(), gemm_rate(), Rows()
+    before, gemm = machine(), gemm_rate()
     print(f"float64 product: {gemm / 1e9:.1f} GFLOP/s; load {before['load_average'][0]:.1f}")
+
+    def save(rows: Rows) -> None:
+        after = {"gemm_flop_rate": gemm, "load_average_after": list(os.getloadavg())}
+        table = {"machine": before | after, "rows": rows.rows, "ratios": ratios(rows)}
+        if options.json:
+            with open(options.json, "w") as file:
+                json.dump(table, file, indent=1)
+                file.write("\n")
+
+    rows = Rows(save)
     for size in sizes:
         reducible(rows, size, options, gemm)
     for size in layers:
         two_layer(rows, size, options, gemm)
-    lines = ratios(rows)
-    print("\n".join(lines))
-    table = {
-        "machine": before | {"gemm_flop_rate": gemm, "load_average_after": list(os.getloadavg())},
-        "rows": rows.rows,
-        "ratios": lines,
-    }
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(table, file, indent=1)
-            file.write("\n")
+    print("\n".join(ratios(rows)))
     if options.plot:
         plot(rows, options.plot)
     return 0

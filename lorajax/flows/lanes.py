@@ -32,6 +32,9 @@ RTOL = 3e-10
 """Relative tolerance of a step that keeps singular values within 1e-8 of s_1 over whole flows."""
 
 
+_LARGE = 2048  # entries of a factor from which a lane at a time is faster than all in one product
+
+
 class LanePaths(NamedTuple):
     """Observables of many flows.
 
@@ -78,11 +81,18 @@ def _per_lane(problem: MatrixFactorization, count: int) -> Array:
     return s if s.ndim == 2 else jnp.broadcast_to(s, (count, *s.shape))
 
 
-def _along(frame: Array, factor: Array) -> Array:
-    """`Uᵀ A` of every lane, as one product where all lanes share the frame."""
+def _along(frame: Array, factor: Array) -> tuple[Array, Array]:
+    """`UᵀA` and `‖A‖²` of every lane."""
     if frame.ndim == 3:
-        return jnp.einsum("lmk,lmr->lkr", frame, factor)
-    return jnp.einsum("mk,lmr->lkr", frame, factor)
+        return jnp.einsum("lmk,lmr->lkr", frame, factor), jnp.sum(factor**2, axis=(1, 2))
+
+    def one(a: Array) -> tuple[Array, Array]:
+        return frame.T @ a, jnp.sum(a**2)
+
+    # One product for all lanes would first copy all of A into another layout.
+    if factor.shape[1] * factor.shape[2] >= _LARGE:
+        return jax.lax.map(one, factor)
+    return jax.vmap(one)(factor)
 
 
 def _reduce(problem: MatrixFactorization, factors: Factors):
@@ -113,12 +123,13 @@ def closed_form(
 
     Source: theory section 2.1 (derived) and `exact.lanes`.
     """
-    size = jnp.sum(factors.a**2, axis=(1, 2)) - jnp.sum(factors.b**2, axis=(1, 2))
-    level = size / factors.rank
     if one_sided:
         s = _per_lane(problem, factors.a.shape[0])
-        form = lanes.one_sided(s, level, _along(problem.u, factors.a))
+        along, size = _along(problem.u, factors.a)
+        form = lanes.one_sided(s, size / factors.rank, along)
     else:
+        size = jnp.sum(factors.a**2, axis=(1, 2)) - jnp.sum(factors.b**2, axis=(1, 2))
+        level = size / factors.rank
         reduction = _reduce(problem, factors)
         form = lanes.two_sided(reduction.problem, reduction.factors, level)
     functions = {"singular_values": lanes.singular_values, "losses": lanes.losses}
@@ -199,12 +210,9 @@ def reduced_ode(
     run = _lora_bucket if one_sided else _frames_bucket
     run = functools.partial(run, times, jnp.asarray(rtol, times.dtype), max_steps)
     count = factors.a.shape[0]
-    if problem.singular_values.ndim == 1:
-        s = _per_lane(problem, count)
-        along = _along(problem.u, factors.a)
-    else:
-        s, along = problem.singular_values, _along(problem.u, factors.a)
+    s = _per_lane(problem, count)
     if one_sided:
+        along, _ = _along(problem.u, factors.a)
         weights, turn = jnp.linalg.eigh(jnp.swapaxes(factors.a, 1, 2) @ factors.a)
         weights = jnp.maximum(weights, 0)
         start = Factors(along @ turn, jnp.zeros_like(jnp.swapaxes(along, 1, 2)))
@@ -319,7 +327,7 @@ def _freeze(problem: TwoLayer) -> _Frozen:
     output, scale, hidden = xp.linalg.svd(w2)
     scale = xp.pad(scale, (0, max(w2.shape) - scale.shape[0]))
     w1, shift = hidden @ w1, output.T @ shift
-    factors = (shift,)
+    factors: tuple[Any, ...] = (shift,)
     if not is_traced(problem):
         u, s, vt = np.linalg.svd(shift, full_matrices=False)
         rank = int(np.sum(s > max(shift.shape) * np.finfo(s.dtype).eps * s[0]))
