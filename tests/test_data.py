@@ -158,7 +158,7 @@ class TestFolders:
 
 def idx(array):
     header = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-    return gzip.compress(header + array.tobytes())
+    return gzip.compress(header + array.tobytes(), mtime=0)
 
 
 class TestNamed:
@@ -211,9 +211,9 @@ class TestNamed:
         ("content", "message"),
         [
             (b"no gzip", "not a readable gzip file"),
-            (gzip.compress(b"\0\0\x0d\x01"), "no IDX file of bytes"),
+            (gzip.compress(b"\0\0\x0d\x01", mtime=0), "no IDX file of bytes"),
             (idx(np.zeros((2, 3), np.uint8))[:-12], "not a readable gzip file"),
-            (gzip.compress(b"\0\0\x08\x02\0\0\0\x02\0\0\0\x03\0\0"), "its header says"),
+            (gzip.compress(b"\0\0\x08\x02\0\0\0\x02\0\0\0\x03\0\0", mtime=0), "its header says"),
         ],
     )
     def test_bad_idx_files(self, tmp_path, content, message):
