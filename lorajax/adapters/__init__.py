@@ -14,7 +14,7 @@ in bfloat16 with adapters in float32 (their default) is the path for mixed preci
 |---|---|
 | `layouts` | how the kernel of each kind of layer is read as a matrix |
 | `layers` | LoRA with rsLoRA and DoRA, AdaLoRA, Tucker, and the layer that carries them |
-| `surgery`, `paths` | adapt, activate, merge, unmerge, remove, trainable; path patterns |
+| `surgery`, `building`, `paths` | adapt, activate, merge, remove, trainable; path patterns |
 | `starts` | filling a layer from any of `lorajax.initializers` |
 | `gradients`, `selection` | streamed gradients and inputs; ranks from them |
 | `budget`, `optimizers` | AdaLoRA's budget; LoRA+ and ALLoRA for optax |

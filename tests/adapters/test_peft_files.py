@@ -14,6 +14,7 @@ from flax import nnx
 
 from lorajax import adapters
 from lorajax.adapters import peft
+from lorajax.adapters.peft import writing
 
 FORMATS = pathlib.Path(__file__).resolve().parents[1] / "formats"
 sys.path.insert(0, str(FORMATS))
@@ -121,8 +122,8 @@ def test_target_modules_never_hit_a_neighbor():
             self.query = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
             self.inner = tiny_models.Names(query=nnx.Linear(4, 4, rngs=nnx.Rngs(0)))
 
-    assert peft._targets(["query"], ["query", "inner.query"]) == "query"
-    assert peft._targets(["query", "inner.query"], ["query", "inner.query"]) == [
+    assert writing._targets(["query"], ["query", "inner.query"]) == "query"
+    assert writing._targets(["query", "inner.query"], ["query", "inner.query"]) == [
         "inner.query",
         "query",
     ]
@@ -235,7 +236,7 @@ BAD = {
     "config binary": (lambda f: (f / peft.CONFIG).write_bytes(b"\xff\xfe"), "is not valid JSON"),
     "config a list": (lambda f: (f / peft.CONFIG).write_text("[]"), "it must be a dict"),
     "config huge": (
-        lambda f: (f / peft.CONFIG).write_text(" " * (peft._LARGEST_CONFIG + 1)),
+        lambda f: (f / peft.CONFIG).write_text(" " * (peft.LARGEST_CONFIG + 1)),
         "is larger than",
     ),
     "other method": (lambda f: edit_config(f, peft_type="LOHA"), "peft_type is 'LOHA'"),

@@ -1,0 +1,72 @@
+"""What writing and reading PEFT's files have in common: names, patterns, the layout of windows."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+OFFSETS = "lorajax.offsets"
+LARGEST_CONFIG = 10 * 2**20
+ADALORA_EPSILON = 1e-5
+"""What PEFT's AdaLoRA adds to the rank before it divides alpha by it."""
+
+Rename = Callable[[str], str]
+
+
+def dotted(path: str) -> str:
+    """The default renaming: the layer's path with dots for slashes."""
+    return path.replace("/", ".")
+
+
+def patterns(
+    chosen: Mapping[str, tuple[int, float | int]], *, rslora: bool = False
+) -> dict[str, Any]:
+    """Ranks and alphas of many modules as the fields of a PEFT LoraConfig.
+
+    Args:
+      chosen: rank and alpha by the name of the torch module; at least one.
+      rslora: whether alpha is to be divided by √r.
+
+    Returns:
+      `r` and `lora_alpha`, each the commonest value, `rank_pattern` and `alpha_pattern` with the
+      others, `target_modules`, and `use_rslora`. Pattern keys are anchored, so that PEFT's suffix
+      match can never give one module's rank to another.
+    """
+    common_rank = Counter(rank for rank, _ in chosen.values()).most_common(1)[0][0]
+    common_alpha = Counter(alpha for _, alpha in chosen.values()).most_common(1)[0][0]
+
+    def number(alpha: float | int) -> float | int:
+        return int(alpha) if alpha == int(alpha) else alpha
+
+    def key(name: str) -> str:
+        return "^" + re.escape(name)
+
+    return {
+        "r": common_rank,
+        "lora_alpha": number(common_alpha),
+        "rank_pattern": {key(n): r for n, (r, _) in chosen.items() if r != common_rank},
+        "alpha_pattern": {key(n): number(a) for n, (_, a) in chosen.items() if a != common_alpha},
+        "target_modules": sorted(chosen),
+        "use_rslora": rslora,
+    }
+
+
+def conv_rows(a: np.ndarray, base: nnx.Conv) -> np.ndarray:
+    """A as torch has the kernel of its convolution: (r, in, *window)."""
+    window = a.reshape(*base.kernel.shape[:-1], a.shape[1])
+    return np.moveaxis(window, (-1, -2), (0, 1))
+
+
+def from_conv_rows(rows: np.ndarray) -> np.ndarray:
+    """The inverse of `conv_rows`: (window · in, r)."""
+    return np.moveaxis(rows, (0, 1), (-1, -2)).reshape(-1, rows.shape[0])
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, as the end of a sentence."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".") + "."
