@@ -53,7 +53,7 @@ def test_a_store_holds_what_memory_would(tmp_path):
     axes = {"scale": [1.0, 2.0], "run": run}
     want = sweep(paired, axes, static=("kind",), **arguments)
     found = sweep(paired, axes, static=("kind",), store=tmp_path / "s", chunk=2, **arguments)
-    xarray.testing.assert_equal(found.load(), want)
+    xarray.testing.assert_allclose(found.load(), want, rtol=1e-14, atol=0)
     assert found["status"].attrs["flag_meanings"].split()[0] == "not_run"
     assert set(found.coords) == {"scale", "seed", "pair", "kind", "time"}
 
@@ -83,7 +83,9 @@ def test_only_what_is_missing_runs(tmp_path):
     seen = []
     found = sweep(draw, AXES, progress=seen.append, **options)
     assert seen[0].done == seen[0].resumed == 60 and seen[-1].done == 180
-    np.testing.assert_array_equal(found["x"], sweep(draw, AXES, key=jax.random.key(0))["x"])
+    # Chunks of another size are other programs, which may round the last bit differently.
+    whole = sweep(draw, AXES, key=jax.random.key(0))
+    np.testing.assert_allclose(found["x"], whole["x"], rtol=1e-14)
     seen.clear()
     # Without a chunk the store's own is taken.
     sweep(draw, AXES, key=jax.random.key(0), store=tmp_path / "s", progress=seen.append)

@@ -1,5 +1,7 @@
 """`sweep` in memory: axes, keys, statuses, shapes, and independence of how it is run."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,8 @@ def draw(scale, key):
     return {"x": jnp.asarray(scale, float) * jax.random.normal(key, (3,)), "n": jnp.asarray(3)}
 
 
+# Batches of other sizes are other programs, which may round the last bit differently.
+same = functools.partial(np.testing.assert_allclose, rtol=1e-14)
 AXES = {"scale": [1e-3, 1.0, 2.0, 5.0], "seed": range(45)}
 
 
@@ -50,12 +54,12 @@ def test_chunks_and_order_change_nothing(chunk):
     key = jax.random.key(3)
     want = sweep(draw, AXES, key=key)
     found = sweep(draw, AXES, key=key, chunk=chunk)
-    np.testing.assert_array_equal(found["x"], want["x"])
+    same(found["x"], want["x"])
     by_cost = sweep(draw, AXES, key=key, chunk=chunk, bucket=5, cost=lambda scale: -(scale**2))
-    np.testing.assert_array_equal(by_cost["x"], want["x"])
+    same(by_cost["x"], want["x"])
     turned = dict(reversed([(name, list(values)[::-1]) for name, values in AXES.items()]))
     other = sweep(draw, turned, key=key, chunk=chunk).transpose(*want["x"].dims)
-    np.testing.assert_array_equal(other.sel(want.coords)["x"], want["x"])
+    same(other.sel(want.coords)["x"], want["x"])
 
 
 def test_keys_come_from_the_coordinates_that_are_folded():
@@ -67,7 +71,7 @@ def test_keys_come_from_the_coordinates_that_are_folded():
     # A lane is the same in a larger sweep, whatever the axis's dtype, and differs from its mirror.
     part = sweep(draw, {"scale": [1, 2], "seed": [7]}, key=key)
     want = sweep(draw, AXES, key=key)["x"].sel(scale=[1.0, 2.0], seed=[7])
-    np.testing.assert_array_equal(part["x"], want)
+    same(part["x"], want)
     mirrored = sweep(lambda a, b, key: jax.random.normal(key), {"a": [1, 2], "b": [1, 2]}, key=key)
     assert float(mirrored["value"][0, 1]) != float(mirrored["value"][1, 0])
 
@@ -83,7 +87,7 @@ def test_a_lane_that_fails_is_marked_and_the_others_are_untouched():
     assert np.isnan(found["value"][17])
     rest = np.delete(found["value"].values, 17)
     alone = sweep(descend, {"step": np.full(179, 0.1)})
-    np.testing.assert_array_equal(rest, alone["value"])
+    same(rest, alone["value"])
 
 
 def test_a_reported_status_is_kept_and_nan_is_then_a_value():
@@ -108,7 +112,7 @@ def test_a_batched_function_gets_all_lanes_of_a_call():
 
     found = sweep(whole, AXES, key=jax.random.key(3), batched=True, chunk=45)
     want = sweep(draw, AXES, key=jax.random.key(3))
-    np.testing.assert_array_equal(found["x"], want["x"])
+    same(found["x"], want["x"])
     assert set(sizes) == {(1,), (45,)}
 
 
