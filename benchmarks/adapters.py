@@ -74,7 +74,8 @@ def nbytes(tree: Any) -> int:
 def data(width: int, rows: int, seed: int = 0) -> tuple[jax.Array, jax.Array]:
     """Inputs and targets, float32."""
     draw = np.random.default_rng(seed)
-    return tuple(jnp.asarray(draw.normal(size=(rows, width)), jnp.float32) for _ in range(2))
+    inputs, targets = (jnp.asarray(draw.normal(size=(rows, width)), jnp.float32) for _ in "xy")
+    return inputs, targets
 
 
 def memory(width: int, depth: int, rows: int, rank: int) -> dict[str, Any]:
@@ -90,6 +91,7 @@ def memory(width: int, depth: int, rows: int, rank: int) -> dict[str, Any]:
         step, (params, moments, rest) = training_step(each, wrt)
         compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, moments, rest, batch)
         analysis = compiled.compile().memory_analysis()
+        assert analysis is not None, "this backend has no memory analysis"
         weights = nbytes(nnx.state(model))
         peak = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes - nbytes(batch)
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -100,6 +102,7 @@ def memory(width: int, depth: int, rows: int, rank: int) -> dict[str, Any]:
         )
         # Gradients are outputs here, so that temporaries are what backpropagation itself holds.
         backward = jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis()
+        assert backward is not None
         activations = backward.temp_size_in_bytes
         result[name] |= {
             "activations": activations,

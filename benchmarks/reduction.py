@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for size in args.sizes:
         large = flows(size)
         for name, one, other in zip(("reduced ODE", "closed form"), small, large, strict=False):
-            seconds(one), seconds(other)
+            for run in (one, other):
+                seconds(run)
             pairs = np.array([(seconds(other), seconds(one)) for _ in range(args.rounds)])
             ratios = pairs[:, 0] / pairs[:, 1]
             print(
