@@ -18,7 +18,8 @@ Real = float | Float[Array, "..."] | Float[np.ndarray, "..."]
 
 def _broadcast(*arguments: Real) -> list[Array]:
     """Arrays of one shape: explicit, so that laws also run where rank promotion raises."""
-    return jnp.broadcast_arrays(*(jnp.asarray(x) for x in arguments))
+    # A list in older releases of jax, a tuple in newer ones.
+    return list(jnp.broadcast_arrays(*(jnp.asarray(x) for x in arguments)))
 
 
 def logistic(times: Real, s: Real, start: Real) -> Float[Array, "..."]:
