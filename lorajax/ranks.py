@@ -32,7 +32,8 @@ class RankEstimate(NamedTuple):
 
 
 def above(
-    singular_values: Float[Array, "*batch k"], floor: float | Float[Array, "*batch"]
+    singular_values: Float[Array, "*batch k"],
+    floor: float | Float[Array, ""] | Float[Array, "*batch"],
 ) -> Int[Array, "*batch"]:
     """Number of singular values at or above a floor.
 
