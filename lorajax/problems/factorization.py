@@ -1,18 +1,4 @@
-"""What is learned: losses of low-rank factors, with their gradients and their oracles.
-
-A problem is a frozen pytree with
-
-* `shape`, the shape of the update,
-* `loss(factors)`, a scalar,
-* `gradient(factors)`, the exact derivative of `loss` with respect to the factors, in the cheapest
-  form that is known (a flow's field is minus this), and
-* an oracle: what the best factors of a rank reach.
-
-Anything with `loss` and `gradient` can be handed to `flows.gradient_flow` and `flows.descend`.
-"""
-
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+"""Matrix factorization: the quadratic loss against a target of any spectrum."""
 
 import equinox as eqx
 import jax
@@ -23,19 +9,6 @@ from jaxtyping import Array, Float, Key, UInt32
 from lorajax.factors import Factors, check_finite, check_rank, is_traced
 
 PRNGKey = Key[Array, ""] | UInt32[Array, "2"]
-
-
-@runtime_checkable
-class Problem(Protocol):
-    """What a flow needs to know of a problem."""
-
-    def loss(self, factors: Any, /) -> Array:
-        """The loss, a scalar."""
-        ...
-
-    def gradient(self, factors: Any, /) -> Any:
-        """The derivative of `loss`, a pytree like `factors`."""
-        ...
 
 
 def _frame(key: PRNGKey, rows: int, columns: int, dtype) -> Array:
@@ -277,39 +250,6 @@ class DiagonalFactorization(eqx.Module):
         return Factors(a @ (b @ b.T) - s_bt, (a.T @ a) @ b - at_s)
 
 
-class ProductLoss(eqx.Module):
-    """Any differentiable loss of the product `W = A B`: `function(W, *arguments)`.
-
-    Attributes:
-      function: a differentiable, scalar function of an m×n matrix and of `arguments`.
-      shape: (m, n) of the update.
-      arguments: arrays that the function needs (data, targets); any pytrees.
-    """
-
-    function: Callable[..., Array] = eqx.field(static=True)
-    shape: tuple[int, int] = eqx.field(static=True)
-    arguments: tuple[Any, ...] = ()
-
-    @property
-    def dtype(self):
-        """Floating dtype of the arguments; JAX's default float where there are none."""
-        leaves = jax.tree.leaves(self.arguments)
-        return jnp.result_type(*leaves) if leaves else jnp.result_type(float)
-
-    def loss(self, factors: Factors) -> Float[Array, ""]:
-        """`function(A B)`."""
-        return self.function(factors.product, *self.arguments)
-
-    def full_gradient(self, factors: Factors) -> Float[Array, "m n"]:
-        """`G = ∇_W L` at `W = A B`."""
-        return jax.grad(self.function)(factors.product, *self.arguments)
-
-    def gradient(self, factors: Factors) -> Factors:
-        """`(G Bᵀ, AᵀG)`."""
-        full = self.full_gradient(factors)
-        return Factors(full @ factors.b.T, factors.a.T @ full)
-
-
 class SymmetricFactorization(eqx.Module):
     """`¼‖X Xᵀ − S‖_F²` of one factor against a positive semidefinite target.
 
@@ -332,97 +272,3 @@ class SymmetricFactorization(eqx.Module):
     def gradient(self, factor: Float[Array, "n r"]) -> Float[Array, "n r"]:
         """`X(XᵀX) − S X`."""
         return factor @ (factor.T @ factor) - self.target @ factor
-
-
-class TwoLayerFactors(NamedTuple):
-    """Factors of the adapters on both layers of `TwoLayer`.
-
-    Attributes:
-      first: adapter of W1, shapes (h, r) and (r, q).
-      second: adapter of W2, shapes (p, r) and (r, h).
-    """
-
-    first: Factors
-    second: Factors
-
-
-class TwoLayer(eqx.Module):
-    """Two frozen layers with an adapter on each: `½‖E − …‖²` for `Y_ft − (W2 + ΔW2)(W1 + ΔW1)`.
-
-    Attributes:
-      w1: first frozen layer W1, shape (h, q).
-      w2: second frozen layer W2, shape (p, h).
-      shift: `E = Y_ft − W2 W1`, what fine-tuning has to add, shape (p, q).
-
-    Source: Xu et al. 2025 (arXiv:2503.06982), stated. The form of the gradient, in which every
-    product is a constant matrix times a thin one, is derived (theory section 1).
-    """
-
-    # Axis names of their own: that they chain is checked below, with a sentence.
-    w1: Float[Array, "h q"]
-    w2: Float[Array, "p j"]
-    shift: Float[Array, "i k"]
-
-    def __check_init__(self) -> None:
-        """Raises ValueError where the shapes do not chain."""
-        w1, w2, shift = (getattr(x, "shape", None) for x in (self.w1, self.w2, self.shift))
-        if w1 is None or w2 is None or shift is None:
-            return
-        if w2[-1] != w1[-2] or shift[-2:] != (w2[-2], w1[-1]):
-            raise ValueError(
-                f"w2, w1 and shift have shapes {w2}, {w1} and {shift}; they must be (p, h), (h, q) "
-                "and (p, q)."
-            )
-        check_finite(w1=self.w1, w2=self.w2, shift=self.shift)
-
-    @property
-    def shape(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Shapes of the two updates, ΔW1's first."""
-        return (self.w1.shape[0], self.w1.shape[1]), (self.w2.shape[0], self.w2.shape[1])
-
-    @property
-    def dtype(self):
-        """Floating dtype of the problem."""
-        return self.shift.dtype
-
-    def residual(self, factors: TwoLayerFactors) -> Float[Array, "p q"]:
-        """`R = Y_ft − (W2 + A2B2)(W1 + A1B1)`, the full matrix."""
-        (a1, b1), (a2, b2) = factors
-        v = self.w2 @ a1 + a2 @ (b2 @ a1)
-        return self.shift - v @ b1 - a2 @ (b2 @ self.w1)
-
-    def loss(self, factors: TwoLayerFactors) -> Float[Array, ""]:
-        """`½‖R‖²`."""
-        return 0.5 * jnp.sum(self.residual(factors) ** 2)
-
-    def gradient(self, factors: TwoLayerFactors) -> TwoLayerFactors:
-        """Derivative of the loss: eight products of a constant matrix with an r-column one.
-
-        With V = (W2 + A2B2)A1 and C = B2W1 the residual is `E − V B1 − A2 C`, and only R B1ᵀ, VᵀR,
-        R Uᵀ and A2ᵀR with U = C + (B2A1)B1 are ever formed.
-        """
-        (a1, b1), (a2, b2) = factors
-        r = a1.shape[-1]
-        b2_a1 = b2 @ a1
-        c = b2 @ self.w1
-        v = self.w2 @ a1 + a2 @ b2_a1
-        u = c + b2_a1 @ b1
-        # E meets [B1ᵀ Uᵀ] and [V A2] in one product each: half as many passes over the big matrix.
-        right = jnp.concatenate([b1, u]).T
-        r_right = self.shift @ right - v @ (b1 @ right) - a2 @ (c @ right)
-        left = jnp.concatenate([v, a2], axis=1)
-        left_r = left.T @ self.shift - (left.T @ v) @ b1 - (left.T @ a2) @ c
-        r_b1, r_u = r_right[:, :r], r_right[:, r:]
-        vt_r, a2t_r = left_r[:r], left_r[r:]
-        return TwoLayerFactors(
-            Factors(-(self.w2.T @ r_b1 + b2.T @ (a2.T @ r_b1)), -vt_r),
-            Factors(-r_u, -(a2t_r @ self.w1.T + (a2t_r @ b1.T) @ a1.T)),
-        )
-
-    def alignment_matrices(self) -> tuple[Float[Array, "h q"], Float[Array, "p h"]]:
-        """`W2ᵀE` and `E W1ᵀ`: the negative gradients at zero, whose top singular vectors attract.
-
-        Near zero the stacked factors `Z_i = [A_i; B_iᵀ]` obey `Ż_i = H(M_i) Z_i` with
-        H(M) = [[0, M], [Mᵀ, 0]] and M_1, M_2 these two (reconstructed; theory section 4).
-        """
-        return self.w2.T @ self.shift, self.shift @ self.w1.T

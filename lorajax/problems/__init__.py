@@ -1,0 +1,30 @@
+"""What is learned: losses of low-rank factors, with their gradients and their oracles.
+
+A problem is a frozen pytree with
+
+* `shape`, the shape of the update,
+* `loss(factors)`, a scalar,
+* `gradient(factors)`, the exact derivative of `loss` with respect to the factors, in the cheapest
+  form that is known (a flow's field is minus this), and
+* an oracle: what the best factors of a rank reach.
+
+Anything with `loss` and `gradient` can be handed to `flows.gradient_flow` and `flows.descend`.
+"""
+
+from lorajax.problems.base import Problem, ProductLoss
+from lorajax.problems.factorization import (
+    DiagonalFactorization,
+    MatrixFactorization,
+    SymmetricFactorization,
+)
+from lorajax.problems.two_layer import TwoLayer, TwoLayerFactors
+
+__all__ = [
+    "DiagonalFactorization",
+    "MatrixFactorization",
+    "Problem",
+    "ProductLoss",
+    "SymmetricFactorization",
+    "TwoLayer",
+    "TwoLayerFactors",
+]
