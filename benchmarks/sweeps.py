@@ -32,8 +32,9 @@ import lorajax
 from lorajax import initializers
 from lorajax.exact import lanes as exact_lanes
 from lorajax.exact import reduce
+from lorajax.factors import Factors
 from lorajax.flows import lanes
-from lorajax.problems import Factors, MatrixFactorization, TwoLayer, TwoLayerFactors
+from lorajax.problems import MatrixFactorization, TwoLayer, TwoLayerFactors
 
 SPECTRUM = (4.0, 3.0, 2.0, 1.0)
 RANK, LANES, TIMES, UNTIL = 8, 180, 200, 20.0
