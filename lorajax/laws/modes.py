@@ -1,25 +1,13 @@
-"""Analytic predictions: each law a short function next to its source.
-
-Times come first and broadcast against the rest. Units: gradient flow of `½‖S − AB‖²` has time in
-1/s, with s a singular value of S; a start's scale a has the unit √s.
-"""
+"""Modes of the quadratic loss `½‖S − AB‖²`: exact solutions, limits, and a law under test."""
 
 from collections.abc import Callable
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from lorajax.factors import Factors
-from lorajax.problems import MatrixFactorization, TwoLayer
-
-Real = float | Float[Array, "..."] | Float[np.ndarray, "..."]
-
-
-def _broadcast(*arguments: Real) -> list[Array]:
-    """Arrays of one shape: explicit, so that laws also run where rank promotion raises."""
-    # A list in older releases of jax, a tuple in newer ones.
-    return list(jnp.broadcast_arrays(*(jnp.asarray(x) for x in arguments)))
+from lorajax.laws.broadcast import Real, broadcast
+from lorajax.problems import MatrixFactorization
 
 
 def logistic(times: Real, s: Real, start: Real) -> Float[Array, "..."]:
@@ -35,7 +23,7 @@ def logistic(times: Real, s: Real, start: Real) -> Float[Array, "..."]:
 
     Source: theory section 2.2 (derived; Saxe et al. 2014).
     """
-    times, s, start = _broadcast(times, s, start)
+    times, s, start = broadcast(times, s, start)
     decay = jnp.exp(-2 * s * times)
     # Multiplied through by σ0, so that a tiny σ0 does not overflow s/σ0.
     return s * start / (start * (1 - decay) + s * decay)
@@ -57,7 +45,7 @@ def balanced_mode(times: Real, s: Real, a: Real, b: Real) -> Float[Array, "..."]
     Source: theory sections 2.1, 2.2 (derived): q(t) = e^{Ft} q(0) / √(1 + q(0)ᵀ∫e^{2Fτ}dτ q(0)) in
     two dimensions, multiplied through by e^{−2κt} against overflow.
     """
-    times, s, a, b = _broadcast(times, s, a, b)
+    times, s, a, b = broadcast(times, s, a, b)
     half = (a**2 - b**2) / 2
     kappa = jnp.sqrt(s**2 + half**2)
     safe = jnp.where(kappa == 0, 1, kappa)
@@ -91,7 +79,7 @@ def lazy(times: Real, s: Real, a: Real) -> Float[Array, "..."]:
 
     Source: theory section 2.2 (derived). Relative error of order s²/a⁴.
     """
-    times, s, a = _broadcast(times, s, a)
+    times, s, a = broadcast(times, s, a)
     return -s * jnp.expm1(-(a**2) * times)
 
 
@@ -108,7 +96,7 @@ def tanh_squared(times: Real, s: Real) -> Float[Array, "..."]:
 
     Source: OpenReview gg2Wb2HPOI, stated.
     """
-    times, s = _broadcast(times, s)
+    times, s = broadcast(times, s)
     return s * jnp.tanh(s * times / 2**0.5) ** 2
 
 
@@ -124,7 +112,7 @@ def half_time(s: Real, a: Real) -> Float[Array, "..."]:
 
     Source: theory section 2.2 (derived), rich limit.
     """
-    s, a = _broadcast(s, a)
+    s, a = broadcast(s, a)
     return jnp.log(4 * s / a**2) / (2 * s)
 
 
@@ -226,7 +214,7 @@ def superfluous(times: Real, start: Real, level: Real = 0.0) -> Float[Array, "..
     Source: theory section 2.4; the closed form for λ ≠ 0 is derived here by m = (λ/2)/sinh θ, θ̇ =
     λ.
     """
-    times, start, level = _broadcast(times, start, level)
+    times, start, level = broadcast(times, start, level)
     level = jnp.abs(level)
     safe = jnp.where(level == 0, 1, level)
     angle = safe * times + jnp.arcsinh(safe / (2 * start))
@@ -248,13 +236,13 @@ def spectral_flow(times: Real, s: Real, start: Real) -> Float[Array, "..."]:
 
     Source: theory section 2.5 (derived).
     """
-    times, s, start = _broadcast(times, s, start)
+    times, s, start = broadcast(times, s, start)
     return jnp.minimum((jnp.sqrt(start) + times) ** 2, s)
 
 
 def spectral_hit_time(s: Real, start: Real, fraction: float = 0.95) -> Float[Array, "..."]:
     """Time at which `spectral_flow` reaches a fraction of s: `√(fraction · s) − √σ0`."""
-    s, start = _broadcast(s, start)
+    s, start = broadcast(s, start)
     return jnp.sqrt(fraction * s) - jnp.sqrt(start)
 
 
@@ -271,34 +259,5 @@ def lora_plus_equivalent(times: Real, a: Real, ratio: Real) -> tuple[Array, Arra
 
     Source: theory section 2.5 (derived).
     """
-    times, a, ratio = _broadcast(times, a, ratio)
+    times, a, ratio = broadcast(times, a, ratio)
     return jnp.sqrt(ratio) * times, ratio**0.25 * a
-
-
-def growth_rates(problem: TwoLayer) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Growth rates of the two adapters near zero, `g_1 = σ_1(W2ᵀE)` and `g_2 = σ_1(E W1ᵀ)`.
-
-    Source: theory section 4 (reconstructed from Xu et al. 2025, arXiv:2503.06982).
-    """
-    first, second = problem.alignment_matrices()
-    return (
-        jnp.linalg.svd(first, compute_uv=False)[0],
-        jnp.linalg.svd(second, compute_uv=False)[0],
-    )
-
-
-def escape_slope(problem: TwoLayer) -> Float[Array, ""]:
-    """d(escape time)/d(ln 1/α) = 1/max(g_1, g_2), the slope in the scale α of the start.
-
-    Source: theory section 4, item 1 (reconstructed): within 3 % for α ≤ 1e-4.
-    """
-    return 1 / jnp.maximum(*growth_rates(problem))
-
-
-def slow_layer_exponent(problem: TwoLayer) -> Float[Array, ""]:
-    """Exponent of α in the slow layer's norm at escape, 1 − δ_w with δ_w = slower/faster rate.
-
-    Source: theory section 4, item 2 (reconstructed): ±0.07.
-    """
-    first, second = growth_rates(problem)
-    return 1 - jnp.minimum(first, second) / jnp.maximum(first, second)

@@ -1,0 +1,55 @@
+"""Analytic predictions: each law a short function next to its source.
+
+Times come first and broadcast against the rest. Units: gradient flow of `½‖S − AB‖²` has time in
+1/s, with s a singular value of S; a start's scale a has the unit √s.
+"""
+
+from lorajax.laws.broadcast import (
+    Real,
+)
+from lorajax.laws.modes import (
+    MODE_LAWS,
+    balanced_mode,
+    deflated_amplitudes,
+    half_time,
+    lazy,
+    lazy_modes,
+    logistic,
+    logistic_modes,
+    lora_mode,
+    lora_modes,
+    lora_plus_equivalent,
+    spectral_flow,
+    spectral_hit_time,
+    superfluous,
+    tanh_squared,
+    tanh_squared_modes,
+)
+from lorajax.laws.two_layer import (
+    escape_slope,
+    growth_rates,
+    slow_layer_exponent,
+)
+
+__all__ = [
+    "MODE_LAWS",
+    "Real",
+    "balanced_mode",
+    "deflated_amplitudes",
+    "escape_slope",
+    "growth_rates",
+    "half_time",
+    "lazy",
+    "lazy_modes",
+    "logistic",
+    "logistic_modes",
+    "lora_mode",
+    "lora_modes",
+    "lora_plus_equivalent",
+    "slow_layer_exponent",
+    "spectral_flow",
+    "spectral_hit_time",
+    "superfluous",
+    "tanh_squared",
+    "tanh_squared_modes",
+]
