@@ -34,6 +34,7 @@ _NAMES = {
     "DiagonalFactorization": "problems",
     "ProductLoss": "problems",
     "SymmetricFactorization": "problems",
+    "TraceSquared": "problems",
     "TwoLayer": "problems",
     "TwoLayerFactors": "problems",
     "Path": "flows",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from lorajax.problems import MatrixFactorization as MatrixFactorization
     from lorajax.problems import ProductLoss as ProductLoss
     from lorajax.problems import SymmetricFactorization as SymmetricFactorization
+    from lorajax.problems import TraceSquared as TraceSquared
     from lorajax.problems import TwoLayer as TwoLayer
     from lorajax.problems import TwoLayerFactors as TwoLayerFactors
 

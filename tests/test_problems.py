@@ -9,6 +9,7 @@ from lorajax import (
     MatrixFactorization,
     ProductLoss,
     SymmetricFactorization,
+    TraceSquared,
     TwoLayer,
     TwoLayerFactors,
     initializers,
@@ -35,6 +36,8 @@ def make(name: str, key, dtype):
         return SymmetricFactorization(normal[0] @ normal[0].T), normal[1]
     if name == "product":
         return ProductLoss(log_cosh, (7, 5), (normal[0],)), Factors(normal[1], normal[2])
+    if name == "trace":
+        return TraceSquared(normal[0][0, 0], 7), Factors(normal[1], normal[1].T + 1)
     layers = TwoLayer(normal[3], normal[4], normal[5])
     return layers, TwoLayerFactors(
         initializers.small(keys[0], (6, 8), 3, 1.0, dtype=dtype),
@@ -43,7 +46,7 @@ def make(name: str, key, dtype):
 
 
 SHAPES = ((7, 5), (7, 3), (3, 5), (6, 8), (7, 6), (7, 8))
-NAMES = ("matrix", "diagonal", "symmetric", "product", "two_layers")
+NAMES = ("matrix", "diagonal", "symmetric", "product", "trace", "two_layers")
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -123,3 +126,23 @@ def test_bad_targets_are_refused():
 def test_layers_that_do_not_chain_are_refused():
     with pytest.raises(ValueError, match=r"\(p, h\), \(h, q\) and \(p, q\)"):
         TwoLayer(jnp.ones((4, 5)), jnp.ones((3, 4)), jnp.ones((3, 6)))
+
+
+def test_trace_squared_is_the_loss_of_the_whole_matrix(key):
+    weight, a, b = (jax.random.normal(k, (6, 6)) for k in jax.random.split(key, 3))
+    problem, factors = TraceSquared.from_weight(weight), Factors(a[:, :2], b[:2])
+    whole = jnp.trace(weight + factors.product)
+    assert float(problem.loss(factors)) == pytest.approx(0.5 * float(whole) ** 2, rel=1e-12)
+    np.testing.assert_allclose(problem.full_gradient(factors), whole * jnp.eye(6), rtol=1e-12)
+    # Full fine-tuning moves along −I alone and ends where the trace is 0.
+    assert abs(float(jnp.trace(weight + problem.full_update()))) < 1e-13
+    assert problem.shape == (6, 6)
+
+
+def test_bad_traces_are_refused():
+    with pytest.raises(ValueError, match=r"weight has shape \(2, 3\)"):
+        TraceSquared.from_weight(jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match="size is 0"):
+        TraceSquared(jnp.asarray(1.0), 0)
+    with pytest.raises(ValueError, match="trace has 1 entries"):
+        TraceSquared(jnp.asarray(jnp.nan), 3)

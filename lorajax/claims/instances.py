@@ -1,11 +1,12 @@
 """Instances that several claims share, so that they also share what is compiled for them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float
 
-from lorajax.claims.base import Run
+from lorajax.claims.base import Evidence, Run
 from lorajax.factors import Factors
 from lorajax.flows import Path, gradient_flow
 from lorajax.initializers import lora
@@ -57,3 +58,41 @@ def until(last: float) -> np.ndarray:
 def log_times(first: float, last: float) -> np.ndarray:
     """0, then times with equal ratios from `first` to `last`; as many as `until` gives."""
     return np.concatenate([[0.0], np.geomspace(first, last, SAVES - 1)])
+
+
+def order_in_step(
+    run: Run,
+    name: str,
+    measure: Callable[[float, int], float],
+    exponent: float,
+    *,
+    quantity: str,
+    caption: str,
+) -> Evidence:
+    """Evidence that what `measure(step, count)` returns at a fixed time scales as step^exponent.
+
+    The tolerance is the order of the next term, step · s_1 at the coarsest step of the fit.
+    """
+    horizon, counts = 2.0, (400, 800, 1600, 3200)
+    steps = horizon / np.array(counts)
+    sizes = run.once(
+        name,
+        lambda: np.array([measure(horizon / count, count) for count in counts]),
+    )
+    slope = float(np.polyfit(np.log(steps), np.log(sizes), 1)[0])
+
+    def draw(ax):
+        ax.loglog(steps, sizes, "o", label="simulated")
+        law = sizes[-1] * (steps / steps[-1]) ** exponent
+        ax.loglog(steps, law, "--", label=f"step^{exponent:g}")
+        ax.set(xlabel="step [1/s]", ylabel=f"{quantity} at t = {horizon:g}")
+        ax.legend()
+
+    return Evidence(
+        measured={"exponent": slope},
+        predicted={"exponent": exponent},
+        error=abs(slope - exponent),
+        tolerance=float(steps[0] * SPECTRUM[0]),
+        draw=draw,
+        caption=caption,
+    )

@@ -25,6 +25,11 @@ from lorajax.laws.modes import (
     tanh_squared,
     tanh_squared_modes,
 )
+from lorajax.laws.trace_squared import (
+    trace_squared_angle,
+    trace_squared_error,
+    trace_squared_flow,
+)
 from lorajax.laws.two_layer import (
     escape_slope,
     growth_rates,
@@ -52,4 +57,7 @@ __all__ = [
     "superfluous",
     "tanh_squared",
     "tanh_squared_modes",
+    "trace_squared_angle",
+    "trace_squared_error",
+    "trace_squared_flow",
 ]

@@ -17,6 +17,7 @@ from lorajax.problems.factorization import (
     MatrixFactorization,
     SymmetricFactorization,
 )
+from lorajax.problems.trace_squared import TraceSquared
 from lorajax.problems.two_layer import TwoLayer, TwoLayerFactors
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Problem",
     "ProductLoss",
     "SymmetricFactorization",
+    "TraceSquared",
     "TwoLayer",
     "TwoLayerFactors",
 ]

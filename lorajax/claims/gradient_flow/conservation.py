@@ -6,7 +6,14 @@ import numpy as np
 import optax
 
 from lorajax.claims.base import Control, Evidence, Run, claim
-from lorajax.claims.instances import SHAPE, factorization, solver_error, tight_flow, until
+from lorajax.claims.instances import (
+    SHAPE,
+    factorization,
+    order_in_step,
+    solver_error,
+    tight_flow,
+    until,
+)
 from lorajax.flows import Path, descend
 from lorajax.initializers import small
 from lorajax.problems import ProductLoss, TwoLayer, TwoLayerFactors
@@ -171,42 +178,19 @@ def lora_plus_conservation(run: Run, factor: float = 1.0) -> Evidence:
 def descent_drift(run: Run, exponent: float = 1.0) -> Evidence:
     """Gradient descent drifts off the conserved Λ in proportion to its step, at fixed time."""
     problem, start = factorization(run), _unbalanced(run)
-    horizon, counts = 2.0, [400, 800, 1600, 3200]
 
-    def simulate():
-        drifts = []
-        for count in counts:
-            step = horizon / count
-            path = descend(
-                problem,
-                start,
-                optax.sgd(step),
-                count,
-                learning_rate=step,
-                every=count,
-                reduced=True,
-            )
-            drifts.append(float(imbalance_drift(path)))
-        return np.array(drifts)
-
-    drifts = run.once("descent_drift", simulate)
-    steps = horizon / np.array(counts)
-    slope = float(np.polyfit(np.log(steps), np.log(drifts), 1)[0])
-
-    def draw(ax):
-        ax.loglog(steps, drifts, "o", label="simulated")
-        ax.loglog(
-            steps, drifts[-1] * (steps / steps[-1]) ** exponent, "--", label=f"step^{exponent:g}"
+    def drift(step: float, count: int) -> float:
+        path = descend(
+            problem, start, optax.sgd(step), count, learning_rate=step, every=count, reduced=True
         )
-        ax.set(xlabel="step [1/s]", ylabel=f"relative drift of Λ at t = {horizon:g}")
-        ax.legend()
+        return float(imbalance_drift(path))
 
-    return Evidence(
-        measured={"exponent": slope},
-        predicted={"exponent": exponent},
-        error=abs(slope - exponent),
-        tolerance=float(steps[0] * problem.singular_values[0]),
-        draw=draw,
+    return order_in_step(
+        run,
+        "descent_drift",
+        drift,
+        exponent,
+        quantity="relative drift of Λ",
         caption="Halving the step halves the drift: Λ is conserved by the flow, not "
         "by the descent.",
     )

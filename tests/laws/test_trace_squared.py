@@ -1,0 +1,38 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lorajax import TraceSquared, gradient_flow, initializers, laws
+
+TIMES = np.linspace(0.0, 4.0, 21)
+
+
+@pytest.mark.parametrize("trace", [2.0, -1.3, 0.0])
+@pytest.mark.parametrize("start", ["lora", "small"])
+def test_the_closed_form_is_the_flow_from_any_start(start, trace, key):
+    problem = TraceSquared(jnp.asarray(trace), 6)
+    factors = getattr(initializers, start)(key, problem.shape, 3, 0.8)
+    path = gradient_flow(problem, factors, TIMES, rtol=1e-11)
+    law = laws.trace_squared_flow(problem, factors, TIMES)
+    np.testing.assert_allclose(law.a, path.core.a, atol=1e-8)
+    np.testing.assert_allclose(law.b, path.core.b, atol=1e-8)
+
+
+def test_the_limit_is_the_stated_product(key):
+    problem = TraceSquared(jnp.asarray(2.0), 6)
+    start = initializers.lora(key, problem.shape, 3, 0.8)
+    end = laws.trace_squared_flow(problem, start, jnp.array([jnp.inf]))
+    stated = -2.0 / jnp.sum(start.a**2) * start.a @ start.a.T
+    np.testing.assert_allclose(end.product[0], stated, atol=1e-13)
+    assert float(problem.loss(jax.tree.map(lambda x: x[0], end))) < 1e-28
+    full = problem.full_update()
+    expected = float(jnp.linalg.norm(stated - full) / jnp.linalg.norm(full))
+    assert float(laws.trace_squared_error(start.a)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4, 6])
+def test_relative_error_of_orthonormal_starts(rank, key):
+    a = initializers.orthogonal(key, (6, 6), rank, 0.3).a
+    found = float(laws.trace_squared_error(a))
+    assert found == pytest.approx((6 / rank - 1) ** 0.5, abs=1e-7)
