@@ -92,6 +92,8 @@ class Rows:
 
     def of(self, case: str, size: int, engine: str) -> float | None:
         for row in self.rows:
+            if row.get("against_lanes"):
+                continue
             if (row["case"], row["size"], row["engine"]) == (case, size, engine):
                 return row["seconds_per_lane"]
         return None
@@ -185,7 +187,7 @@ def closed_form_flops(columns: int, modes: int, sweeps: float) -> float:
 def sharded(function, lanes_of):
     """A function of lanes over all devices, and its argument placed there."""
     devices = jax.devices()
-    if len(devices) == 1 or LANES % len(devices):
+    if len(devices) == 1 or jax.tree.leaves(lanes_of)[0].shape[0] % len(devices):
         return jax.jit(function), lanes_of
     mesh = jax.sharding.Mesh(np.array(devices), ("lanes",))
     spec = jax.sharding.PartitionSpec("lanes")
@@ -248,6 +250,108 @@ def has_torch() -> bool:
     return True
 
 
+def run_closed(problem, factors: Factors, t, repeats: int):
+    """Seconds and singular values of the closed form on all devices."""
+
+    def closed(factors):
+        found = lanes.closed_form(problem, factors, t, one_sided=True)
+        return found.observed["singular_values"]
+
+    run, placed = sharded(closed, factors)
+    return clock(lambda: run(placed), repeats)
+
+
+def run_reduced(problem, factors: Factors, t, rtol: float, repeats: int):
+    """Seconds and singular values of the reduced ODE on all devices."""
+
+    def reduced(factors):
+        found = lanes.reduced_ode(problem, factors, t, one_sided=True, rtol=rtol)
+        return found.observed["singular_values"]
+
+    run, placed = sharded(reduced, factors)
+    return clock(lambda: run(placed), repeats)
+
+
+def counted(problem, scales, factors: Factors, t) -> tuple[float, float]:
+    """Jacobi sweeps and useful operations of a lane of the closed form."""
+    k, count = problem.rank, scales.shape[0]
+    form = exact_lanes.one_sided(
+        jnp.broadcast_to(problem.singular_values, (count, k)),
+        jnp.asarray(scales**2),
+        jnp.einsum("mk,lmr->lkr", problem.u, factors.a),
+    )
+    sweeps = float(exact_lanes.jacobi_sweeps(form, t))
+    size, rank = factors.a.shape[1:]
+    flops = t.shape[0] * closed_form_flops(k, k, sweeps) + 2.0 * size * (k + 1) * rank
+    return sweeps, flops
+
+
+def against_lanes(rows: Rows, options: argparse.Namespace, gemm: float) -> None:
+    """Our engines on the reducible case for more and more lanes, and what a plain vmap does."""
+    size, times = 64, np.linspace(0.0, UNTIL, TIMES)
+    problem = MatrixFactorization.from_spectrum(jax.random.key(0), (size, size), SPECTRUM)
+    t = jnp.asarray(times)
+    for count in options.lanes:
+        scales, factors = make_starts((size, size), RANK, count)
+        checked = list(range(0, count, -(-count // 9)))
+        truth = np.stack([reference(problem, lane(factors, i), scales[i], times) for i in checked])
+
+        def error(values, checked=checked, truth=truth) -> float:
+            found = np.asarray(values)[np.array(checked)][..., : truth.shape[-1]]
+            return float(np.max(np.abs(found - truth))) / SPECTRUM[0]
+
+        seconds, values = run_closed(problem, factors, t, options.repeats)
+        sweeps, flops = counted(problem, scales, factors, t)
+        rate = flops / (np.median(seconds) / count)
+        rows.add(
+            "reducible",
+            size,
+            "closed_form",
+            count,
+            seconds,
+            error(values),
+            jacobi_sweeps=sweeps,
+            flops_per_lane=flops,
+            flop_rate=rate,
+            fraction_of_gemm=rate / gemm,
+            against_lanes=True,
+        )
+        if count <= 1800:
+            seconds, values = run_reduced(problem, factors, t, TOLERANCES[2], options.repeats)
+            rows.add(
+                "reducible",
+                size,
+                "reduced_ode",
+                count,
+                seconds,
+                error(values),
+                rtol=TOLERANCES[2],
+                against_lanes=True,
+            )
+        if count <= 180:
+            found = clock(
+                lambda problem=problem, factors=factors, scales=scales: plain_vmap(
+                    problem,
+                    factors,
+                    t,
+                    jnp.asarray(PEER),
+                    jnp.asarray(scales),
+                    lorajax.spectra.singular_values,
+                ),
+                1,
+            )
+            rows.add(
+                "reducible",
+                size,
+                "plain_vmap",
+                count,
+                found[0],
+                error(found[1]),
+                rtol=PEER,
+                against_lanes=True,
+            )
+
+
 def reducible(rows: Rows, size: int, options: argparse.Namespace, gemm: float) -> None:
     """All engines on matrix factorization of one size."""
     shape, times = (size, size), np.linspace(0.0, UNTIL, TIMES)
@@ -265,20 +369,8 @@ def reducible(rows: Rows, size: int, options: argparse.Namespace, gemm: float) -
         return float(max(found)) / SPECTRUM[0]
 
     everyone, t = list(range(LANES)), jnp.asarray(times)
-
-    def closed(factors):
-        found = lanes.closed_form(problem, factors, t, one_sided=True)
-        return found.observed["singular_values"]
-
-    run, placed = sharded(closed, factors)
-    seconds, values = clock(lambda: run(placed), options.repeats)
-    form = exact_lanes.one_sided(
-        jnp.broadcast_to(problem.singular_values, (LANES, k)),
-        jnp.asarray(scales**2),
-        jnp.einsum("mk,lmr->lkr", problem.u, factors.a),
-    )
-    sweeps = float(exact_lanes.jacobi_sweeps(form, t))
-    flops = TIMES * closed_form_flops(k, k, sweeps) + 2.0 * size * (k + 1) * RANK
+    seconds, values = run_closed(problem, factors, t, options.repeats)
+    sweeps, flops = counted(problem, scales, factors, t)
     rate = flops / (np.median(seconds) / LANES)
     rows.add(
         "reducible",
@@ -294,12 +386,7 @@ def reducible(rows: Rows, size: int, options: argparse.Namespace, gemm: float) -
     )
 
     def reduced(rtol):
-        def of(factors):
-            found = lanes.reduced_ode(problem, factors, t, one_sided=True, rtol=rtol)
-            return found.observed["singular_values"]
-
-        run, placed = sharded(of, factors)
-        seconds, values = clock(lambda: run(placed), options.repeats)
+        seconds, values = run_reduced(problem, factors, t, rtol, options.repeats)
         return seconds, error(values, everyone)
 
     seconds, worst, rtol = within_target(reduced)
@@ -550,21 +637,25 @@ def ratios(rows: Rows) -> list[str]:
 
 
 def plot(rows: Rows, path: str) -> None:
-    """Cost of a lane against size, one curve an engine."""
+    """Cost of a lane against size (180 lanes; slow peers a sample) and against lanes."""
     from lorajax.plots import figure, save
 
-    fig, axes = figure(1, 2)
-    for axis, case in zip(axes, ("reducible", "two_layer"), strict=True):
-        here = [r for r in rows.rows if r["case"] == case]
-        for engine in dict.fromkeys(r["engine"] for r in here):
-            points = sorted(
-                (r["size"], r["seconds_per_lane"]) for r in here if r["engine"] == engine
-            )
+    fig, axes = figure(1, 3)
+
+    def curves(axis, chosen, x: str, title: str, label: str) -> None:
+        for engine in dict.fromkeys(r["engine"] for r in chosen):
+            points = sorted((r[x], r["seconds_per_lane"]) for r in chosen if r["engine"] == engine)
             axis.loglog(*zip(*points, strict=True), marker="o", label=engine)
-        axis.set_title(case)
-        axis.set_xlabel("size")
+        axis.set_title(title)
+        axis.set_xlabel(label)
         axis.set_ylabel("seconds a lane")
-        axis.legend()
+        axis.legend(fontsize="x-small")
+
+    by_size = [r for r in rows.rows if not r.get("against_lanes")]
+    for axis, case in zip(axes, ("reducible", "two_layer"), strict=False):
+        curves(axis, [r for r in by_size if r["case"] == case], "size", case, "size")
+    by_lanes = [r for r in rows.rows if r.get("against_lanes")]
+    curves(axes[2], by_lanes, "lanes", "reducible, 64×64", "lanes")
     save(fig, path)
 
 
@@ -594,6 +685,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--plot", metavar="FILE", help="draw cost against size")
     parser.add_argument("--sizes", type=int, nargs="*", help="of the reducible case")
     parser.add_argument("--layers", type=int, nargs="*", help="sizes of the two-layer case")
+    parser.add_argument("--lanes", type=int, nargs="*", help="numbers of lanes, at size 64")
     parser.add_argument("--repeats", type=int, default=5, help="of our own engines")
     parser.add_argument("--sample", type=int, default=3, help="lanes of the slow peers")
     parser.add_argument("--many", type=int, default=180, help="lanes of batched peers")
@@ -615,6 +707,8 @@ def main(argv: list[str]) -> int:
         else [64, 128, 256, 512, 1024, 2048, 4096]
     )
     layers = options.layers if options.layers is not None else [16] if options.quick else [64, 100]
+    if options.lanes is None:
+        options.lanes = [18] if options.quick else [18, 180, 1800, 18000]
     before, gemm = machine(), gemm_rate()
     print(f"float64 product: {gemm / 1e9:.1f} GFLOP/s; load {before['load_average'][0]:.1f}")
 
@@ -629,6 +723,7 @@ def main(argv: list[str]) -> int:
     rows = Rows(save)
     for size in sizes:
         reducible(rows, size, options, gemm)
+    against_lanes(rows, options, gemm)
     for size in layers:
         two_layer(rows, size, options, gemm)
     print("\n".join(ratios(rows)))
