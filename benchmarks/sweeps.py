@@ -440,7 +440,7 @@ def reducible(rows: Rows, size: int, options: argparse.Namespace, gemm: float) -
         ("scipy_lsoda_gram", gram, "LSODA"),
     ):
         # LSODA turns to a dense Jacobian of all 2mr unknowns, which only small sizes can afford.
-        if size > (32 if method == "LSODA" else 512) and name != "scipy_dop853_residual":
+        if size > (64 if method == "LSODA" else 512) and name != "scipy_dop853_residual":
             continue
         which = sample if size <= 512 else [checked[4]]
 

@@ -12,7 +12,7 @@ def run(*arguments: object) -> int:
 
 
 def test_the_parser_and_the_presets_agree():
-    from lorajax.cli import presets
+    from lorajax import presets
 
     assert list(PRESETS) == list(presets.PRESETS)
 

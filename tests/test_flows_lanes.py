@@ -1,5 +1,7 @@
 """The engines for many flows at once, against one flow at a time."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,3 +114,17 @@ def test_a_lane_that_runs_out_of_steps_says_so_and_the_others_go_on(problem):
 def test_shapes_that_do_not_fit_are_named(problem):
     with pytest.raises(ValueError, match="lanes, m, r"):
         lanes.spectra(problem, initializers.lora(jax.random.key(0), (24, 20), 2), jnp.ones(1))
+
+
+def test_lanes_may_have_units_of_time_of_their_own():
+    problem = TwoLayer.pretrained(jax.random.key(3), 6, "top")
+    small = functools.partial(initializers.small, rank=2, scale=1e-2)
+    keys = jax.random.split(jax.random.key(1), 2)
+    factors = jax.vmap(lambda key: problem.blind_start(small, key))(keys)
+    units, grid = jnp.array([0.5, 2.0]), jnp.linspace(0.0, 1.0, 5)
+    found = lanes.two_layer(problem, factors, grid, units=units)
+    for i in range(2):
+        one = jax.tree.map(lambda x, i=i: x[i], factors)
+        path = lorajax.gradient_flow(problem, one, units[i] * grid, rtol=1e-11)
+        losses = found.observed["losses"][i]
+        np.testing.assert_allclose(losses, path.losses, rtol=1e-7, atol=1e-9 * losses[0])

@@ -46,11 +46,13 @@ MIDDLE = {
 BELOW = {*CORE, *MIDDLE}
 TOP = {
     "plots": BELOW,
+    "presets": BELOW,
+    "simulation": BELOW | {"plots"},
     "comparison": BELOW | {"plots"},
     "report": BELOW | {"plots", "comparison"},
-    "cli": BELOW | {"plots", "comparison", "report"},
+    "cli": BELOW | {"plots", "presets", "comparison", "report"},
     "__main__": {"cli"},
-    "__init__": BELOW | {"plots", "comparison", "report"},
+    "__init__": BELOW | {"plots", "presets", "comparison", "report"},
 }
 ROOMS = CORE | MIDDLE | TOP
 # Packages that cost seconds to import, and the only rooms that may pay for them.

@@ -146,3 +146,26 @@ def test_bad_traces_are_refused():
         TraceSquared(jnp.asarray(1.0), 0)
     with pytest.raises(ValueError, match="trace has 1 entries"):
         TraceSquared(jnp.asarray(jnp.nan), 3)
+
+
+@pytest.mark.parametrize("target", ["generic", "top", "bottom"])
+def test_pretrained_layers_have_the_target_where_it_is_said_to_be(target):
+    problem = TwoLayer.pretrained(jax.random.key(0), 6, target, strength=3.0)
+    u, s, vt = np.linalg.svd(np.asarray(problem.w2 @ problem.w1))
+    found_u, found_s, found_vt = np.linalg.svd(np.asarray(problem.shift))
+    np.testing.assert_allclose(found_s, [3.0, 0, 0, 0, 0, 0], atol=1e-12)
+    along = np.abs(u.T @ found_u[:, 0]), np.abs(vt @ found_vt[0])
+    if target == "generic":
+        assert max(along[0].max(), along[1].max()) < 0.99
+    else:
+        index = 0 if target == "top" else 5
+        np.testing.assert_allclose([along[0][index], along[1][index]], 1, atol=1e-12)
+    np.testing.assert_allclose(s, np.linspace(1, 0.3, 6) * np.linspace(2, 0.6, 6))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"), [((0, "top"), "size is 0"), ((4, "middle"), "target is 'middle'")]
+)
+def test_pretrained_layers_name_bad_input(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        TwoLayer.pretrained(jax.random.key(0), *arguments)

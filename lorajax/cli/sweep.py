@@ -61,8 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.distributed or args.coordinator:
         jax.distributed.initialize(args.coordinator, args.processes, args.process)
-    from lorajax import sweeps
-    from lorajax.cli import presets
+    from lorajax import presets, sweeps
 
     _, size, rank, seeds, scales = PRESETS[args.preset]
     preset = presets.PRESETS[args.preset](

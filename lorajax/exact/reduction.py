@@ -47,18 +47,33 @@ class Reduction(NamedTuple):
     frames: Frames
 
 
-def _split(frame: Array, factor: Array) -> tuple[Array, Array, Array]:
-    """Splits a factor into coordinates along a frame, and a frame and coordinates of the rest."""
-    (m, k), r = frame.shape, factor.shape[1]
-    along = frame.T @ factor
-    if m - k <= r:
-        # The complement is no larger than the rest could be: a frame of all of it is exact and,
-        # unlike a QR of the rest, well defined when the rest vanishes.
-        rest_frame = jnp.linalg.qr(frame, mode="complete")[0][:, k:]
-        return along, rest_frame, rest_frame.T @ factor
-    rest = factor - frame @ along
-    rest_frame, rest_coordinates = jnp.linalg.qr(rest)
-    return along, rest_frame, rest_coordinates
+class _Side(NamedTuple):
+    """One factor: coordinates along the target's frame, and a frame and coordinates of the rest."""
+
+    along: Array
+    frame: Array
+    coordinates: Array
+
+
+def _sides(frames: tuple[Array, Array], factors: tuple[Array, Array]) -> tuple[_Side, _Side]:
+    """Splits A and Bᵀ, both (rows, r), into what lies along the target's frames and the rest."""
+    along = [frame.T @ factor for frame, factor in zip(frames, factors, strict=True)]
+    rests = [factor - frame @ x for frame, factor, x in zip(frames, factors, along, strict=True)]
+    most = max(x.shape[0] for x in rests)
+    padded = jnp.stack([jnp.pad(x, ((0, most - x.shape[0]), (0, 0))) for x in rests])
+    # One call for both: two that do not depend on each other can block XLA's threads for good.
+    q, upper = jnp.linalg.qr(padded)
+    sides = []
+    for i, frame in enumerate(frames):
+        (rows, k), r = frame.shape, factors[i].shape[1]
+        if rows - k <= r:
+            # The complement is no larger than the rest could be: a frame of all of it is exact and,
+            # unlike a QR of the rest, well defined when the rest vanishes.
+            complement = jnp.linalg.qr(frame, mode="complete")[0][:, k:]
+            sides.append(_Side(along[i], complement, complement.T @ factors[i]))
+        else:
+            sides.append(_Side(along[i], q[i, :rows], upper[i]))
+    return sides[0], sides[1]
 
 
 def reduce(problem: MatrixFactorization, factors: Factors) -> Reduction:
@@ -85,11 +100,13 @@ def reduce(problem: MatrixFactorization, factors: Factors) -> Reduction:
     commutes with rotations of the rows and columns (GD, momentum, LoRA+, ScaledGD, spectral
     descent, weight decay); it fails for Adam, whose step depends on the entries.
     """
-    a_along, u_rest, a_rest = _split(problem.u, factors.a)
-    b_along, v_rest, b_rest = _split(problem.v, factors.b.T)
-    core = Factors(jnp.concatenate([a_along, a_rest]), jnp.concatenate([b_along, b_rest]).T)
+    left, right = _sides((problem.u, problem.v), (factors.a, factors.b.T))
+    core = Factors(
+        jnp.concatenate([left.along, left.coordinates]),
+        jnp.concatenate([right.along, right.coordinates]).T,
+    )
     return Reduction(
         DiagonalFactorization(problem.singular_values, core.shape),
         core,
-        Frames(problem.u, u_rest, problem.v, v_rest),
+        Frames(problem.u, left.frame, problem.v, right.frame),
     )

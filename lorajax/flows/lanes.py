@@ -388,6 +388,7 @@ def two_layer(
     times: Float[Array, " t"],
     *,
     observe: Callable[[TwoLayerFactors], dict[str, Array]] | None = None,
+    units: Float[Array, " lanes"] | None = None,
     rtol: float | Float[Array, ""] = RTOL,
     max_steps: int = 2**17,
     bucket: int = 18,
@@ -399,6 +400,8 @@ def two_layer(
       factors: starts with lanes on the first axis.
       times: shape (t,), increasing, from 0 on.
       observe: what to look at besides the losses, from the factors of one lane.
+      units: unit of time of each lane, shape (lanes,), so that lanes with different horizons share
+        `times`; 1 if None.
       rtol: relative tolerance of a step; the absolute one is this times the start's amplitude.
       max_steps: lanes that need more end with status "max steps".
       bucket: lanes that step together.
@@ -424,13 +427,18 @@ def two_layer(
             seen |= jax.vmap(observe)(full)
         return seen
 
-    def run(start: _Rows, factors: TwoLayerFactors) -> LanePaths:
-        field = functools.partial(_two_layer_field, frozen)
+    def run(start: _Rows, units: Array | None, factors: TwoLayerFactors) -> LanePaths:
+        def field(state: _Rows) -> _Rows:
+            slope = _two_layer_field(frozen, state)
+            if units is None:
+                return slope
+            return jax.tree.map(lambda x: units[:, None, None] * x, slope)
+
         atol = _absolute(rtol, factors)
         found = stepping.integrate(field, start, times, rtol, atol, look, max_steps=max_steps)
         return LanePaths(found.observed, found.status, found.steps)
 
-    return _by_amplitude(run, bucket, start, factors)
+    return _by_amplitude(run, bucket, start, units, factors)
 
 
 def full_ode(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import xarray
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from lorajax.plots import figure, save, style
 from lorajax.sweeps.store import ATTRIBUTE
@@ -27,6 +28,8 @@ def curves(
     by: str = "scale",
     over: str = "seed",
     log: bool = True,
+    line: str = "-",
+    prefix: str = "",
 ) -> None:
     """Mean curves with bands of one standard deviation.
 
@@ -38,6 +41,8 @@ def curves(
       over: dimension of the repetitions. On a logarithmic ordinate mean and deviation are those of
         the logarithm, so that the band cannot reach below 0.
       log: whether the ordinate is logarithmic.
+      line: style of the lines.
+      prefix: of the labels.
     """
     if log:
         values = xarray.apply_ufunc(np.log10, values.where(values > 0))
@@ -47,9 +52,9 @@ def curves(
         low, high = here - spread, here + spread
         if log:
             here, low, high = 10**here, 10**low, 10**high
-        label = f"{by} {float(values[by][i]):.1e}"
-        (line,) = axes.plot(values[x].values, here, label=label)
-        axes.fill_between(values[x].values, low, high, alpha=0.2, color=line.get_color(), lw=0)
+        label = f"{prefix}{by} {float(values[by][i]):.0e}"
+        axes.plot(values[x].values, here, line, color=f"C{i}", label=label)
+        axes.fill_between(values[x].values, low, high, alpha=0.2, color=f"C{i}", lw=0)
     if log:
         axes.set_yscale("log")
     axes.set_xlabel(x)
@@ -84,16 +89,44 @@ def _tick(value) -> str:
     return f"{value:.0e}" if isinstance(value, float) and value < 0.01 else f"{value:.3g}"
 
 
-def _init_scale(found: xarray.Dataset):
-    kinds = list(found["start_kind"].values)
-    fig, panels = figure(len(kinds), 3)
-    panels = np.asarray(panels).reshape(len(kinds), 3)
-    for row, kind in zip(panels, kinds, strict=True):
+_FEW = 4
+TOGETHER = 1e-5
+
+
+def init_scale_figure(found: xarray.Dataset) -> Figure:
+    """Figures 1, 3 and 4 of Xu et al.: loss, alignment, and both with the norm for one scale."""
+    fig, (left, middle, right) = figure(1, 3)
+    target = found.attrs.get(ATTRIBUTE, {}).get("settings", {}).get("target")
+    decades = np.unique(np.linspace(0, found.sizes["scale"] - 1, _FEW).round().astype(int))
+    for kind, line in (("small", "-"), ("spectral", "--")):
         here = found.sel(start_kind=kind)
-        for axes, name in zip(row, ("losses", "misalignment", "norm"), strict=True):
-            curves(axes, here[name])
-            axes.set_title(f"{kind} start")
-    panels[0, 0].legend()
+        if kind == "spectral":
+            here = here.isel(seed=[0])  # nothing in it is drawn
+        few = here.isel(scale=decades)
+        curves(left, few["losses"], line=line, prefix=f"{kind}, ")
+        if kind == "small":
+            curves(middle, few["misalignment"], prefix=f"{kind}, ")
+    near = int(np.argmin(np.abs(np.log(found["scale"].values / TOGETHER))))
+    one = found.sel(start_kind="small").isel(scale=[near])
+    for i, (name, label) in enumerate(
+        (("losses", "loss"), ("misalignment", "1 − cos"), ("norm", "‖Z₁‖"))
+    ):
+        values = xarray.apply_ufunc(np.log10, one[name].where(one[name] > 0))
+        mean, deviation = (x.values[0] for x in _over(values.transpose("scale", ...), "seed"))
+        time = one["time"].values
+        right.semilogy(time, 10**mean, color=f"C{i}", label=label)
+        right.fill_between(
+            time, 10 ** (mean - deviation), 10 ** (mean + deviation), color=f"C{i}", alpha=0.2, lw=0
+        )
+    for axes, title in (
+        (left, f"loss, {target} target" if target else "loss"),
+        (middle, "1 − cos(γ₁, top singular vector of Z₁)"),
+        (right, f"α = {float(found['scale'].values[near]):.0e}, small start"),
+    ):
+        axes.set_title(title)
+        axes.set_xlabel("time [1/s]")
+        axes.set_ylabel("")
+        axes.legend(fontsize="x-small")
     return fig
 
 
@@ -126,7 +159,7 @@ def _rank_rule(found: xarray.Dataset):
 
 
 _FIGURES: dict[str, Callable] = {
-    "init-scale": _init_scale,
+    "init-scale": init_scale_figure,
     "rank-scale": _rank_scale,
     "spectrum-gap": _spectrum_gap,
     "rank-rule": _rank_rule,

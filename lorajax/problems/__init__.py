@@ -18,15 +18,17 @@ from lorajax.problems.factorization import (
     SymmetricFactorization,
 )
 from lorajax.problems.trace_squared import TraceSquared
-from lorajax.problems.two_layer import TwoLayer, TwoLayerFactors
+from lorajax.problems.two_layer import TARGETS, Target, TwoLayer, TwoLayerFactors
 
 __all__ = [
+    "TARGETS",
     "DiagonalFactorization",
     "MatrixFactorization",
     "Problem",
     "ProductLoss",
     "SymmetricFactorization",
     "TraceSquared",
+    "Target",
     "TwoLayer",
     "TwoLayerFactors",
 ]

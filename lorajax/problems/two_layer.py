@@ -1,12 +1,18 @@
 """Two frozen layers with an adapter on each (theory §4)."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key, UInt32
 
 from lorajax.factors import Factors, check_finite
+
+PRNGKey = Key[Array, ""] | UInt32[Array, "2"]
+Target = Literal["generic", "top", "bottom"]
+TARGETS = get_args(Target)
 
 
 class TwoLayerFactors(NamedTuple):
@@ -49,6 +55,57 @@ class TwoLayer(eqx.Module):
                 "and (p, q)."
             )
         check_finite(w1=self.w1, w2=self.w2, shift=self.shift)
+
+    @classmethod
+    def pretrained(
+        cls, key: PRNGKey, size: int, target: str = "generic", *, strength: float = 5.0
+    ) -> "TwoLayer":
+        """Two square layers as gradient flow would have pre-trained them, and a new target.
+
+        Args:
+          key: draws the frames, and the direction of a generic target.
+          size: side of both layers.
+          target: what `Y_ft = Y_pre + strength · u vᵀ` adds: along the "top" or the "bottom"
+            principal component of `Y_pre = W2 W1`, or along random unit vectors ("generic").
+          strength: of the target.
+
+        Returns:
+          `W2 = U Σ2 Pᵀ` and `W1 = P Σ1 Vᵀ` with singular values falling evenly from 1 to 0.3 and
+          from 2 to 0.6: half as strong, so that the layers grow at different rates (δ_w = 1/2 along
+          a principal component; 1 if they were balanced).
+
+        Raises:
+          ValueError: for a size below 1 or a target of another name.
+
+        Source: Xu et al. 2025 (arXiv:2503.06982), figures 1, 3 and 4; that they add 5 u vᵀ, and
+        where, is stated, sizes and spectra of the layers are not known and chosen here.
+        """
+        if size < 1:
+            raise ValueError(f"size is {size}; it must be at least 1.")
+        if target not in TARGETS:
+            raise ValueError(f"target is {target!r}; it must be one of {', '.join(TARGETS)}.")
+        keys = jax.random.split(key, 5)
+        frames = [jnp.linalg.qr(jax.random.normal(key, (size, size)))[0] for key in keys[:3]]
+        second, first = jnp.linspace(1.0, 0.3, size), jnp.linspace(2.0, 0.6, size)
+        w2 = (frames[0] * second[None, :]) @ frames[1].T
+        w1 = (frames[1] * first[None, :]) @ frames[2].T
+        if target == "generic":
+            u, v = (jax.random.normal(key, (size,)) for key in keys[3:])
+            u, v = u / jnp.linalg.norm(u), v / jnp.linalg.norm(v)
+        else:
+            index = 0 if target == "top" else size - 1
+            u, v = frames[0][:, index], frames[2][:, index]
+        return cls(w1, w2, strength * jnp.outer(u, v))
+
+    def blind_start(self, initializer: Callable[..., Factors], key: PRNGKey) -> TwoLayerFactors:
+        """Both adapters from an initializer `(key, shape) -> Factors` that needs no direction."""
+        keys, shapes = jax.random.split(key), self.shape
+        return TwoLayerFactors(initializer(keys[0], shapes[0]), initializer(keys[1], shapes[1]))
+
+    def directed_start(self, initializer: Callable[..., Factors]) -> TwoLayerFactors:
+        """Both adapters from an initializer `(M) -> Factors` along `W2ᵀE` and `E W1ᵀ`."""
+        first, second = self.alignment_matrices()
+        return TwoLayerFactors(initializer(first), initializer(second))
 
     @property
     def shape(self) -> tuple[tuple[int, int], tuple[int, int]]:

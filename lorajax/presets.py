@@ -1,4 +1,4 @@
-"""The sweeps that `lorajax sweep` knows by name: a function, its axes, and what to draw of it."""
+"""The sweeps that the papers make, by name: a function, its axes, and what to look at first."""
 
 import dataclasses
 import functools
@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lorajax import initializers, ranks, spectra
+from lorajax import initializers, laws, ranks, spectra
 from lorajax.exact import lanes as exact_lanes
 from lorajax.factors import Factors
 from lorajax.flows import STATUS, lanes
-from lorajax.problems import MatrixFactorization, TwoLayer, TwoLayerFactors
+from lorajax.problems import MatrixFactorization, Target, TwoLayer, TwoLayerFactors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,25 +43,23 @@ def _converged(count: jax.Array) -> jax.Array:
     return jnp.full(count.shape, STATUS.index("converged"), jnp.int32)
 
 
-def misaligned_layers(size: int, component: str = "top") -> TwoLayer:
-    """Xu et al.'s two layers of one size: `Y_ft = W2 W1 + 5 u vᵀ` along a principal pair.
+def init_scale(
+    size: int, rank: int, seeds: int, scales: int, *, target: Target = "generic"
+) -> Preset:
+    """Loss, alignment and norm over time for several scales and both starts (Xu, Fig. 1).
 
-    W1 and W2 are Gaussian and so unbalanced; balanced ones along a principal pair would make both
-    layers grow at one rate. The draw is fixed: repetitions differ in the start alone.
+    Args:
+      size: side of both layers.
+      rank: of both adapters.
+      seeds: repetitions, which differ in the start; a spectral start has no randomness.
+      scales: how many, one a decade from 1e-1 on.
+      target: "generic" (Fig. 1), "top" (Fig. 3) or "bottom" (Fig. 4); see `TwoLayer.pretrained`.
     """
-    rng = np.random.default_rng(0)
-    w1, w2 = (rng.standard_normal((size, size)) / size**0.5 for _ in range(2))
-    u, _, vt = np.linalg.svd(w2 @ w1)
-    i = 0 if component == "top" else size - 1
-    return TwoLayer(jnp.asarray(w1), jnp.asarray(w2), jnp.asarray(5 * np.outer(u[:, i], vt[i])))
-
-
-def init_scale(size: int, rank: int, seeds: int, scales: int) -> Preset:
-    """Loss, alignment and norm over time for several scales and both starts (Xu, Fig. 1)."""
-    problem = misaligned_layers(size)
-    first, second = problem.alignment_matrices()
-    growing = spectra.top_direction(first)
-    times = jnp.linspace(0.0, 12.0, 121)
+    problem = TwoLayer.pretrained(jax.random.key(7), size, target)
+    growing = spectra.top_direction(problem.alignment_matrices()[0])
+    # Until the smallest start has escaped, and as long again for what comes after.
+    fast = max(float(x) for x in laws.growth_rates(problem))
+    times = jnp.linspace(0.0, 2 * (scales * np.log(10) + 8) / fast, 601)
 
     def observe(factors: TwoLayerFactors) -> dict[str, jax.Array]:
         return {
@@ -71,13 +69,11 @@ def init_scale(size: int, rank: int, seeds: int, scales: int) -> Preset:
 
     def start(kind: str, scale: jax.Array, key: jax.Array) -> TwoLayerFactors:
         if kind == "spectral":
-            make = functools.partial(initializers.spectral, rank=rank, scale=scale, directions=1)
-            return TwoLayerFactors(make(first), make(second))
-        one, two = jax.random.split(key)
-        shapes = problem.shape
-        return TwoLayerFactors(
-            initializers.small(one, shapes[0], rank, scale),
-            initializers.small(two, shapes[1], rank, scale),
+            return problem.directed_start(
+                functools.partial(initializers.spectral, rank=rank, scale=scale, directions=1)
+            )
+        return problem.blind_start(
+            functools.partial(initializers.small, rank=rank, scale=scale), key
         )
 
     def flow(start_kind: str, scale: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
@@ -101,7 +97,7 @@ def init_scale(size: int, rank: int, seeds: int, scales: int) -> Preset:
             "dims": dict.fromkeys(("losses", "misalignment", "norm"), ("time",)),
             "coords": {"time": np.asarray(times)},
         },
-        {"preset": "init-scale", "size": size, "rank": rank},
+        {"preset": "init-scale", "size": size, "rank": rank, "target": target},
         engine,
         f"{reason}; its products fold all lanes",
         "losses",
@@ -252,3 +248,43 @@ PRESETS: dict[str, Callable[[int, int, int, int], Preset]] = {
     "spectrum-gap": spectrum_gap,
     "rank-rule": rank_rule,
 }
+
+
+def init_scale_statements(found: Any) -> dict[str, np.ndarray]:
+    """What the figures of Xu et al. show, in numbers, from a sweep of `init_scale`.
+
+    Args:
+      found: the sweep's data set.
+
+    Returns:
+      Medians over the repetitions, one entry a scale, by name: "escape" (time at which the loss
+      falls below 0.9 of its start), "least misalignment" and "final loss" of the small start;
+      "spectral final loss" and "spectral steadiness" of the spectral one. Losses are relative to
+      the start's. Steadiness is the slope of ln loss in the later half of its fall from 1e-3 to
+      1e-13 over that in the earlier half: 1 for an exponential, less for a power of the time, NaN
+      where the loss does not get there.
+    """
+    small, directed = found.sel(start_kind="small"), found.sel(start_kind="spectral").isel(seed=0)
+    times, losses = found["time"].values, small["losses"].values
+    clock = jnp.asarray(times)
+    relative = losses / losses[..., :1]
+    # 1 − loss grows exponentially before the escape, so its logarithm interpolates well.
+    grown = np.log(np.maximum(1 - relative, 1e-300))
+    hit = jax.vmap(jax.vmap(lambda x: spectra.hitting_times(clock, x, np.log(0.1))))
+    fallen = directed["losses"].values / directed["losses"].values[..., :1]
+    return {
+        "escape": np.median(np.asarray(hit(jnp.asarray(grown))), axis=1),
+        "least misalignment": np.median(small["misalignment"].values.min(axis=-1), axis=1),
+        "final loss": np.median(relative[..., -1], axis=1),
+        "spectral final loss": fallen[:, -1],
+        "spectral steadiness": np.array([_steadiness(times, x) for x in fallen]),
+    }
+
+
+def _steadiness(times: np.ndarray, losses: np.ndarray) -> float:
+    inside = np.flatnonzero((losses < 1e-3) & (losses > 1e-13))
+    if inside.size < 8 or losses.min() > 1e-13:
+        return float("nan")
+    early, late = np.array_split(inside, 2)
+    slopes = [np.polyfit(times[part], np.log(losses[part]), 1)[0] for part in (early, late)]
+    return float(slopes[1] / slopes[0])

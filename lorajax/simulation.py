@@ -1,0 +1,44 @@
+"""What the files of `sims/` share: a command line, a figure, and numbers beside it."""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorajax import plots
+
+
+def command(
+    doc: str,
+    profiles: Mapping[str, Any],
+    run: Callable[[Any, int], tuple[Any, Mapping[str, Any]]],
+    out: str,
+) -> None:
+    """Runs a simulation from the command line: `--profile`, `--seed` and `--out`.
+
+    Args:
+      doc: the file's docstring; its first line is the help, all of it the figure's caption.
+      profiles: parameters by name, "quick" and "full".
+      run: of a profile and a seed; returns a matplotlib figure and named numbers.
+      out: where the figure and the numbers go, a path without ending.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--profile", choices=list(profiles), default="quick")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder")
+    args = parser.parse_args()
+    profile = profiles[args.profile]
+    figure, numbers = run(profile, args.seed)
+    path = args.out / f"{out}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plots.save(figure, path)
+    plain = {k: np.asarray(v).tolist() for k, v in numbers.items()}
+    record = {"profile": args.profile, "parameters": str(profile), "seed": args.seed}
+    text = json.dumps({**record, "numbers": plain, "caption": doc}, indent=1, ensure_ascii=False)
+    path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    for name, value in numbers.items():
+        print(f"{name}: {np.array2string(np.asarray(value), precision=3)}")
+    print(f"written: {path} and {path.with_suffix('.json').name}")
