@@ -4,6 +4,7 @@ Claims share simulations through one Run a process, so that all of them cost wha
 validate` costs.
 """
 
+import functools
 import json
 from importlib import resources
 
@@ -83,3 +84,29 @@ def test_the_exact_law_passes_where_tanh_squared_fails():
     found = claims.REGISTRY["spectral_dynamics.tanh_squared"].check(RUN)
     exact = found.measured["sup_error_of_exact_law"]
     assert isinstance(exact, list) and min(exact) < found.tolerance < found.error
+
+
+def test_several_at_once_give_what_one_after_another_gives():
+    ran = []
+
+    def check(run, index, altered=False):
+        value = run.once("shared", lambda: ran.append(index) or 1.0)
+        return evidence(0.5 * value, tolerance=0.1 if altered else 1.0)
+
+    chosen = [
+        claims.Claim(
+            f"{'ab'[i % 2]}.{i}",
+            "s",
+            "s",
+            "derived",
+            "t",
+            Control("none", {"altered": True}),
+            functools.partial(check, index=i),
+        )
+        for i in range(7)
+    ]
+    outcomes = list(claims.examine_all(chosen, Run(), workers=3))
+    assert {o.claim.id for o in outcomes} == {c.id for c in chosen} and len(outcomes) == 7
+    assert {o.verdict for o in outcomes} == {"confirmed"} and len(ran) == 1
+    with pytest.raises(ValueError, match="workers is 0"):
+        list(claims.examine_all(chosen, Run(), workers=0))

@@ -29,6 +29,7 @@ def run(*arguments):
         (["validate", "xu2024"], "did you mean xu2025"),
         (["validate", "--seed", "-1"], "--seed is -1"),
         (["validate", "--profile", "slow"], "invalid choice"),
+        (["validate", "--jobs", "0"], "--jobs is 0"),
         (["validate", "--out", "/proc/none"], "cannot be written"),
         (["claims", "nothing"], "neither a claim nor a paper"),
         (["spectra", "--until", "-3"], "--until is -3.0"),

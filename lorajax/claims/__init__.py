@@ -21,6 +21,7 @@ from lorajax.claims.base import (
     Run,
     claim,
     examine,
+    examine_all,
     select,
 )
 
@@ -41,5 +42,6 @@ __all__ = [
     "Run",
     "claim",
     "examine",
+    "examine_all",
     "select",
 ]

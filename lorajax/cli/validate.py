@@ -6,6 +6,7 @@ usage.
 
 import argparse
 import json
+import os
 import sys
 from importlib import resources
 
@@ -28,6 +29,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=PROFILES,
         default="quick",
         help="quick: about a minute on two cores; full: the papers' number of repetitions",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=min(4, os.cpu_count() or 1),
+        metavar="N",
+        help="claims that run at once (default: one a core, at most 4)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of every random draw (default 0)")
     parser.add_argument(
@@ -63,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     check_names(args.names)
     if args.seed < 0:
         raise ValueError(f"--seed is {args.seed}; it must be at least 0.")
+    if args.jobs < 1:
+        raise ValueError(f"--jobs is {args.jobs}; it must be at least 1.")
     folder = output_folder(args.out)
     prepare_jax()
     from lorajax import claims, plots, report
@@ -73,10 +83,11 @@ def run(args: argparse.Namespace) -> int:
     run_state = claims.Run(args.seed, args.profile)
     progress, outcomes, figures = Progress(len(chosen)), [], {}
     settings = {"seed": args.seed, "profile": args.profile}
-    for claim in chosen:
-        progress.start(claim.id)
-        outcome = claims.examine(claim, run_state)
-        outcomes.append(outcome)
+    order = {claim.id: i for i, claim in enumerate(chosen)}
+    progress.start(f"{len(chosen)} claims, {args.jobs} at once")
+    for outcome in claims.examine_all(chosen, run_state, args.jobs):
+        claim = outcome.claim
+        outcomes = sorted([*outcomes, outcome], key=lambda o: order[o.claim.id])
         if outcome.evidence is not None and outcome.evidence.draw is not None:
             figures[claim.id] = plots.to_png(outcome.evidence.draw)
             (figures_folder / f"{claim.id}.png").write_bytes(figures[claim.id])
