@@ -21,6 +21,7 @@ _MODULES = (
     "initializers",
     "laws",
     "models",
+    "optima",
     "plots",
     "problems",
     "ranks",
@@ -31,7 +32,9 @@ _MODULES = (
 _NAMES = {
     "Factors": "factors",
     "MatrixFactorization": "problems",
+    "Decayed": "problems",
     "DiagonalFactorization": "problems",
+    "Linearized": "problems",
     "ProductLoss": "problems",
     "SymmetricFactorization": "problems",
     "TraceSquared": "problems",
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from lorajax import flows as flows
     from lorajax import initializers as initializers
     from lorajax import laws as laws
+    from lorajax import optima as optima
     from lorajax import problems as problems
     from lorajax import ranks as ranks
     from lorajax import spectra as spectra
@@ -61,7 +65,9 @@ if TYPE_CHECKING:
     from lorajax.flows import gradient_flow as gradient_flow
     from lorajax.flows import plan as plan
     from lorajax.flows import solve as solve
+    from lorajax.problems import Decayed as Decayed
     from lorajax.problems import DiagonalFactorization as DiagonalFactorization
+    from lorajax.problems import Linearized as Linearized
     from lorajax.problems import MatrixFactorization as MatrixFactorization
     from lorajax.problems import ProductLoss as ProductLoss
     from lorajax.problems import SymmetricFactorization as SymmetricFactorization

@@ -32,13 +32,14 @@ CORE = {
     "flows": {"problems", "exact"},
     "spectra": set(),
     "laws": {"problems"},
+    "optima": {"problems"},
     "ranks": {"spectra"},
     "sweeps": set(),
 }
 MIDDLE = {
     "claims": set(CORE),
     "downloads": set(),
-    "adapters": {"initializers", "ranks"},
+    "adapters": {"initializers", "problems", "ranks"},
     "models": {"downloads"},
     "data": {"downloads"},
     "finetune": {"adapters", "models", "data", "spectra"},

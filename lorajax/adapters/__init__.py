@@ -17,6 +17,7 @@ in bfloat16 with adapters in float32 (their default) is the path for mixed preci
 | `surgery`, `building`, `paths` | adapt, activate, merge, remove, trainable; path patterns |
 | `starts` | filling a layer from any of `lorajax.initializers` |
 | `gradients`, `selection` | streamed gradients and inputs; ranks from them |
+| `linearization` | a model in the NTK regime, for `optima.certify` |
 | `budget`, `optimizers` | AdaLoRA's budget; LoRA+ and ALLoRA for optax |
 | `peft`, `checkpoints` | PEFT's files; full state through orbax |
 """
@@ -34,6 +35,7 @@ from lorajax.adapters.layers import (
     effective_kernel,
 )
 from lorajax.adapters.layouts import Axes, layout
+from lorajax.adapters.linearization import linearized, updates_of
 from lorajax.adapters.optimizers import allora, lora_plus
 from lorajax.adapters.paths import Trainable
 from lorajax.adapters.peft import load_peft, save_peft
@@ -77,6 +79,7 @@ __all__ = [
     "input_moments",
     "layers",
     "layout",
+    "linearized",
     "load_checkpoint",
     "load_peft",
     "lora_plus",
@@ -89,4 +92,5 @@ __all__ = [
     "select_ranks",
     "trainable",
     "unmerge",
+    "updates_of",
 ]

@@ -8,6 +8,7 @@ which.
 """
 
 from lorajax.flows.descent import (
+    accelerated,
     descend,
     lora_plus,
     scaled_gradient,
@@ -26,6 +27,7 @@ __all__ = [
     "STATUS",
     "Path",
     "Plan",
+    "accelerated",
     "balanced_flow",
     "descend",
     "gradient_flow",
