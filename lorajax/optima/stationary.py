@@ -146,6 +146,11 @@ def manifold_rank(equations: int, shape: tuple[int, int], *, constant: float = 1
     return None
 
 
+@eqx.filter_jit
+def _pushed(problem: Linearized, updates: Float[Array, "p m n"]) -> Float[Array, "p N K"]:
+    return jax.lax.map(problem.jacobian.push, updates)
+
+
 def reduce_rank(
     problem: Linearized, factors: Factors, *, tolerance: float = 1e-9
 ) -> tuple[Factors, list[int]]:
@@ -169,6 +174,8 @@ def reduce_rank(
     """
     a, b = (np.asarray(x) for x in factors)
     split, ranks = a.shape[0], []
+    active = np.flatnonzero(np.asarray(problem.sample_weights))
+    most = min(a.shape[1], sum(problem.shape))
     z = np.concatenate([a, b.T])
     while True:
         u, s, _ = np.linalg.svd(z, full_matrices=False)
@@ -179,10 +186,13 @@ def reduce_rank(
         if r * (r + 1) // 2 <= problem.equations:
             return Factors(jnp.asarray(z[:split]), jnp.asarray(z[split:].T)), ranks
         rows, columns = np.triu_indices(r)
-        left, right = jnp.asarray(z[:split].T[rows]), jnp.asarray(z[split:].T[columns])
-        left2, right2 = jnp.asarray(z[:split].T[columns]), jnp.asarray(z[split:].T[rows])
-        basis = left[:, :, None] * right[:, None, :] + left2[:, :, None] * right2[:, None, :]
-        outputs = np.asarray(jax.lax.map(problem.jacobian.push, basis)).reshape(len(rows), -1)
+        left, right = z[:split].T, z[split:].T
+        basis = left[rows][:, :, None] * right[columns][:, None, :]
+        basis = basis + left[columns][:, :, None] * right[rows][:, None, :]
+        # Always as many as at first, so that one program serves all ranks.
+        missing = most * (most + 1) // 2 - len(basis)
+        basis = jnp.asarray(np.pad(basis, ((0, missing), (0, 0), (0, 0))))
+        outputs = np.asarray(_pushed(problem, basis))[: len(rows), active].reshape(len(rows), -1)
         # On the diagonal both halves are one and the same entry of S.
         outputs = np.where((rows == columns)[:, None], outputs / 2, outputs)
         null = np.linalg.svd(outputs.T)[2][-1]

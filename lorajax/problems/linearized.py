@@ -313,8 +313,14 @@ class Linearized(eqx.Module):
 
     @property
     def equations(self) -> int:
-        """K N, the number of outputs that data determine: what ranks are counted against."""
-        return self.outputs.shape[0] * self.outputs.shape[1]
+        """K N, the number of outputs that data determine: what ranks are counted against.
+
+        Samples of weight 0 are not counted, but inside `jit`, where they cannot be told.
+        """
+        samples, outputs = self.outputs.shape
+        if not is_traced(self.sample_weights):
+            samples = int(np.count_nonzero(np.asarray(self.sample_weights)))
+        return samples * outputs
 
     def zero(self) -> Any:
         """The update that changes nothing: zeros of the weights' shapes."""
