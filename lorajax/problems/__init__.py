@@ -17,19 +17,13 @@ from lorajax.problems.factorization import (
     MatrixFactorization,
     SymmetricFactorization,
 )
-<<<<<<< HEAD
+from lorajax.problems.linearized import Decayed, Features, Linearized, Tangents, updates
 from lorajax.problems.trace_squared import TraceSquared
 from lorajax.problems.two_layer import TARGETS, Target, TwoLayer, TwoLayerFactors
 
 __all__ = [
     "TARGETS",
-=======
-from lorajax.problems.linearized import Decayed, Features, Linearized, Tangents, updates
-from lorajax.problems.two_layer import TwoLayer, TwoLayerFactors
-
-__all__ = [
     "Decayed",
->>>>>>> 8cd1ae7 (Add LoRA in the NTK regime: linearized problems, certified optima, and the claims of two papers)
     "DiagonalFactorization",
     "Features",
     "Linearized",
@@ -37,12 +31,9 @@ __all__ = [
     "Problem",
     "ProductLoss",
     "SymmetricFactorization",
-<<<<<<< HEAD
-    "TraceSquared",
-    "Target",
-=======
     "Tangents",
->>>>>>> 8cd1ae7 (Add LoRA in the NTK regime: linearized problems, certified optima, and the claims of two papers)
+    "Target",
+    "TraceSquared",
     "TwoLayer",
     "TwoLayerFactors",
     "updates",
