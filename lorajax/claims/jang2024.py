@@ -76,13 +76,9 @@ def _ends(run: Run, noise: float = 0.0) -> ntk.Rest:
         p = _draws(run, (len(features), 2 * ntk.SIZE, 2 * ntk.SIZE), 5)
         p = noise * (p + p.transpose(0, 2, 1)) / 2
         samples, ranks = (jnp.asarray(x) for x in zip(*CELLS, strict=True))
-        return _runs(
-            *(jnp.asarray(x) for x in (features, targets)),
-            Factors(jnp.asarray(a), jnp.asarray(b)),
-            samples,
-            ranks,
-            jnp.asarray(p),
-        )
+        begin = Factors(jnp.asarray(a), jnp.asarray(b))
+        x, y, p = (jnp.asarray(each) for each in (features, targets, p))
+        return _runs(x, y, begin, samples, ranks, p)
 
     return run.once(("jang2024", noise), simulate)
 
@@ -115,7 +111,7 @@ def _solved(run: Run, factor: float = 1.0):
     def simulate():
         stack = [jnp.asarray(np.concatenate([b[i] for b in blocks])) for i in (0, 1)]
         samples = jnp.asarray(np.repeat([n for *_, n in blocks], len(features)))
-        found, scale = _optima(*stack, samples, jnp.asarray(factor))
+        found, scale = _optima(stack[0], stack[1], samples, jnp.asarray(factor))
         rows = [len(features) * i for i in range(len(blocks) + 1)]
         parts = [slice(x, y) for x, y in zip(rows, rows[1:], strict=False)]
         return blocks, parts, found, np.asarray(scale)
@@ -146,8 +142,7 @@ def existence(run: Run, factor: float = 1.0) -> Evidence:
         ranks[f"KN = {n}"] = [float(r) for r in _ranks(updates[part])]
     gaps, spared = [], []
     for (features, targets, n), part in list(zip(blocks, parts, strict=True))[len(COUNTS) :]:
-        data = (jnp.asarray(x[0]) for x in (features, targets))
-        problem = ntk.masked_problem(*data, n)
+        problem = ntk.masked_problem(jnp.asarray(features[0]), jnp.asarray(targets[0]), n)
         u, s, vt = np.linalg.svd(updates[part][0])
         keep = s > 1e-9 * s[0]
         left, right = u[:, keep] * np.sqrt(s[keep]), np.sqrt(s[keep])[:, None] * vt[keep]
@@ -491,7 +486,8 @@ def generalization_rate(run: Run, exponent: float = -0.5) -> Evidence:
         r = r.reshape(-1, rows, rows)
         features = r[:, :, :-1].reshape(-1, rows, 1, SIDE, SIDE)
         samples = np.repeat(LENGTHS, repetitions)
-        gap, converged = _gaps(*(jnp.asarray(x) for x in (features, r[:, :, -1:], samples)))
+        lanes_of = [jnp.asarray(x) for x in (features, r[:, :, -1:], samples)]
+        gap, converged = _gaps(lanes_of[0], lanes_of[1], lanes_of[2])
         return np.asarray(gap).reshape(lanes), bool(np.all(converged))
 
     gaps, converged = run.once("jang2024 generalization", simulate)

@@ -196,6 +196,12 @@ def _some(ends: Ends) -> Assumption:
     return Assumption("some points of second order are not global", count > 0, f"{count} runs")
 
 
+def _last(ends: Ends) -> np.ndarray:
+    """σ_r of every run, r the rank of its kind."""
+    values = np.asarray(ends.structure.singular_values)
+    return np.stack([s[:, kind.rank - 1] for s, kind in zip(values, KINDS, strict=True)])
+
+
 def _betas() -> np.ndarray:
     return np.array([k.beta for k in KINDS])[:, None]
 
@@ -248,12 +254,7 @@ def outer_gradient(run: Run, factor: float = 1.0) -> Evidence:
     """At every point of second order ‖T‖₂ ≤ w + β σ_r; next to the limit where spurious minima
     appear the bound is nearly attained."""
     ends = _ends(run)
-    last = np.array([k.rank for k in KINDS]) - 1
-    sigma = np.take_along_axis(
-        ends.structure.singular_values,
-        np.broadcast_to(last[:, None, None], (*ends.curvature.shape, 1)),
-        -1,
-    )[..., 0]
+    sigma = _last(ends)
     ratio = ends.structure.outer / (DECAY + factor * _betas() * sigma)
     ratio = np.where(_local(ends), ratio, 0)
 
@@ -352,8 +353,7 @@ def starts(run: Run, start: str = "zero") -> Evidence:
 def _ratios(ends: Ends) -> tuple[np.ndarray, np.ndarray]:
     """σ_r(X)/σ_{r*}(X*) at spurious points of second order, and their β."""
     found = _spurious(ends) & _local(ends)
-    last = np.array([k.rank for k in KINDS]) - 1
-    sigma = np.stack([s[:, i] for s, i in zip(ends.structure.singular_values, last, strict=True)])
+    sigma = _last(ends)
     ratio = sigma / ends.best[..., 0]
     return ratio[found], np.broadcast_to(_betas(), found.shape)[found]
 

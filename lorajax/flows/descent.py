@@ -135,7 +135,7 @@ def accelerated(learning_rate: Any) -> optax.GradientTransformation:
         dtype = jnp.result_type(*jax.tree.leaves(params))
         return _Accelerated(params, jnp.ones((), dtype))
 
-    def update(updates: Any, state: _Accelerated, params: Any = None):
+    def update(updates: Any, state: Any, params: Any = None):
         reached = jax.tree.map(lambda y, g: y - learning_rate * g, params, updates)
         moved = jax.tree.map(jnp.subtract, reached, state.last)
         products = jax.tree.map(lambda g, d: jnp.sum(g * d), updates, moved)

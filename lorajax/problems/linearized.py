@@ -1,5 +1,6 @@
 """A model linearized in the weights that are adapted: the NTK regime (theory §5)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +51,7 @@ class Features(eqx.Module):
         parts = jax.tree.map(
             lambda g, d: jnp.tensordot(g, d, ((2, 3), (0, 1))), self.features, update
         )
-        return sum(jax.tree.leaves(parts)[1:], jax.tree.leaves(parts)[0])
+        return functools.reduce(jnp.add, jax.tree.leaves(parts))
 
     def pull(self, cotangent: Float[Array, "N K"]) -> Any:
         """`Σ_ik p_ik G_ik`: the transpose of `push`."""
@@ -64,7 +65,7 @@ class Features(eqx.Module):
         """The neural tangent kernel `⟨G_ik, G_jl⟩`; see `Linearized.kernel`."""
         del block  # what is written out already needs no blocks
         parts = [_gram(g, g) for g in jax.tree.leaves(self.features)]
-        return sum(parts[1:], parts[0])
+        return functools.reduce(jnp.add, parts)
 
 
 class _Operators(eqx.Module):
@@ -158,7 +159,7 @@ class Tangents(eqx.Module):
             def cell(right: Any) -> Array:
                 other = jax.tree.leaves(self.features_of(right))
                 parts = [_gram(x, y) for x, y in zip(mine, other, strict=True)]
-                return sum(parts[1:], parts[0])
+                return functools.reduce(jnp.add, parts)
 
             return jax.lax.map(cell, blocks)
 
