@@ -42,7 +42,7 @@ MIDDLE = {
     "adapters": {"initializers", "problems", "ranks"},
     "models": {"downloads"},
     "data": {"downloads"},
-    "finetune": {"adapters", "models", "data", "spectra"},
+    "finetune": {*CORE, "claims", "adapters", "models", "data"},
 }
 BELOW = {*CORE, *MIDDLE}
 TOP = {

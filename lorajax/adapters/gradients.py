@@ -214,9 +214,10 @@ def estimate(
         ranges = {path: [_probe_leaf(state, path, "a") for state in states] for path in probes}
         arguments = (loss, batches, noise, key_signs)
         results.update(_project(copy, views, axes, ranges, arguments))
-    layers = {path: Estimate(*_mean_and_noise(results[path], noise)) for path in views}
-    for path, each in layers.items():
-        if not bool(jnp.all(jnp.isfinite(each.mean.core))):
+    layers = _mean_and_noise({path: results[path] for path in views}, noise)
+    finite = _finite([each.mean.core for each in layers.values()])
+    for path, good in zip(layers, np.asarray(finite), strict=True):
+        if not good:
             raise ValueError(
                 f"the gradient of {path!r} is not finite; look at the loss on these batches."
             )
@@ -304,7 +305,7 @@ def _accumulate(
         grads = [pull(cotangent)[0] for cotangent in cotangents]
         return [jax.tree.map(jnp.add, s, g) for s, g in zip(sums, grads, strict=True)]
 
-    sums = [[jax.tree.map(jnp.zeros_like, diff) for _ in range(1 + signed)] for _ in range(halves)]
+    sums = [[_zeros(diff) for _ in range(1 + signed)] for _ in range(halves)]
     counts, known = [0] * halves, {}
     for index, batch in enumerate(batches):
         shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
@@ -320,11 +321,33 @@ def _accumulate(
             + ("two halves need two at least." if halves == 2 else "at least one is needed.")
         )
     means = [
-        jax.tree.map(lambda x, count=count: x / count, each)
+        _divided(each, jnp.float32(count))
         for group, count in zip(sums, counts, strict=True)
         for each in group
     ]
     return means, sum(counts)
+
+
+# One program for all leaves: one by one, each shape would compile several small ones.
+@jax.jit
+def _zeros(tree: Any) -> Any:
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+@jax.jit
+def _divided(tree: Any, count: Array) -> Any:
+    return jax.tree.map(lambda x: x / count.astype(x.dtype), tree)
+
+
+@jax.jit
+def _finite(arrays: list[Array]) -> Array:
+    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in arrays])
+
+
+@jax.jit
+def _half_sum_and_difference(first: list[Array], second: list[Array]) -> tuple[list[Array], ...]:
+    pairs = list(zip(first, second, strict=True))
+    return [(a + b) / 2 for a, b in pairs], [(a - b) / 2 for a, b in pairs]
 
 
 def _leading(batch: Any) -> int:
@@ -350,18 +373,24 @@ def _check_losses(losses: Any, signed: bool, batch: Any) -> int:
     )
 
 
-def _mean_and_noise(channels: list[Gradient], noise: str) -> tuple[Gradient, Gradient | None]:
-    """Mean and noise out of the channels that were accumulated."""
+def _mean_and_noise(results: dict[str, list[Gradient]], noise: str) -> dict[str, Estimate]:
+    """Mean and noise of each layer out of the channels that were accumulated."""
     if noise == "none":
-        return channels[0], None
-    first, second = channels
+        return {path: Estimate(channels[0], None) for path, channels in results.items()}
     if noise == "signs":
-        return first, second
-    error = (first.error + second.error) / 2
-    return (
-        Gradient(first.basis, (first.core + second.core) / 2, error),
-        Gradient(first.basis, (first.core - second.core) / 2, error),
+        return {path: Estimate(*channels) for path, channels in results.items()}
+    firsts, seconds = zip(*results.values(), strict=True)
+    means, differences = _half_sum_and_difference(
+        [each.core for each in firsts], [each.core for each in seconds]
     )
+    errors, _ = _half_sum_and_difference(
+        [each.error for each in firsts], [each.error for each in seconds]
+    )
+    found = zip(results, firsts, means, differences, errors, strict=True)
+    return {
+        path: Estimate(Gradient(x.basis, mean, error), Gradient(x.basis, difference, error))
+        for path, x, mean, difference, error in found
+    }
 
 
 def _project(

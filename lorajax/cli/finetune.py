@@ -130,10 +130,11 @@ def run(args: argparse.Namespace) -> int:
     if args.method == "lora":
         history["layers"] = list(finetune.paths(model))
     _write(args, folder, trainer, state, history, heads)
+    kind = "held-out" if args.hold_out else "test"
     last = {name: history[f"test_{name}"][-1] for name in ("loss", "accuracy")}
     rate = recipe.batch_size * (len(history["step"]) / max(history["seconds"], 1e-9))
     print(
-        f"\ntest loss {last['loss']:.4f}, test accuracy {100 * last['accuracy']:.2f} %; "
+        f"\n{kind} loss {last['loss']:.4f}, {kind} accuracy {100 * last['accuracy']:.2f} %; "
         f"{trainer.parameters:,} trainable parameters "
         f"({100 * trainer.parameters / total:.1f} %), {rate:,.0f} images/s"
     )

@@ -45,6 +45,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="PERCENT",
         help="of the model's parameters that adapters may have where ranks are chosen (default 7)",
     )
+    add(
+        "--hold-out",
+        type=float,
+        default=0.0,
+        metavar="PERCENT",
+        help="of the training images, to measure on instead of the test set: for choosing options "
+        "without looking at it (default 0)",
+    )
     add("--samples", type=int, default=2048, metavar="N", help="images behind the gradient")
     add("--head", choices=("fit", "keep"), default="fit", help="fit the head first, or keep it")
     add("--head-epochs", type=int, default=3, metavar="N", help="to fit the head in (default 3)")
@@ -61,6 +69,8 @@ def check(args: argparse.Namespace) -> None:
             )
     if not 0 < args.budget <= 100:
         raise ValueError(f"--budget is {args.budget}; it must be more than 0 and at most 100.")
+    if not 0 <= args.hold_out < 100:
+        raise ValueError(f"--hold-out is {args.hold_out}; it must be at least 0 and below 100.")
     if args.seed < 0:
         raise ValueError(f"--seed is {args.seed}; it must be at least 0.")
     if args.rule == "c_over_n" and args.constant is None:
@@ -78,6 +88,13 @@ def prepare(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     from lorajax import data, finetune, models
 
     found = data.load(args.data, folder=args.data_folder, size=args.image_size)
+    kind = "test"
+    if args.hold_out:
+        samples = len(found.train.labels)
+        count = min(max(1, round(samples * args.hold_out / 100)), samples - 1)
+        # The same images for every seed, or runs that differ in it could not be compared.
+        train, aside = data.hold_out(found.train, count)
+        found, kind = found._replace(train=train, test=aside), "held-out"
     dtype = jnp.dtype(args.precision)
     options = {} if args.image_size is None else {"image_size": args.image_size}
     model = models.load(
@@ -91,7 +108,7 @@ def prepare(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     name = Path(args.model).name
     print(
         f"{type(model).__name__} {name} on {found.name}: {len(found.train.labels):,} training and "
-        f"{len(found.test.labels):,} test images, {len(found.classes)} classes",
+        f"{len(found.test.labels):,} {kind} images, {len(found.classes)} classes",
         flush=True,
     )
     if args.head == "fit":

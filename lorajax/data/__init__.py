@@ -1,7 +1,7 @@
 """Images to fine-tune on: sets, the order of batches, and augmentations on the device."""
 
 from lorajax.data.augment import policy, resize
-from lorajax.data.order import Order, batches
+from lorajax.data.order import Order, batches, hold_out
 from lorajax.data.sets import NAMED, Dataset, ImageFiles, Split, load, read_idx
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Order",
     "Split",
     "batches",
+    "hold_out",
     "load",
     "policy",
     "read_idx",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lorajax.data.sets import Split
+from lorajax.data.sets import ImageFiles, Split
 
 
 @functools.lru_cache(maxsize=4)
@@ -69,6 +69,47 @@ class Order:
         epoch, i = divmod(step, self.steps_per_epoch)
         shuffle = permutation(self.seed, epoch, self.samples)
         return shuffle[i * self.batch_size : (i + 1) * self.batch_size]
+
+
+def hold_out(split: Split, count: int, seed: int = 0) -> tuple[Split, Split]:
+    """Sets images aside to choose by: a test set that options were chosen on is none any more.
+
+    Args:
+      split: images and labels.
+      count: how many are set aside, drawn at random by `permutation`.
+      seed: of the draw.
+
+    Returns:
+      The split without them, and the images set aside; both in their old order.
+
+    Raises:
+      ValueError: unless both parts have at least one image.
+
+    Example:
+      >>> import numpy as np
+      >>> from lorajax.data import Split, hold_out
+      >>> images, labels = np.zeros((10, 4, 4, 1), np.uint8), np.arange(10, dtype=np.int32)
+      >>> rest, aside = hold_out(Split(images, labels), 3)
+      >>> len(rest.labels), sorted({*rest.labels, *aside.labels}) == list(range(10))
+      (7, True)
+    """
+    samples = len(split.labels)
+    if not 1 <= count < samples:
+        raise ValueError(
+            f"count is {count}; of {samples} images between 1 and {samples - 1} can be set aside."
+        )
+    order = permutation(seed, 0, samples)
+
+    def part(index: np.ndarray) -> Split:
+        index = np.sort(index)
+        images = split.images
+        if isinstance(images, ImageFiles):
+            images = ImageFiles([images.sources[i] for i in index.tolist()], images.size)
+        else:
+            images = images[index]
+        return Split(images, split.labels[index])
+
+    return part(order[count:]), part(order[:count])
 
 
 def batches(split: Split, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -69,12 +69,14 @@ def directions(gradients: Mapping[str, Any]) -> dict[str, Float[Array, " mn"]]:
         groups.setdefault(matrix.shape, []).append(path)
     found = {}
     for members in groups.values():
-        aims = _top_directions(jnp.stack([-matrices[path] for path in members]))
+        aims = _top_directions([matrices[path] for path in members])
         found |= dict(zip(members, aims, strict=True))
     return {path: found[path] for path in matrices}
 
 
-_top_directions = jax.jit(jax.vmap(spectra.top_direction))
+@jax.jit
+def _top_directions(gradients: list[Array]) -> list[Array]:
+    return list(jax.vmap(spectra.top_direction)(-jnp.stack(gradients)))
 
 
 def measure(

@@ -1,5 +1,6 @@
 """What comes before training: a head that fits, gradients at the start, ranks."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -89,8 +90,10 @@ def adapt(model: Any, targets: Targets, *, key: Any, **options: Any) -> Any:
     graph, state = nnx.split(model)
     given = {name: options.pop(name, None) for name in ("gradients", "inputs")}
     made = []
+    # It runs once: optimizing it takes longer than running it unoptimized.
+    quickly = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=quickly)
     def program(state, key, given):
         adapted = adapters.adapt(
             nnx.merge(graph, state, copy=True), targets, key=key, **given, **options
@@ -100,22 +103,28 @@ def adapt(model: Any, targets: Targets, *, key: Any, **options: Any) -> Any:
         # What came in goes on as it is, outside the program, which would copy it.
         old = {id(leaf): i for i, leaf in enumerate(jax.tree.leaves(state))}
         places = [old.get(id(leaf)) for leaf in leaves]
-        made.append((adapted_graph, tree, places))
-        return [leaf for leaf, place in zip(leaves, places, strict=True) if place is None]
+        factors = {
+            path: [jnp.any(x != 0) for x in each.factors]
+            for path, layer in adapters.layers(adapted).items()
+            for each in layer.adapters.values()
+            if isinstance(each, adapters.LoRA)
+        }
+        moving = [jnp.stack(pair).any() for pair in factors.values()]
+        made.append((adapted_graph, tree, places, tuple(factors)))
+        return [leaf for leaf, place in zip(leaves, places, strict=True) if place is None], moving
 
-    fresh = iter(program(state, key, given))
-    adapted_graph, tree, places = made[-1]
+    fresh, moving = program(state, key, given)
+    fresh = iter(fresh)
+    adapted_graph, tree, places, low_rank = made[-1]
+    for path, moves in zip(low_rank, moving, strict=True):
+        if not bool(moves):
+            raise ValueError(
+                f"the start of {path!r} leaves both factors zero, a point that no training "
+                "leaves; use another start."
+            )
     old = jax.tree.leaves(state)
     leaves = [next(fresh) if place is None else old[place] for place in places]
-    adapted = nnx.merge(adapted_graph, jax.tree.unflatten(tree, leaves))
-    for path, layer in adapters.layers(adapted).items():
-        for each in layer.adapters.values():
-            if isinstance(each, adapters.LoRA) and not any(np.any(x) for x in each.factors):
-                raise ValueError(
-                    f"the start of {path!r} leaves both factors zero, a point that no training "
-                    "leaves; use another start."
-                )
-    return adapted
+    return nnx.merge(adapted_graph, jax.tree.unflatten(tree, leaves))
 
 
 def loss_of(config: Any) -> Callable[[Any, Any], Float[Array, " batch"]]:
@@ -167,6 +176,30 @@ def batches_of(
         (jnp.asarray(train.images[part]), jnp.asarray(train.labels[part]))
         for part in np.split(order, count)
     ]
+
+
+def moments_of(
+    model: Any,
+    train: data.Split,
+    *,
+    targets: Targets = "**",
+    samples: int = 2048,
+    batch_size: int = 128,
+    seed: int = 0,
+) -> dict[str, Float[Array, "m m"]]:
+    """`adapters.input_moments` for a classifier and its data; arguments as for `select_ranks`."""
+    config = model.config
+    size = getattr(config, "image_size", None)
+
+    def forward(model: Any, batch: Any) -> Any:
+        images = data.resize(batch[0], size) if size else batch[0]
+        dtype = model.dtype or jnp.float32
+        return model(
+            models.normalize(images, config.mean, config.std, channels=config.channels, dtype=dtype)
+        )
+
+    batches = batches_of(train, samples, batch_size, seed)
+    return adapters.input_moments(model, batches, targets, forward=forward)
 
 
 def select_ranks(

@@ -152,6 +152,7 @@ class Trainer:
       wrt: NNX filter of what trains: `adapters.trainable(model)`, or `nnx.Param` for everything.
       recipe: how to train.
       transformation: an optax transformation to use instead of the recipe's.
+      penalty: a function of the model that is added to the loss that trains, not to the reported.
 
     Raises:
       ValueError: for a model without trainable parameters.
@@ -164,9 +165,11 @@ class Trainer:
         recipe: Recipe,
         *,
         transformation: optax.GradientTransformation | None = None,
+        penalty: Callable[[Any], Array] | None = None,
     ):
         self.config = model.config
         self.recipe = recipe
+        self._penalty = penalty
         changing = (nnx.BatchStat, nnx.RngState)
         self.graph, self._params, self._rest, self.frozen = nnx.split(model, wrt, changing, ...)
         if not jax.tree.leaves(self._params):
@@ -177,6 +180,8 @@ class Trainer:
         self._augment = data.policy(recipe.augment, self._size)
         self._step = jax.jit(self.advance, donate_argnums=0)
         self._evaluate = jax.jit(self.sums)
+        # One program: leaf by leaf, each new shape would compile a handful of small ones.
+        self._begin = jax.jit(self._beginning)
 
     @property
     def parameters(self) -> int:
@@ -185,9 +190,11 @@ class Trainer:
 
     def init(self) -> State:
         """The state before the first step."""
+        return self._begin(self._params, self._rest)
+
+    def _beginning(self, params: Any, rest: Any) -> State:
         # Copies: `step` donates its state, and the model's own arrays must survive that.
-        params = jax.tree.map(jnp.copy, self._params)
-        rest = jax.tree.map(jnp.copy, self._rest)
+        params, rest = jax.tree.map(jnp.copy, (params, rest))
         return State(jnp.zeros((), jnp.int32), params, self.transformation.init(params), rest)
 
     def advance(self, state: State, frozen: Any, images: Any, labels: Any) -> tuple[State, Metrics]:
@@ -210,11 +217,14 @@ class Trainer:
             targets = optax.smooth_labels(
                 jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32), self.recipe.smoothing
             )
-            losses = optax.softmax_cross_entropy(logits, targets)
-            return losses.mean(), (_hits(logits, labels).mean(), changed)
+            loss = optax.softmax_cross_entropy(logits, targets).mean()
+            aux = loss, _hits(logits, labels).mean(), changed
+            if self._penalty is not None:
+                merged = nnx.merge(self.graph, params, state.rest, frozen, copy=True)
+                loss = loss + self._penalty(merged)
+            return loss, aux
 
-        found, gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        loss, (accuracy, rest) = found
+        gradient, (loss, accuracy, rest) = jax.grad(loss_of, has_aux=True)(state.params)
         # optax mixes integer counts and floats, which users may have forbidden.
         with jax.numpy_dtype_promotion("standard"):
             updates, optimizer = self.transformation.update(gradient, state.optimizer, state.params)

@@ -1,0 +1,144 @@
+"""Ranks by the gradient's spectrum against AdaLoRA, EVA and one rank everywhere (gg2Wb2HPOI).
+
+The paper fine-tunes ViT-B/16 on CIFAR-100; here the embedded ViT, pretrained on Fashion-MNIST, is
+fine-tuned on the embedded MNIST sample. Every method has the parameters of one rank in all layers,
+takes the learning rate that serves it best on held-out images, and is measured on the test set.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+
+os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from lorajax import data, finetune, models, plots  # noqa: E402
+from lorajax.finetune.contest import METHODS, contest  # noqa: E402
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    images: int
+    held_out: int
+    steps: int
+    batch: int
+    seeds: int
+    rates: tuple[float, ...]
+    uniform: tuple[int, ...]
+
+
+PROFILES = {
+    "quick": Profile(1500, 300, 60, 32, 5, (1.0, 3.0), (2,)),
+    "full": Profile(5000, 1000, 600, 50, 10, (0.1, 0.3, 1.0, 3.0, 10.0), (1, 2, 4, 8)),
+}
+SHOWN = METHODS[:4]
+
+
+def simulate(profile: Profile, seed: int = 0):
+    """Contestants by the rank that sets the budget and by method."""
+    found = data.load("mnist-sample")
+    part = data.Split(found.train.images[: profile.images], found.train.labels[: profile.images])
+    train, held_out = data.hold_out(part, profile.held_out)
+    model = finetune.fit_head(models.load("vit-fashion-mnist"), train)
+    recipe = finetune.Recipe(
+        steps=profile.steps,
+        batch_size=profile.batch,
+        optimizer="lora-plus",
+        ratio=4.0,
+        learning_rate=1e-2,
+        warmup=profile.steps // 20,
+        seed=seed,
+    )
+    return {
+        uniform: contest(
+            model,
+            train,
+            held_out,
+            found.test,
+            recipe,
+            key=jax.random.key(seed),
+            uniform=uniform,
+            seeds=profile.seeds,
+            rates=profile.rates,
+        )
+        for uniform in profile.uniform
+    }
+
+
+def draw(profile: Profile, results):
+    """Accuracy against parameters and against the cost, and the ranks that were chosen."""
+    figure, panels = plots.figure(1, 3, size=(4.6, 3.6))
+    with plots.style():
+        for color, name in enumerate(SHOWN):
+            cells = [each[name] for each in results.values()]
+            means, halves = zip(*(finetune.interval(100 * x.accuracy) for x in cells), strict=True)
+            for panel, values in (
+                (panels[0], [x.parameters for x in cells]),
+                (panels[1], [x.passes for x in cells]),
+            ):
+                panel.errorbar(
+                    values, means, halves, fmt="o-", color=f"C{color}", capsize=3, label=name
+                )
+            last = cells[-1].ranks
+            panels[2].plot(list(last.values()), color=f"C{color}", marker=".", linewidth=1)
+        panels[0].set(xlabel="parameters of the adapters", ylabel="test accuracy [%]")
+        panels[1].set(xlabel="images a gradient was computed for", ylabel="test accuracy [%]")
+        panels[2].set(xlabel="layer, in the model's order", ylabel="rank")
+        panels[0].legend()
+        figure.suptitle(
+            f"embedded ViT on {profile.images} images of MNIST, {profile.steps} steps of "
+            f"{profile.batch}, {profile.seeds} seeds, 95 % intervals",
+            fontsize="medium",
+        )
+    return figure
+
+
+def statements(results) -> dict[str, list[float]]:
+    """What the figure shows, in numbers: mean and half-width of the 95 % interval."""
+    numbers = {}
+    for uniform, methods in results.items():
+        for name, each in methods.items():
+            at = f"budget of rank {uniform}, {name}"
+            numbers[f"{at}: test accuracy [%]"] = list(finetune.interval(100 * each.accuracy))
+            numbers[f"{at}: parameters, in training, images"] = [
+                each.parameters,
+                each.trained,
+                each.passes,
+            ]
+            if name != "rule":
+                paired = 100 * (methods["rule"].accuracy - each.accuracy)
+                numbers[f"{at}: rule is better by [points]"] = list(finetune.interval(paired))
+    return numbers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--profile", choices=PROFILES, default="quick")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/spectral_dynamics"))
+    args = parser.parse_args()
+    profile = PROFILES[args.profile]
+    results = simulate(profile, args.seed)
+    numbers = statements(results)
+    args.out.mkdir(parents=True, exist_ok=True)
+    plots.save(draw(profile, results), args.out / "rank_selection.png")
+    rates = {
+        f"{uniform}, {name}": each.held_out
+        for uniform, methods in results.items()
+        for name, each in methods.items()
+    }
+    text = json.dumps(
+        {"profile": args.profile, "numbers": numbers, "held-out accuracy by rate": rates}, indent=2
+    )
+    (args.out / "rank_selection.json").write_text(text + "\n", encoding="utf-8")
+    for name, values in numbers.items():
+        print(f"{name}: {', '.join(f'{x:,.5g}' for x in np.asarray(values))}")
+    print(f"Written: {args.out / 'rank_selection.png'}")
+
+
+if __name__ == "__main__":
+    main()
