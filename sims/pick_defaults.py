@@ -105,10 +105,16 @@ class Trial:
         return self.selections[budget].parameters + heads
 
 
+def part(split: data.Split, images: int) -> data.Split:
+    """As many images of a set that is sorted by class, spread over it."""
+    every = len(split.labels) // images
+    return data.Split(split.images[::every][:images], split.labels[::every][:images])
+
+
 def pick(profile: Profile):
     """The three decisions, with the held-out accuracy of all candidates."""
     found = data.load("mnist-sample")
-    train = data.Split(found.train.images[: profile.images], found.train.labels[: profile.images])
+    train = part(found.train, profile.images)
     rest, aside = data.hold_out(train, profile.held_out)
     trial = Trial(rest, aside)
     orders = range(profile.orders)
@@ -157,7 +163,7 @@ def pick(profile: Profile):
 def check(profile: Profile, picked, seeds: int):
     """Test accuracy of what was picked, a number a seed, of LoRA and of full fine-tuning."""
     found = data.load("mnist-sample")
-    train = data.Split(found.train.images[: profile.images], found.train.labels[: profile.images])
+    train = part(found.train, profile.images)
     trial = Trial(train, found.test)
     lora = trial.lora(
         profile.check_epochs,

@@ -134,9 +134,12 @@ def test_a_run_is_not_overwritten_nor_mixed_with_another(finished, folder, capsy
     assert "holds a run with seed = 0, not 3" in capsys.readouterr().err
 
 
-def test_full_training_writes_a_model(folder, tmp_path):
+def test_full_training_writes_a_model(folder, tmp_path, capsys):
+    """And images that are held out take the place of the test set."""
     command = fast(folder, tmp_path)
-    assert main([*command, "--method", "full", "--epochs", "1"]) == 0
+    assert main([*command, "--method", "full", "--epochs", "1", "--hold-out", "25"]) == 0
+    printed = capsys.readouterr().out
+    assert "48 training and 16 held-out images" in printed and "held-out accuracy" in printed
     tuned = models.load(tmp_path / "model" / "model.safetensors")
     assert tuned.config == CONFIG
     before = models.load(folder / "vit.safetensors")
@@ -180,6 +183,7 @@ def test_rank_prints_a_table_and_writes_it(folder, tmp_path, capsys):
         (["finetune", "--epochs", "0"], "--epochs is 0.0; it must be positive"),
         (["finetune", "--start", "pissa", "--scale", "1"], "goes with lora"),
         (["finetune", "--budget", "0"], "--budget is 0.0"),
+        (["finetune", "--hold-out", "100"], "--hold-out is 100.0"),
         (["rank", "--rule", "c_over_n"], "needs --constant C"),
         (["rank", "--constant", "2"], "goes with --rule c_over_n"),
         (["rank", "--samples", "0"], "--samples is 0"),

@@ -251,6 +251,25 @@ class TestOrder:
         with pytest.raises(ValueError, match=message):
             data.Order(samples, batch, seed)
 
+    def test_images_are_held_out_in_the_same_way_each_time(self, tmp_path):
+        images = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
+        split = data.Split(images, np.arange(20, dtype=np.int32))
+        rest, aside = data.hold_out(split, 5)
+        assert len(aside.labels) == 5 and sorted({*rest.labels, *aside.labels}) == [*range(20)]
+        assert isinstance(rest.images, np.ndarray)
+        np.testing.assert_array_equal(rest.images.ravel(), rest.labels)
+        np.testing.assert_array_equal(data.hold_out(split, 5)[1].labels, aside.labels)
+        assert not np.array_equal(data.hold_out(split, 5, seed=1)[1].labels, aside.labels)
+        TestFolders().make(tmp_path)  # files stay files, decoded when asked for
+        found = data.load(tmp_path).train
+        rest, aside = data.hold_out(found, 1)
+        assert isinstance(aside.images, data.ImageFiles) and len(rest.images) == 3
+        both = np.concatenate([rest.images[:], aside.images[:]])
+        assert sorted(both[:, 0, 0, 0].tolist()) == [0, 10, 100, 110]
+        for count in (0, 20):
+            with pytest.raises(ValueError, match=f"count is {count}"):
+                data.hold_out(split, count)
+
     def test_evaluation_batches_cover_everything_once(self):
         split = data.Split(np.arange(7, dtype=np.uint8).reshape(7, 1, 1, 1), np.arange(7))
         found = list(data.batches(split, 3))

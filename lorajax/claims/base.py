@@ -132,6 +132,7 @@ class Claim:
       tolerance: how the tolerance is derived.
       control: the negative control.
       check: the function; see this module.
+      on_request: run in a quick validation only if named, because it takes minutes.
     """
 
     id: str
@@ -141,6 +142,7 @@ class Claim:
     tolerance: str
     control: Control
     check: Callable[..., Evidence]
+    on_request: bool = False
 
     @property
     def paper(self) -> str:
@@ -199,7 +201,13 @@ REGISTRY: dict[str, Claim] = {}
 
 
 def claim(
-    id: str, *, source: str, standing: Standing, tolerance: str, control: Control
+    id: str,
+    *,
+    source: str,
+    standing: Standing,
+    tolerance: str,
+    control: Control,
+    on_request: bool = False,
 ) -> Callable[[Callable[..., Evidence]], Claim]:
     """Registers a check as a claim; its docstring is the statement.
 
@@ -209,6 +217,7 @@ def claim(
       standing: stated, derived, reconstructed or recalled.
       tolerance: how the tolerance is derived.
       control: the negative control.
+      on_request: leave it out of quick validations that do not name it.
 
     Returns:
       A decorator that replaces the function by its Claim.
@@ -223,7 +232,7 @@ def claim(
         statement = " ".join((check.__doc__ or "").split())
         if not statement:
             raise ValueError(f"claim {id} has no statement; give its check a docstring.")
-        REGISTRY[id] = Claim(id, statement, source, standing, tolerance, control, check)
+        REGISTRY[id] = Claim(id, statement, source, standing, tolerance, control, check, on_request)
         return REGISTRY[id]
 
     return register

@@ -19,6 +19,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the list."""
     check_names(args.names)
     record = read_record()
+    import lorajax.finetune.claims  # noqa: F401  adds to the registry
     from lorajax import claims
 
     paper = None

@@ -75,9 +75,15 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--jobs is {args.jobs}; it must be at least 1.")
     folder = output_folder(args.out)
     prepare_jax()
+    import lorajax.finetune.claims  # noqa: F401  adds to the registry
     from lorajax import claims, plots, report
 
     chosen = claims.select(args.names)
+    if args.profile == "quick":
+        left = [c.id for c in chosen if c.on_request and not {c.id, c.paper} & {*args.names}]
+        chosen = [c for c in chosen if c.id not in left]
+        if left:
+            print(f"Left out, as they take minutes: {', '.join(left)}; name them to run them.")
     figures_folder = folder / "figures"
     figures_folder.mkdir(exist_ok=True)
     run_state = claims.Run(args.seed, args.profile)

@@ -143,6 +143,7 @@ def run_of(
     gradients: Mapping[str, Any] | None = None,
     inputs: Mapping[str, Any] | None = None,
     test: data.Split | Mapping[str, data.Split] | None = None,
+    watch: data.Split | None = None,
     every: int = 1,
     orders: int = 1,
     allocations: Sequence[Mapping[str, int]] = (),
@@ -161,6 +162,7 @@ def run_of(
       gradients: for starts that need one, and for the alignment probe; from `adapters.gradients`.
       inputs: for EVA, from `adapters.input_moments`.
       test: what accuracy is measured on at the end, or several such splits by name; None for none.
+      watch: what loss and accuracy are measured on at every probe; None for nothing.
       every: steps between probes, a divisor of the recipe's steps; 0 for no probes.
       orders: how many orders of the images there are; lanes of one order see the same batches.
       allocations: ranks of the layers by path, of which a lane picks one; instead of `targets` and
@@ -173,7 +175,7 @@ def run_of(
       given), `rate` (multiplies the recipe's learning rate), and the integers `start`, `order` and
       `allocation`, which pick one of those given here. It returns a dict: `loss` and `accuracy` of
       every step's batch, shape (steps,); the fields of a Probe, shape (steps/every, layers, …), if
-      asked for;
+      asked for; `watch_loss` and `watch_accuracy`, shape (steps/every,), if something is watched;
       `NAME_loss` and `NAME_accuracy` for each split of `test`, with NAME "test" for a single one.
       AdaLoRA has no Probe, but `ranks`, the number of singular values of each layer at the end.
 
@@ -189,6 +191,7 @@ def run_of(
     images, labels = jnp.asarray(train.images[:]), jnp.asarray(train.labels)
     splits = {"test": test} if isinstance(test, data.Split) else dict(test or {})
     held_out = {name: _stacked(split) for name, split in splits.items()}
+    watched = None if watch is None else _stacked(watch)
     towards = None if gradients is None else probes.directions(gradients)
     several = not isinstance(start, str) and isinstance(start, Sequence)
     initializers = [resolve(each) for each in (start if several else [start])]
@@ -245,13 +248,20 @@ def run_of(
         def step(state, index):
             return trainer.advance(state, trainer.frozen, images[index], labels[index])
 
+        def means(state, chunks):
+            _, sums = jax.lax.scan(
+                lambda _, chunk: (None, trainer.sums(state, trainer.frozen, *chunk)), None, chunks
+            )
+            return sums.sum(axis=0) / jnp.sum(chunks[2])
+
         def stretch(state, indices):
             probe = probes.measure(trainer.model(state), towards) if probing else None
+            outside = None if watched is None else means(state, watched)
             state, metrics = jax.lax.scan(step, state, indices)
-            return state, (metrics, probe)
+            return state, (metrics, probe, outside)
 
         batches = jnp.asarray(index)[0 if order is None else order]
-        state, (metrics, probe) = jax.lax.scan(stretch, trainer.init(), batches)
+        state, (metrics, probe, outside) = jax.lax.scan(stretch, trainer.init(), batches)
         found = {"loss": metrics.loss.reshape(-1), "accuracy": metrics.accuracy.reshape(-1)}
         if probe is not None:
             found |= probe._asdict()
@@ -262,11 +272,10 @@ def run_of(
             alive = [jnp.sum(each.adapters["default"].e[...] != 0) for each in layers]
             found["ranks"] = jnp.stack(alive).astype(jnp.int32)
         for name, chunks in held_out.items():
-            _, sums = jax.lax.scan(
-                lambda _, chunk: (None, trainer.sums(state, trainer.frozen, *chunk)), None, chunks
-            )
-            means = sums.sum(axis=0) / len(splits[name].labels)
-            found |= {f"{name}_loss": means[0], f"{name}_accuracy": means[1]}
+            loss, accuracy = means(state, chunks)
+            found |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+        if outside is not None:
+            found |= {"watch_loss": outside[:, 0], "watch_accuracy": outside[:, 1]}
         return found
 
     return run

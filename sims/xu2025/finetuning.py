@@ -1,11 +1,10 @@
-"""Alignment and norms while a real network is fine-tuned: small against spectral start.
+"""Xu et al. 2025, figure 5: alignment and norms early in fine-tuning, for ResNet, ViT and VGG.
 
-After figure 5 of Xu et al. 2025 (arXiv:2503.06982), whose networks (ResNet, ViT and VGG pretrained
-on ImageNet), sizes and step sizes are not known. Here: the small ViT that comes with the package,
-from Fashion-MNIST to MNIST, LoRA of rank 4 in every block, plain gradient descent; all scales and
-repetitions train at once over one frozen base. Lines are means over layers and repetitions, bands
-one standard deviation over repetitions. The prediction is the linearization at zero (derived):
-every layer aligns with its gradient's top direction before its norm grows.
+The paper goes from ImageNet to MNIST and CIFAR-10. Here the embedded ViT goes from Fashion-MNIST to
+MNIST, and a small ResNet and a small VGG, pretrained on the spot on the digits 0 to 4 of the
+embedded sample, go to the digits 5 to 9: small and spectral starts of several scales, by plain
+descent, mean ± one standard deviation over repetitions. The prediction is the linearization at zero
+(derived): every layer aligns with its gradient's top direction before its norm grows.
 """
 
 import argparse
@@ -19,6 +18,7 @@ os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+from flax import nnx  # noqa: E402
 
 from lorajax import data, finetune, initializers, models, plots, sweeps  # noqa: E402
 
@@ -29,109 +29,168 @@ class Profile:
     every: int
     repetitions: int
     batch: int
+    samples: int
+    epochs: int
+    widths: tuple[int, ...]
+    bucket: int | None
 
 
-PROFILES = {"quick": Profile(60, 6, 3, 50), "full": Profile(300, 10, 30, 100)}
+# On a CPU convolutions with a kernel a lane are slow, so that lanes run one after the other there.
+PROFILES = {
+    "quick": Profile(48, 6, 2, 32, 1024, 1, (8, 16, 32), 1),
+    "full": Profile(300, 10, 30, 100, 5000, 10, (32, 64, 128), None),
+}
+NETWORKS = ("ViT", "ResNet", "VGG")
 SCALES = (1e-1, 1e-2, 1e-3)
 STARTS = ("small", "spectral")
 RANK = 4
-LEARNING_RATE = 0.3
-TARGETS = "blocks/**"
+RATE = 0.3
+"""Learning rate times the largest singular value of any layer's gradient."""
+TARGETS = {"ViT": "blocks/**", "ResNet": "stages/**", "VGG": ["convs/*", "hidden/*"]}
 
 
-def simulate(profile: Profile, seed: int = 0):
+def digits(split: data.Split, first: int) -> data.Split:
+    """The images of five digits, their classes counted from `first`."""
+    chosen = (split.labels >= first) & (split.labels < first + 5)
+    return data.Split(split.images[chosen], split.labels[chosen] - np.int32(first))
+
+
+def pretrained(name: str, profile: Profile, seed: int):
+    """A network in evaluation mode and the images that it goes on with."""
+    found = data.load("mnist-sample").train
+    if name == "ViT":
+        return models.load("vit-fashion-mnist"), found
+    common = {"classes": 5, "channels": 1, "mean": (0.13,), "std": (0.31,)}
+    if name == "ResNet":
+        config = models.config(
+            "cifar-resnet20", depths=(1, 1, 1), widths=profile.widths, stem_width=0, **common
+        )
+    else:
+        config = models.VGGConfig(
+            (1, 1, 1), profile.widths, batch_norm=True, hidden=64, grid=3, dropout=0.0, **common
+        )
+    before = digits(found, 0)
+    steps = profile.epochs * (len(before.labels) // 50)
+    recipe = finetune.Recipe(steps=steps, batch_size=50, learning_rate=3e-3, seed=seed)
+    trainer = finetune.Trainer(models.build(config, rngs=nnx.Rngs(seed)), nnx.Param, recipe)
+    model = trainer.model(finetune.fit(trainer, before))
+    model.eval()
+    return model, digits(found, 5)
+
+
+def simulate(name: str, profile: Profile, seed: int = 0):
     """Curves of every lane by start, and the gradient's top singular value of every layer."""
-    found = data.load("mnist-sample")
-    model = finetune.fit_head(models.load("vit-fashion-mnist"), found.train)
-    gradients = finetune.gradients_of(model, found.train, targets=TARGETS, seed=seed)
+    model, train = pretrained(name, profile, seed)
+    model = finetune.fit_head(model, train, epochs=1)
+    targets = TARGETS[name]
+    gradients = finetune.gradients_of(
+        model, train, targets=targets, samples=profile.samples, seed=seed
+    )
+    rates = {path: float(each.norm) for path, each in gradients.items()}
     recipe = finetune.Recipe(
         steps=profile.steps,
         batch_size=profile.batch,
         optimizer="sgd",
-        learning_rate=LEARNING_RATE,
+        learning_rate=RATE / max(rates.values()),
         schedule="constant",
         seed=seed,
     )
-    results = {}
-    for start in STARTS:
-        initializer = getattr(initializers, start)
-        if start == "spectral":
+    run = finetune.run_of(
+        model,
+        train,
+        recipe,
+        targets=targets,
+        rank=RANK,
+        start=[
+            initializers.small,
             # The paper's spectral start lies along the top direction alone.
-            initializer = functools.partial(initializer, directions=1)
-        run = finetune.run_of(
-            model,
-            found.train,
-            recipe,
-            targets=TARGETS,
-            rank=RANK,
-            start=initializer,
-            gradients=gradients,
-            every=profile.every,
-        )
-        repetitions = profile.repetitions if start == "small" else 1  # the other has no randomness
-        axes = {"scale": np.asarray(SCALES, np.float32), "seed": range(repetitions)}
-        key = jax.random.key(seed)
-        results[start] = sweeps.sweep(run, axes, key=key, fold=("seed",))
-    rates = {path: float(each.singular_values[0]) for path, each in gradients.items()}
-    return results, rates
+            functools.partial(initializers.spectral, directions=1),
+        ],
+        gradients=gradients,
+        every=profile.every,
+    )
+    # The spectral start has no randomness, and so no repetitions.
+    lanes = [(0, scale, i) for scale in SCALES for i in range(profile.repetitions)]
+    lanes += [(1, scale, 0) for scale in SCALES]
+    start, scale, repetition = zip(*lanes, strict=True)
+    axes = {
+        "lane": {
+            "start": np.asarray(start),
+            "scale": np.asarray(scale, np.float32),
+            "seed": np.asarray(repetition),
+        }
+    }
+    bucket = None if name == "ViT" else profile.bucket
+    key = jax.random.key(seed)
+    swept = sweeps.sweep(run, axes, key=key, fold=("seed",), bucket=bucket)
+    keep = {
+        (STARTS[i], a): [n for n, (j, b, _) in enumerate(lanes) if (i, a) == (j, b)]
+        for i in range(len(STARTS))
+        for a in SCALES
+    }
+    return {cell: swept.isel(lane=index) for cell, index in keep.items()}, rates
 
 
 def draw(profile: Profile, results):
-    """Loss, alignment and norm against steps; small starts solid, spectral ones dashed."""
-    figure, panels = plots.figure(1, 3, size=(4.4, 3.4))
+    """Loss, alignment and norm against steps, a row a network; spectral starts are dashed."""
+    figure, panels = plots.figure(len(results), 3, size=(4.4, 2.8))
     probed = np.arange(0, profile.steps, profile.every)
     with plots.style():
-        for start, style in (("small", "-"), ("spectral", "--")):
-            for color, scale in enumerate(SCALES):
-                lane = results[start].isel(scale=color)
-                loss = lane["loss"].values.reshape(lane.sizes["seed"], -1, profile.every).mean(2)
-                curves = (loss, lane["misalignment"].values.mean(2), lane["norm"].values.mean(2))
-                for panel, curve in zip(panels, curves, strict=True):
+        for row, (network, (cells, _)) in zip(panels, results.items(), strict=True):
+            for (start, scale), lanes in cells.items():
+                loss = lanes["loss"].values.reshape(lanes.sizes["lane"], -1, profile.every).mean(2)
+                curves = (loss, lanes["misalignment"].values.mean(2), lanes["norm"].values.mean(2))
+                style = {"small": "-", "spectral": "--"}[start]
+                color = f"C{SCALES.index(scale)}"
+                for panel, curve in zip(row, curves, strict=True):
                     mean, deviation = curve.mean(0), curve.std(0)
                     label = f"{start}, α = {scale:g}"
-                    panel.plot(probed, mean, style, color=f"C{color}", label=label)
-                    if start == "small":
-                        low = np.maximum(mean - deviation, 1e-12)
-                        panel.fill_between(
-                            probed, low, mean + deviation, color=f"C{color}", alpha=0.2
-                        )
-        for panel, name in zip(panels, ("training loss", "1 − |cos|", "‖[A; Bᵀ]‖₂"), strict=True):
-            panel.set_yscale("log")
-            panel.set_ylabel(name)
+                    panel.plot(probed, mean, style, color=color, label=label)
+                    low = np.maximum(mean - deviation, 1e-12)
+                    panel.fill_between(probed, low, mean + deviation, color=color, alpha=0.2)
+            names = ("training loss", "1 − |cos|, mean of layers", "‖[A; Bᵀ]‖₂, mean of layers")
+            for panel, name in zip(row, names, strict=True):
+                panel.set_yscale("log")
+                panel.set_ylabel(name)
+            row[0].set_title(network)
+            row[1].set_ylim(bottom=1e-4)  # spectral starts begin at rounding
+        for panel in panels[-1]:
             panel.set_xlabel("step")
-        panels[1].set_ylim(bottom=1e-4)  # spectral starts begin at rounding
-        panels[0].legend(fontsize="x-small")
+        panels[0][0].legend(fontsize="x-small")
+        figure.suptitle(
+            f"rank {RANK}, {profile.repetitions} repetitions, {profile.steps} steps of "
+            f"{profile.batch}; convolutions of {'/'.join(map(str, profile.widths))} channels",
+            fontsize="medium",
+        )
     return figure
 
 
 def statements(results) -> dict[str, float]:
-    """What the figure shows, in numbers."""
-    small = results["small"]
-    angle, norm = small["misalignment"].values, small["norm"].values
-    growing = norm[..., -1, :] / norm[..., 0, :]
+    """What the figure shows, in numbers: means over layers and repetitions."""
     numbers = {}
-    for i, scale in enumerate(SCALES):
-        numbers[f"small, {scale:g}: lowest misalignment, mean over layers"] = float(
-            angle[i].min(axis=1).mean()
-        )
-        numbers[f"small, {scale:g}: at the start"] = float(angle[i, :, 0].mean())
-        numbers[f"small, {scale:g}: growth of the norm"] = float(growing[i].mean())
-    spectral = results["spectral"]["misalignment"].values
-    numbers["spectral: largest misalignment at the start"] = float(spectral[:, :, 0].max())
+    for network, (cells, _) in results.items():
+        for (start, scale), lanes in cells.items():
+            angle, norm = lanes["misalignment"].values, lanes["norm"].values
+            at = f"{network}, {start}, {scale:g}"
+            numbers[f"{at}: misalignment at the start"] = float(angle[:, 0].mean())
+            numbers[f"{at}: lowest misalignment of a layer"] = float(angle.min(axis=1).mean())
+            numbers[f"{at}: growth of the norm"] = float((norm[:, -1] / norm[:, 0]).mean())
     return numbers
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--profile", choices=PROFILES, default="quick")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/xu2025"))
     args = parser.parse_args()
     profile = PROFILES[args.profile]
-    results, rates = simulate(profile, args.seed)
+    results = {name: simulate(name, profile, args.seed) for name in args.networks}
     numbers = statements(results)
     args.out.mkdir(parents=True, exist_ok=True)
     plots.save(draw(profile, results), args.out / "finetuning.png")
+    rates = {name: found for name, (_, found) in results.items()}
     text = json.dumps(
         {"profile": args.profile, "numbers": numbers, "growth rates": rates}, indent=2
     )

@@ -1,0 +1,205 @@
+"""What lanes of one fine-tuning program may differ in, and AdaLoRA's budget inside of it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from lorajax import adapters, data, finetune, initializers, models, sweeps
+from lorajax.finetune.contest import METHODS, contest
+
+CONFIG = models.ViTConfig(
+    (8, 8), 4, width=16, depth=1, heads=2, classes=3, channels=1, mean=(0.5,), std=(0.25,)
+)
+RECIPE = finetune.Recipe(
+    steps=8, batch_size=8, optimizer="adam", learning_rate=1e-2, schedule="constant"
+)
+TARGETS = "**/attention/*"
+KEY = jax.random.key(5)
+
+
+@pytest.fixture(scope="module")
+def split():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 60).astype(np.int32)
+    images = rng.integers(0, 90, (60, 8, 8, 1), dtype=np.uint8)
+    images[np.arange(60), labels * 2] += 150  # the class is which row is bright
+    return data.Split(images, labels)
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = models.build(CONFIG, rngs=nnx.Rngs(0))
+    model.eval()
+    return model
+
+
+@pytest.fixture(scope="module")
+def gradients(model, split):
+    return finetune.gradients_of(model, split, targets=TARGETS, batch_size=15)
+
+
+def losses_of(trainer, split, state=None):
+    losses = []
+    state = finetune.fit(
+        trainer, split, state=state, callback=lambda r: losses.append(float(r.metrics.loss))
+    )
+    return state, np.array(losses)
+
+
+def test_lanes_differ_in_start_order_rate_and_ranks(model, split, gradients):
+    """One program; each lane is held against a loop of its own."""
+    paths = [f"blocks/0/attention/{name}" for name in ("key", "out", "query")]
+    allocations = [{paths[0]: 1, paths[1]: 3}, {paths[0]: 2, paths[2]: 1}]
+    starts = (initializers.small, functools.partial(initializers.spectral, directions=1))
+    run = finetune.run_of(
+        model,
+        split,
+        RECIPE,
+        start=starts,
+        heads=("head",),
+        gradients=gradients,
+        watch=split,
+        every=4,
+        orders=2,
+        allocations=allocations,
+    )
+    lanes = {"start": [0, 1], "allocation": [0, 1], "order": [0, 1], "rate": np.float32([1, 0.5])}
+    scale = np.float32([0.1, 0.1])
+    found = sweeps.sweep(run, {"lane": {**lanes, "scale": scale}}, key=KEY, fold=())
+    assert found["singular_values"].shape == (2, 2, 3, 3)
+    # Spectral starts lie along the gradient, of which the probe is told.
+    assert found["misalignment"][1, 0].values[[0, 2]].max() < 1e-5
+    assert found["misalignment"][0, 0].values[:2].min() > 1e-3
+    for lane, (ranks, start) in enumerate(zip(allocations, starts, strict=True)):
+        values = found["singular_values"][lane, -1].values
+        for i, path in enumerate(paths):
+            rank = ranks.get(path, 0)
+            top = values[i, 0]
+            assert (values[i, rank:] <= 1e-6 * max(top, 1e-30)).all()
+            assert rank == 0 or top > 0
+        # The same by hand: the largest ranks, cut to the lane's.
+        full = adapters.adapt(
+            model,
+            {paths[0]: 2, paths[1]: 3, paths[2]: 1},
+            key=jax.random.wrap_key_data(jax.random.key_data(KEY)),
+            start=functools.partial(start, scale=0.1),
+            gradients=gradients,
+        )
+        for path, layer in adapters.layers(full).items():
+            each, rank = layer.adapters["default"], ranks.get(path, 0)
+            each.a.set_value(each.a[...].at[:, rank:].set(0))
+            each.b.set_value(each.b[...].at[rank:].set(0))
+        recipe = finetune.Recipe(
+            steps=8,
+            batch_size=8,
+            optimizer="adam",
+            learning_rate=1e-2 * float(lanes["rate"][lane]),
+            schedule="constant",
+            seed=lane,  # the order's own
+        )
+        trainer = finetune.Trainer(full, adapters.trainable(full, heads="head"), recipe)
+        before = trainer.evaluate(trainer.init(), split)
+        _, losses = losses_of(trainer, split)
+        np.testing.assert_allclose(found["loss"][lane], losses, atol=1e-4)
+        assert float(found["watch_loss"][lane, 0]) == pytest.approx(float(before.loss), abs=1e-5)
+        hits = float(found["watch_accuracy"][lane, 0])
+        assert hits == pytest.approx(float(before.accuracy), abs=1e-6)
+
+
+def test_whole_models_train_as_lanes_too(model, split):
+    run = finetune.run_of(
+        model, split, RECIPE, targets=None, test={"a": split, "b": split}, every=0, orders=2
+    )
+    found = sweeps.sweep(run, {"order": [0, 1]}, key=KEY, fold=())
+    assert "singular_values" not in found
+    trainer = finetune.Trainer(model, nnx.Param, RECIPE)
+    state, losses = losses_of(trainer, split)
+    np.testing.assert_allclose(found["loss"][0], losses, atol=1e-4)
+    assert np.abs(found["loss"][1].values - losses).max() > 1e-3
+    after = trainer.evaluate(state, split)
+    np.testing.assert_allclose(found["a_loss"], found["b_loss"])
+    assert float(found["a_loss"][0]) == pytest.approx(float(after.loss), abs=1e-4)
+
+
+def test_adalora_is_pruned_as_its_allocator_would(model, split):
+    """Against a plain loop with `nnx.Optimizer` and `adapters.RankBudget`."""
+    start = functools.partial(initializers.balanced, scale=1.0)
+    options = {"rank": 4, "start": start}
+    recipe = finetune.Recipe(
+        steps=12, batch_size=20, optimizer="adam", learning_rate=1e-2, schedule="constant"
+    )
+    run = finetune.run_of(
+        model, split, recipe, targets=TARGETS, heads=("head",), every=0, final_rank=1.5, **options
+    )
+    found = jax.jit(run)(KEY)
+    assert found["ranks"].shape == (4,) and int(found["ranks"].sum()) == 6
+
+    adapted = adapters.adapt(model, TARGETS, key=KEY, kind="adalora", **options)
+    wrt = adapters.trainable(adapted, heads="head")
+    optimizer = nnx.Optimizer(adapted, optax.adam(1e-2), wrt=wrt)
+    budget = adapters.RankBudget(adapted, final_rank=1.5, steps=12, warmup=1, settle=4)
+    order = data.Order(60, 20, 0)
+
+    def loss(model, x, y):
+        entropy = optax.softmax_cross_entropy_with_integer_labels(model(x), y).mean()
+        return entropy + jnp.float32(0.1) * adapters.orthogonality(model), entropy
+
+    @nnx.jit
+    def step(model, optimizer, budget, x, y):
+        argnums = nnx.DiffState(0, wrt)
+        (_, entropy), grads = nnx.value_and_grad(loss, argnums=argnums, has_aux=True)(model, x, y)
+        with jax.numpy_dtype_promotion("standard"):
+            optimizer.update(model, grads)
+        budget.update(model, grads)
+        return entropy
+
+    losses = []
+    for i in range(12):
+        x = models.normalize(split.images[order(i)], CONFIG.mean, CONFIG.std, channels=1)
+        losses.append(float(step(adapted, optimizer, budget, x, split.labels[order(i)])))
+    np.testing.assert_allclose(found["loss"], losses, atol=1e-4)
+    assert list(budget.ranks(adapted).values()) == np.asarray(found["ranks"]).tolist()
+
+
+def test_contestants_keep_to_one_budget(model, split):
+    recipe = finetune.Recipe(steps=4, batch_size=8, optimizer="lora-plus", learning_rate=1e-2)
+    found = contest(
+        model, split, split, split, recipe, key=KEY, uniform=2, seeds=2, rates=(1.0,), samples=32,
+        methods=METHODS, targets="blocks/**",
+    )  # fmt: skip
+    budget = 2 * (4 * 32 + 2 * 80)
+    assert tuple(found) == METHODS
+    for name, each in found.items():
+        assert each.accuracy.shape == (2,) and each.rate == 1.0
+        # AdaLoRA prunes directions of unlike layers alike: its parameters come out as they come.
+        assert each.parameters <= budget * (1.2 if name == "AdaLoRA" else 1)
+    assert found["fixed"].parameters == budget
+    assert found["starved"].parameters <= budget / 10
+    assert found["AdaLoRA"].trained > budget
+    assert [found[name].passes for name in ("fixed", "rule")] == [32, 64]
+    with pytest.raises(ValueError, match="methods name 'best'"):
+        contest(model, split, split, split, recipe, key=KEY, methods=("best",))
+
+
+def test_bad_options_are_refused(model, split):
+    with pytest.raises(ValueError, match="orders is 0"):
+        finetune.run_of(model, split, RECIPE, orders=0)
+    run = finetune.run_of(
+        model, split, RECIPE, start=("small", "pissa"), rank=2, targets=TARGETS, every=0
+    )
+    with pytest.raises(ValueError, match="can be picked from"):
+        run(KEY, start=0)
+    run = finetune.run_of(
+        model, split, RECIPE, start="pissa", allocations=[{"blocks/0/mlp/up": 1}], every=0
+    )
+    with pytest.raises(ValueError, match="has an offset"):
+        run(KEY, allocation=0)
+    with pytest.raises(ValueError, match="takes at least 2"):
+        finetune.interval([1.0])
+    with pytest.raises(ValueError, match="level is 1"):
+        finetune.interval([1.0, 2.0], level=1.0)
