@@ -10,6 +10,7 @@ from importlib import resources
 
 import pytest
 
+import lorajax.finetune.claims  # noqa: F401  adds to the registry
 from lorajax import claims
 from lorajax.claims import Assumption, Control, Evidence, Run
 
@@ -28,9 +29,12 @@ def test_the_record_names_every_claim_and_no_other():
     assert RECORD["spectral_dynamics.benign_rank"] == "confirmed"
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(c, marks=pytest.mark.xdist_group(c.partition(".")[0])) for c in RECORD]
-)
+def marks_of(name):
+    group = pytest.mark.xdist_group(name.partition(".")[0])
+    return (group, pytest.mark.slow) if claims.REGISTRY[name].on_request else (group,)
+
+
+@pytest.mark.parametrize("name", [pytest.param(c, marks=marks_of(c)) for c in RECORD])
 def test_verdict_is_on_record_and_the_altered_law_is_caught(name):
     claim = claims.REGISTRY[name]
     evidence = claim.check(RUN)

@@ -3,7 +3,7 @@
 import argparse
 import textwrap
 
-from lorajax.cli.validate import check_names, read_record
+from lorajax.cli.validate import check_names, load_claims, read_record
 
 HELP = "list the claims with their standing and source"
 
@@ -19,9 +19,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the list."""
     check_names(args.names)
     record = read_record()
-    import lorajax.finetune.claims  # noqa: F401  adds to the registry
-    from lorajax import claims
-
+    claims = load_claims(args.names)
     paper = None
     for claim in claims.select(args.names):
         if claim.paper != paper:

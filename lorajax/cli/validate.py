@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from importlib import resources
+from typing import Any
 
 from lorajax.cli.output import Progress, output_folder, prepare_jax
 
@@ -66,6 +67,15 @@ def check_names(names: list[str]) -> None:
             raise ValueError(f"claim is {name!r}, which is neither a claim nor a paper; {hint}")
 
 
+def load_claims(names: list[str]) -> Any:
+    """`lorajax.claims`; with those on real networks, which import flax, only where asked for."""
+    from lorajax import claims
+
+    if not names or any(name.partition(".")[0] == "finetuning" for name in names):
+        import lorajax.finetune.claims  # noqa: F401  adds to the registry
+    return claims
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs the claims asked for."""
     check_names(args.names)
@@ -75,9 +85,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--jobs is {args.jobs}; it must be at least 1.")
     folder = output_folder(args.out)
     prepare_jax()
-    import lorajax.finetune.claims  # noqa: F401  adds to the registry
-    from lorajax import claims, plots, report
+    from lorajax import plots, report
 
+    claims = load_claims(args.names)
     chosen = claims.select(args.names)
     if args.profile == "quick":
         left = [c.id for c in chosen if c.on_request and not {c.id, c.paper} & {*args.names}]
