@@ -60,7 +60,8 @@ def inputs(folder):
 
 def fast(folder, out):
     steps = ["--epochs", "3", "--batch-size", "16", "--probes", "4", "--checkpoints", "4"]
-    return ["finetune", *inputs(folder), *steps, "--rank", "2", "--out", str(out)]
+    start = ["--rank", "2", "--start", "orthogonal"]
+    return ["finetune", *inputs(folder), *steps, *start, "--out", str(out)]
 
 
 @pytest.fixture(scope="module")

@@ -37,8 +37,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--start",
         choices=STARTS,
-        default="orthogonal",
-        help="initialization (default orthogonal: balanced, as the theory's closed forms have it)",
+        default="spectral",
+        help="initialization (default spectral: along the gradient's top directions, small "
+        "and balanced)",
     )
     add("--scale", type=float, metavar="A", help="of the start; the initializer's own if not given")
     add(

@@ -153,7 +153,7 @@ def contest(
             **common,
         )
         swept = sweeps.sweep(run, axes, key=key, fold=("order",))
-        best = _best(swept, rates)
+        best = _best(swept)
         # The order in which the run reports them is the model's, and so is that of the selection.
         alive = swept["ranks"].isel(rate=best).values.mean(axis=0)
         left = dict(zip(costs, alive.tolist(), strict=True))
@@ -170,13 +170,13 @@ def _explained(moment: Float[Array, "m m"]) -> Float[Array, " m"]:
     return jnp.sqrt(values / jnp.sum(values))
 
 
-def _best(swept: Any, rates: Sequence[float]) -> int:
-    assert swept["held_out_accuracy"].dims == ("rate", "order"), rates
+def _best(swept: Any) -> int:
+    """Index of the rate with the highest mean accuracy on the held-out images."""
     return int(swept["held_out_accuracy"].values.mean(axis=1).argmax())
 
 
 def _contestant(swept, rates, chosen, parameters, trained, passes) -> Contestant:
-    best = _best(swept, rates)
+    best = _best(swept)
     means = swept["held_out_accuracy"].values.mean(axis=1)
     return Contestant(
         accuracy=np.asarray(swept["test_accuracy"].values[best], np.float64),
