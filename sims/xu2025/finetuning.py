@@ -37,14 +37,14 @@ class Profile:
 
 # On a CPU convolutions with a kernel a lane are slow, so that lanes run one after the other there.
 PROFILES = {
-    "quick": Profile(48, 6, 2, 32, 1024, 1, (8, 16, 32), 1),
+    "quick": Profile(60, 6, 2, 16, 512, 1, (8, 16, 32), 1),
     "full": Profile(300, 10, 30, 100, 5000, 10, (32, 64, 128), None),
 }
 NETWORKS = ("ViT", "ResNet", "VGG")
 SCALES = (1e-1, 1e-2, 1e-3)
 STARTS = ("small", "spectral")
 RANK = 4
-RATE = 0.3
+RATE = 0.1
 """Learning rate times the largest singular value of any layer's gradient."""
 TARGETS = {"ViT": "blocks/**", "ResNet": "stages/**", "VGG": ["convs/*", "hidden/*"]}
 
