@@ -35,7 +35,7 @@ SCALE = 1e-2
 RANK = 4
 RATE = 0.1
 """Learning rate times the largest singular value of any layer's gradient."""
-LEVEL = 0.05
+LEVEL = 0.005
 """A singular value counts as learned once it passes this share of the run's largest."""
 TARGETS = "blocks/**"
 SHOWN = 4
@@ -153,7 +153,7 @@ def draw(profile: Profile, results):
                 panel.semilogy(steps, measured[path][:, i], color=f"C{i}", label=f"σ{i + 1}")
                 panel.semilogy(steps, predicted[path][:, i], "--", color=f"C{i}", linewidth=1)
             panel.set_title(path, fontsize="small")
-            panel.set_ylim(1e-7, 3 * max(each.max() for each in measured.values()))
+            panel.set_ylim(1e-5, 3 * max(each.max() for each in measured.values()))
             panel.set_xlabel("step")
         panels[0].set_ylabel("singular values of A B")
         panels[0].legend(fontsize="x-small")
