@@ -8,6 +8,8 @@ One module a paper:
 * `jang2024`: LoRA in the NTK regime (arXiv:2402.11867),
 * `kim2025`: a global minimum, or a loud failure (arXiv:2502.09376),
 * `rushka2026`: the rank–accuracy trade-off (arXiv:2602.10212).
+
+Claims on real networks, `finetuning`, are in `lorajax.finetune.claims`: models lie above this room.
 """
 
 import importlib
