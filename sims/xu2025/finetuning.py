@@ -150,8 +150,9 @@ def draw(profile: Profile, results):
                     panel.fill_between(probed, low, mean + deviation, color=color, alpha=0.2)
             names = ("training loss", "1 − |cos|, mean of layers", "‖[A; Bᵀ]‖₂, mean of layers")
             for panel, name in zip(row, names, strict=True):
-                panel.set_yscale("log")
                 panel.set_ylabel(name)
+            for panel in row[1:]:
+                panel.set_yscale("log")
             row[0].set_title(network)
             row[1].set_ylim(bottom=1e-4)  # spectral starts begin at rounding
         for panel in panels[-1]:
