@@ -1,12 +1,15 @@
 """The low-rank factors that every room passes around, and the checks they share."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key, UInt32
+
+PRNGKey = Key[Array, ""] | UInt32[Array, "2"]
 
 
 class Factors(NamedTuple):
@@ -40,6 +43,14 @@ class Factors(NamedTuple):
         return self.a.shape[-2], self.b.shape[-1]
 
 
+@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
+def orthonormal_frame(key: PRNGKey, shape: tuple[int, int], dtype: Any) -> Array:
+    """A Haar-distributed frame: orthonormal columns, shape (m, r) with m ≥ r."""
+    q, upper = jnp.linalg.qr(jax.random.normal(key, shape, dtype))
+    # Without the signs of R's diagonal the frame depends on the QR's sign convention.
+    return q * jnp.where(jnp.diagonal(upper) < 0, -1, 1).astype(dtype)[None, :]
+
+
 def is_traced(*trees: Any) -> bool:
     """Whether any leaf is a tracer, so that its values cannot be looked at."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
@@ -64,9 +75,7 @@ def check_finite(**arrays: Any) -> None:
         for leaf in jax.tree.leaves(array):
             if is_traced(leaf):
                 continue
-            # Concrete arrays can meet a trace as well, where plain jnp calls would be staged.
-            with jax.ensure_compile_time_eval():
-                bad = int(jnp.sum(~jnp.isfinite(leaf)))
+            bad = int(np.sum(~np.isfinite(np.asarray(leaf))))
             if bad:
                 raise ValueError(
                     f"{name} has {bad} entries that are NaN or infinite; every entry "
@@ -76,8 +85,7 @@ def check_finite(**arrays: Any) -> None:
 
 def any_nonzero(tree: Any) -> bool:
     """Whether any entry of any leaf of a concrete pytree differs from 0."""
-    with jax.ensure_compile_time_eval():
-        return any(bool(jnp.any(leaf)) for leaf in jax.tree.leaves(tree))
+    return any(bool(np.any(np.asarray(leaf))) for leaf in jax.tree.leaves(tree))
 
 
 def check_positive(**scalars: Any) -> None:

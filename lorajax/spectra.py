@@ -6,6 +6,7 @@ core, where spectra, norms and losses are the same as at full size.
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -33,7 +34,11 @@ def singular_values(path: Any) -> Float[Array, "*lanes k"]:
       Shape (..., min(m, r, n)): the singular values that a product of rank r can have. Accurate to
       the dtype's rounding relative to the largest one; no m×n matrix is formed.
     """
-    a, b = _core(path)
+    return _singular_values(*_core(path))
+
+
+@jax.jit
+def _singular_values(a: Array, b: Array) -> Array:
     m, r, n = a.shape[-2], a.shape[-1], b.shape[-1]
     if min(m, n) > r:
         # Both factors in one batched call, padded with zero rows: two independent LAPACK calls can
@@ -89,8 +94,13 @@ def imbalance_drift(path: Any) -> Float[Array, ""]:
     Returns:
       `max_t ‖Λ(t) − Λ(0)‖_F / max_t (‖A‖² + ‖B‖²)`.
     """
-    a, b = _core(path)
-    drift = imbalance(path)
+    return _imbalance_drift(_core(path))
+
+
+@jax.jit
+def _imbalance_drift(core: Factors) -> Array:
+    a, b = core
+    drift = imbalance(core)
     change = jnp.linalg.norm(drift - drift[:1], axis=(-2, -1))
     size = jnp.sum(a**2, axis=(-2, -1)) + jnp.sum(b**2, axis=(-2, -1))
     return jnp.max(change) / jnp.max(size)
@@ -116,10 +126,16 @@ def leading(path: Any) -> tuple[Float[Array, "*lanes mn"], Float[Array, "*lanes"
     Returns:
       Unit vectors of shape (..., m + n), of either sign, and ‖Z‖₂ of shape (...).
     """
-    u, s, _ = jnp.linalg.svd(stacked(path), full_matrices=False)
+    return _leading(stacked(path))
+
+
+@jax.jit
+def _leading(z: Array) -> tuple[Array, Array]:
+    u, s, _ = jnp.linalg.svd(z, full_matrices=False)
     return u[..., 0], s[..., 0]
 
 
+@jax.jit
 def misalignment(
     vectors: Float[Array, "*lanes n"], direction: Float[Array, " n"]
 ) -> Float[Array, "*lanes"]:
@@ -155,12 +171,14 @@ def top_misalignment(path: Any, direction: Float[Array, " mn"]) -> Float[Array, 
     return misalignment(leading(path)[0], direction)
 
 
+@jax.jit
 def top_direction(matrix: Float[Array, "m n"]) -> Float[Array, " mn"]:
     """Top eigenvector of `H(M) = [[0, M], [Mᵀ, 0]]`: `[u_1; v_1]/√2`, shape (m + n,)."""
     u, _, vt = jnp.linalg.svd(matrix, full_matrices=False)
     return jnp.concatenate([u[:, 0], vt[0]]) / jnp.sqrt(jnp.asarray(2.0, matrix.dtype))
 
 
+@jax.jit
 def effective_rank(values: Float[Array, "*lanes k"]) -> Float[Array, "*lanes"]:
     """Exponential of the entropy of the normalized singular values; 0 for a spectrum of zeros.
 
@@ -178,6 +196,7 @@ def effective_rank(values: Float[Array, "*lanes k"]) -> Float[Array, "*lanes"]:
     return jnp.where(total[..., 0] > 0, jnp.exp(entropy), 0)
 
 
+@jax.jit
 def hitting_times(
     times: Float[Array, " t"],
     values: Float[Array, "t *lanes"],
@@ -207,6 +226,7 @@ def hitting_times(
     return jnp.where(jnp.any(crossed, axis=0), found, jnp.nan)
 
 
+@jax.jit
 def alignment_subspace(
     first: Float[Array, "m r"], second: Float[Array, "m s"]
 ) -> Float[Array, " q"]:
@@ -225,4 +245,9 @@ def alignment_subspace(
 
 def losses(problem: Any, factors: Any) -> Float[Array, " t"]:
     """The loss of factors with one leading axis of times, shape (t,)."""
+    return _losses(problem, factors)
+
+
+@eqx.filter_jit
+def _losses(problem: Any, factors: Any) -> Array:
     return jax.vmap(problem.loss)(factors)

@@ -78,10 +78,14 @@ _BATCH = 15
 """Lanes of one call: all claims then share one compiled program."""
 
 
-@jax.jit
-def _starts(problem: TwoLayer, keys: Array, scales: Array) -> TwoLayerFactors:
+@functools.partial(jax.jit, static_argnames="start")
+def _starts(problem: TwoLayer, keys: Array, scales: Array, *, start: str) -> TwoLayerFactors:
     def one(key, scale):
-        return problem.blind_start(functools.partial(small, rank=RANK, scale=scale), key)
+        if start == "small":
+            return problem.blind_start(functools.partial(small, rank=RANK, scale=scale), key)
+        return problem.directed_start(
+            functools.partial(spectral, rank=RANK, scale=scale, directions=1)
+        )
 
     return jax.vmap(one)(keys, scales)
 
@@ -138,23 +142,17 @@ def observe(
     name = (kind, tuple(scales), tuple(horizons), float(grid[1]), start, count, rtol)
 
     def simulate() -> Observed:
-        keys = jax.random.split(run.key(2000), count)
+        keys = np.asarray(jax.random.key_data(jax.random.split(run.key(2000), count)))
         # Lanes (repetition, scale) in one row, filled up to whole batches with the last one.
         which = np.arange(count * len(scales))
         which = np.append(which, np.full(-which.size % _BATCH, which[-1]))
         repetition, index = np.divmod(which, len(scales))
-        if start == "small":
-            factors = _starts(problem, keys[repetition], jnp.asarray(scales[index]))
-        else:
-            make = functools.partial(spectral, rank=RANK, directions=1)
-            each = [problem.directed_start(functools.partial(make, scale=x)) for x in scales]
-            factors = jax.tree.map(lambda *x: jnp.stack(x)[index], *each)
-        units, times = jnp.asarray(horizons[index]), jnp.asarray(grid)
-        seen = []
+        units, times, seen = horizons[index], jnp.asarray(grid), []
         for first in range(0, which.size, _BATCH):
             part = slice(first, first + _BATCH)
-            mine = jax.tree.map(lambda x, part=part: x[part], factors)
-            flows = _flows(problem, mine, times, units[part], jnp.asarray(rtol))
+            draws = jax.random.wrap_key_data(keys[repetition[part]])
+            factors = _starts(problem, draws, scales[index[part]], start=start)
+            flows = _flows(problem, factors, times, units[part], rtol)
             seen.append(_look(problem, *flows, times, units[part]))
         together = jax.tree.map(lambda *x: np.concatenate(x), *seen)
         shape = (count, len(scales))

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -100,6 +101,11 @@ def reduce(problem: MatrixFactorization, factors: Factors) -> Reduction:
     commutes with rotations of the rows and columns (GD, momentum, LoRA+, ScaledGD, spectral
     descent, weight decay); it fails for Adam, whose step depends on the entries.
     """
+    return _reduce(problem, factors)
+
+
+@jax.jit
+def _reduce(problem: MatrixFactorization, factors: Factors) -> Reduction:
     left, right = _sides((problem.u, problem.v), (factors.a, factors.b.T))
     core = Factors(
         jnp.concatenate([left.along, left.coordinates]),

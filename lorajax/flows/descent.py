@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
 from lorajax.exact import reduce
-from lorajax.factors import Factors, check_positive
+from lorajax.factors import Factors, check_positive, is_traced
 from lorajax.flows.gradient import _check_start, _is_factors
 from lorajax.flows.path import Path, finite_status
 from lorajax.problems import MatrixFactorization, Problem
@@ -229,7 +230,7 @@ def descend(
     _check_counts(steps, every)
     check_positive(learning_rate=learning_rate)
     dtype = jnp.result_type(*jax.tree.leaves(factors))
-    times = jnp.asarray(learning_rate, dtype) * jnp.arange(0, steps + 1, every).astype(dtype)
+    times = _times(learning_rate, steps, every, dtype)
     _check_start(problem, factors, times)
     frames = None
     if reduced:
@@ -244,6 +245,12 @@ def descend(
     step = _searching if optax.tree_utils.tree_get_all_with_path(state, "value") else _simultaneous
     core = _run(problem, factors, step, state, optimizer.update, steps // every, every)
     return Path(times, core, problem, frames, finite_status(core), jnp.asarray(steps, jnp.int32))
+
+
+def _times(learning_rate: Any, steps: int, every: int, dtype: Any) -> Float[Array, " t"]:
+    xp: Any = jnp if is_traced(learning_rate) else np
+    rate = xp.asarray(learning_rate, dtype)
+    return jnp.asarray(rate * xp.arange(0, steps + 1, every).astype(dtype))
 
 
 def sequential_descent(
@@ -275,7 +282,7 @@ def sequential_descent(
     _check_counts(steps, every)
     check_positive(learning_rate=learning_rate)
     rate = jnp.asarray(learning_rate, factors.a.dtype)
-    times = rate * jnp.arange(0, steps + 1, every).astype(factors.a.dtype)
+    times = _times(rate, steps, every, factors.a.dtype)
     _check_start(problem, factors, times)
 
     core = _run(problem, factors, _sequential, rate, None, steps // every, every)

@@ -28,11 +28,13 @@ def amplitude(start: Any) -> Float[Array, ""]:
     An adapter's two factors drive each other, so the larger one sets its scale; two adapters may
     start at different scales, and the smaller one must not drown in the other's tolerance.
     """
+    # Concrete starts are looked at by numpy: each jnp call here would be a program of its own.
+    xp: Any = jnp if is_traced(start) else np
     parts = [
-        jnp.max(jnp.array([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(node)]))
+        xp.max(xp.stack([xp.max(xp.abs(leaf)) for leaf in jax.tree.leaves(node)]))
         for node in jax.tree.leaves(start, is_leaf=_is_factors)
     ]
-    return jnp.min(jnp.stack(parts))
+    return jnp.asarray(xp.min(xp.stack(parts)))
 
 
 def field(problem: Problem, state: Any, weight_decay: Array, b_rate: Array) -> Any:

@@ -39,12 +39,12 @@ class LanePaths(NamedTuple):
     """Observables of many flows.
 
     Attributes:
-      observed: arrays of shape (lanes, times, …) by name.
+      observed: arrays of shape (lanes, times, …), or pytrees of them, by name.
       status: int32 code of each lane; see `flows.STATUS`.
       steps: int32, steps of each lane; 0 for the closed form, which takes none.
     """
 
-    observed: dict[str, Array]
+    observed: dict[str, Any]
     status: Int[Array, " lanes"]
     steps: Int[Array, " lanes"]
 
@@ -387,7 +387,7 @@ def two_layer(
     factors: TwoLayerFactors,
     times: Float[Array, " t"],
     *,
-    observe: Callable[[TwoLayerFactors], dict[str, Array]] | None = None,
+    observe: Callable[[TwoLayerFactors], dict[str, Any]] | None = None,
     units: Float[Array, " lanes"] | None = None,
     rtol: float | Float[Array, ""] = RTOL,
     max_steps: int = 2**17,
@@ -418,8 +418,8 @@ def two_layer(
     start = _Rows(_turn(a1) @ frozen.hidden, b1, _turn(a2) @ frozen.output, b2 @ frozen.hidden)
     rtol = jnp.asarray(rtol, times.dtype)
 
-    def look(state: _Rows) -> dict[str, Array]:
-        seen = {"losses": _two_layer_losses(frozen, state)}
+    def look(state: _Rows) -> dict[str, Any]:
+        seen: dict[str, Any] = {"losses": _two_layer_losses(frozen, state)}
         if observe is not None:
             a1, b1, a2, b2 = state
             a1, a2, b2 = a1 @ frozen.hidden.T, a2 @ frozen.output.T, b2 @ frozen.hidden.T
@@ -432,7 +432,8 @@ def two_layer(
             slope = _two_layer_field(frozen, state)
             if units is None:
                 return slope
-            return jax.tree.map(lambda x: units[:, None, None] * x, slope)
+            pace = units[:, None, None]
+            return jax.tree.map(lambda x: pace * x, slope)
 
         atol = _absolute(rtol, factors)
         found = stepping.integrate(field, start, times, rtol, atol, look, max_steps=max_steps)

@@ -5,9 +5,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lorajax.exact import Frames
+from lorajax.factors import is_traced
 
 CONVERGED, MAX_STEPS, NON_FINITE, FAILED = 0, 1, 2, 3
 STATUS = ("converged", "max steps", "non-finite", "failed")
@@ -45,7 +47,7 @@ class Path(eqx.Module):
     @property
     def losses(self) -> Float[Array, " t"]:
         """The loss at the times, shape (t,)."""
-        return jax.vmap(self.problem.loss)(self.core)
+        return _losses(self.problem, self.core)
 
     @property
     def converged(self) -> bool:
@@ -61,5 +63,11 @@ class Path(eqx.Module):
 
 def finite_status(core: Any) -> Int[Array, ""]:
     """CONVERGED where every entry is finite, NON_FINITE elsewhere."""
-    finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(core)]))
-    return jnp.where(finite, CONVERGED, NON_FINITE).astype(jnp.int32)
+    xp: Any = jnp if is_traced(core) else np
+    finite = xp.all(xp.stack([xp.all(xp.isfinite(x)) for x in jax.tree.leaves(core)]))
+    return jnp.asarray(xp.where(finite, CONVERGED, NON_FINITE), jnp.int32)
+
+
+@eqx.filter_jit
+def _losses(problem: Any, core: Any) -> Float[Array, " t"]:
+    return jax.vmap(problem.loss)(core)

@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lorajax.factors import Factors, check_rank
+from lorajax.factors import Factors, check_rank, orthonormal_frame
 from lorajax.initializers.units import (
     Distribution,
     PRNGKey,
-    orthonormal_frame,
     random_matrix,
     resolve_scale,
 )

@@ -1,5 +1,7 @@
 """Starts along a direction that the data picked: a gradient, a target, or the layer's inputs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -44,7 +46,11 @@ def spectral(
     directions = rank if directions is None else directions
     if not 1 <= directions <= rank:
         raise ValueError(f"directions is {directions}; it must lie in 1 … rank = {rank}.")
-    norm = jnp.asarray(resolve_scale(scale), matrix.dtype)
+    return _spectral(matrix, jnp.asarray(resolve_scale(scale), matrix.dtype), rank, directions)
+
+
+@functools.partial(jax.jit, static_argnames=("rank", "directions"))
+def _spectral(matrix: Array, norm: Array, rank: int, directions: int) -> Factors:
     u, _, vt = jnp.linalg.svd(matrix, full_matrices=False)
     mask = (jnp.arange(rank) < directions).astype(matrix.dtype)
     return Factors(norm * u[:, :rank] * mask[None, :], norm * vt[:rank] * mask[:, None])
@@ -76,8 +82,12 @@ def nystrom(
     """
     check_finite(target=target)
     check_rank(rank, target.shape)
-    m, n = target.shape
-    norm = jnp.asarray(resolve_scale(scale), target.dtype)
+    return _nystrom(key, target, jnp.asarray(resolve_scale(scale), target.dtype), rank)
+
+
+@functools.partial(jax.jit, static_argnames="rank")
+def _nystrom(key: PRNGKey, target: Array, norm: Array, rank: int) -> Factors:
+    n = target.shape[1]
     sketch = jax.random.normal(key, (n, rank), target.dtype) / jnp.sqrt(
         jnp.asarray(n, target.dtype)
     )

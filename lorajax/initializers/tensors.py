@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lorajax.factors import check_finite
-from lorajax.initializers.units import PRNGKey, orthonormal_frame, resolve_scale
+from lorajax.factors import check_finite, orthonormal_frame
+from lorajax.initializers.units import PRNGKey, resolve_scale
 
 
 class TuckerFactors(NamedTuple):

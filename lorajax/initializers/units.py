@@ -1,15 +1,15 @@
 """The unit of scale, the start of a flow, and the random frames that the starts are made of."""
 
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, UInt32
+from jaxtyping import Array, Float
 
-from lorajax.factors import Factors, check_positive
+from lorajax.factors import Factors, PRNGKey, check_positive
 
-PRNGKey = Key[Array, ""] | UInt32[Array, "2"]
 Distribution = Literal["normal", "uniform"]
 
 SCALES: dict[str, float] = {
@@ -70,6 +70,7 @@ Initializer = Callable[..., Factors | Start]
 """What fills a pair of factors: any of the functions of this room."""
 
 
+@functools.partial(jax.jit, static_argnames=("shape", "distribution", "dtype", "axis"))
 def random_matrix(
     key: PRNGKey, shape: tuple[int, int], norm: float | Array, distribution: str, dtype, axis: int
 ) -> Array:
@@ -81,10 +82,3 @@ def random_matrix(
         bound = jnp.sqrt(jnp.asarray(3.0, dtype))
         return std * jax.random.uniform(key, shape, dtype, -bound, bound)
     raise ValueError(f"distribution is {distribution!r}; it must be 'normal' or 'uniform'.")
-
-
-def orthonormal_frame(key: PRNGKey, shape: tuple[int, int], dtype) -> Array:
-    """A Haar-distributed frame: orthonormal columns, shape (m, r) with m ≥ r."""
-    q, upper = jnp.linalg.qr(jax.random.normal(key, shape, dtype))
-    # Without the signs of R's diagonal the frame depends on the QR's sign convention.
-    return q * jnp.where(jnp.diagonal(upper) < 0, -1, 1).astype(dtype)[None, :]

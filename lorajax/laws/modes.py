@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -10,6 +11,7 @@ from lorajax.laws.broadcast import Real, broadcast
 from lorajax.problems import MatrixFactorization
 
 
+@jax.jit
 def logistic(times: Real, s: Real, start: Real) -> Float[Array, "..."]:
     """A mode of a balanced start (λ = 0): `σ(t) = s / (1 + (s/σ0 − 1) e^{−2st})`.
 
@@ -29,6 +31,7 @@ def logistic(times: Real, s: Real, start: Real) -> Float[Array, "..."]:
     return s * start / (start * (1 - decay) + s * decay)
 
 
+@jax.jit
 def balanced_mode(times: Real, s: Real, a: Real, b: Real) -> Float[Array, "..."]:
     """One mode from aligned factors a and b: the solution of `σ̇ = √(λ² + 4σ²)(s − σ)`.
 
@@ -74,6 +77,7 @@ def lora_mode(times: Real, s: Real, a: Real) -> Float[Array, "..."]:
     return balanced_mode(times, s, a, jnp.zeros_like(jnp.asarray(a)))
 
 
+@jax.jit
 def lazy(times: Real, s: Real, a: Real) -> Float[Array, "..."]:
     """Lazy limit of `lora_mode`, a² ≫ s: `s (1 − e^{−a²t})`.
 
@@ -83,6 +87,7 @@ def lazy(times: Real, s: Real, a: Real) -> Float[Array, "..."]:
     return -s * jnp.expm1(-(a**2) * times)
 
 
+@jax.jit
 def tanh_squared(times: Real, s: Real) -> Float[Array, "..."]:
     """The law of the spectral-dynamics paper, `σ(t) ≈ s tanh²(s t/√2)`: a law under test.
 
@@ -100,6 +105,7 @@ def tanh_squared(times: Real, s: Real) -> Float[Array, "..."]:
     return s * jnp.tanh(s * times / 2**0.5) ** 2
 
 
+@jax.jit
 def half_time(s: Real, a: Real) -> Float[Array, "..."]:
     """Time at which a mode of a small LoRA start reaches s/2: `ln(4s/a²)/(2s)`.
 
@@ -116,6 +122,7 @@ def half_time(s: Real, a: Real) -> Float[Array, "..."]:
     return jnp.log(4 * s / a**2) / (2 * s)
 
 
+@jax.jit
 def deflated_amplitudes(problem: MatrixFactorization, factors: Factors) -> Float[Array, " q"]:
     """Amplitude that each mode really starts from, once the modes before it are learned.
 
@@ -200,6 +207,7 @@ MODE_LAWS: dict[str, Callable[[MatrixFactorization, Factors, Array], Array]] = {
 """Laws that predict all modes of a matrix-factorization flow, by name."""
 
 
+@jax.jit
 def superfluous(times: Real, start: Real, level: Real = 0.0) -> Float[Array, "..."]:
     """Decay of a direction without a target: the solution of `ṁ = −√(λ² + 4m²) m`.
 
@@ -223,6 +231,7 @@ def superfluous(times: Real, start: Real, level: Real = 0.0) -> Float[Array, "..
     return jnp.where(level == 0, start / (1 + 2 * start * times), unbalanced)
 
 
+@jax.jit
 def spectral_flow(times: Real, s: Real, start: Real) -> Float[Array, "..."]:
     """A mode under spectral gradient flow (Muon): `min((√σ0 + t)², s)`.
 

@@ -4,16 +4,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, UInt32
+from jaxtyping import Array, Float
 
-from lorajax.factors import Factors, check_finite, check_rank, is_traced
-
-PRNGKey = Key[Array, ""] | UInt32[Array, "2"]
-
-
-def _frame(key: PRNGKey, rows: int, columns: int, dtype) -> Array:
-    q, upper = jnp.linalg.qr(jax.random.normal(key, (rows, columns), dtype))
-    return q * jnp.where(jnp.diagonal(upper) < 0, -1, 1).astype(dtype)[None, :]
+from lorajax.factors import (
+    Factors,
+    PRNGKey,
+    check_finite,
+    check_rank,
+    is_traced,
+    orthonormal_frame,
+)
 
 
 def _check_spectrum(singular_values: Array, shape: tuple[int, int]) -> None:
@@ -90,7 +90,11 @@ class MatrixFactorization(eqx.Module):
         _check_spectrum(values, shape)
         key_u, key_v = jax.random.split(key)
         k = values.shape[0]
-        return cls(_frame(key_u, shape[0], k, dtype), values, _frame(key_v, shape[1], k, dtype))
+        return cls(
+            orthonormal_frame(key_u, (shape[0], k), dtype),
+            values,
+            orthonormal_frame(key_v, (shape[1], k), dtype),
+        )
 
     @classmethod
     def from_target(
@@ -192,7 +196,8 @@ class MatrixFactorization(eqx.Module):
 
     def oracle_loss(self, rank: int) -> Float[Array, ""]:
         """The least loss at a rank, `½ Σ_{i>r} s_i²`."""
-        return 0.5 * jnp.sum(self.singular_values[rank:] ** 2)
+        beyond = np.arange(self.rank) >= rank  # one program for all ranks
+        return 0.5 * jnp.sum(jnp.where(beyond, self.singular_values, 0) ** 2)
 
     def recentered(self, offset: Factors) -> "MatrixFactorization":
         """The same problem for a start with an offset: S grows by what the offset takes off W0.

@@ -6,11 +6,10 @@ from typing import Literal, NamedTuple, get_args
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, UInt32
+from jaxtyping import Array, Float
 
-from lorajax.factors import Factors, check_finite
+from lorajax.factors import Factors, PRNGKey, check_finite
 
-PRNGKey = Key[Array, ""] | UInt32[Array, "2"]
 Target = Literal["generic", "top", "bottom"]
 TARGETS = get_args(Target)
 
