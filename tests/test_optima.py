@@ -109,7 +109,7 @@ def test_where_the_gradient_is_feasible_the_gap_is_the_alignment(key):
     assert float(certificate.gap) == pytest.approx(float(certificate.alignment), rel=1e-10)
 
 
-@pytest.mark.parametrize("loss", list(OUTPUTS))
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
 def test_lora_with_decay_reaches_the_certified_optimum(loss, key):
     """Nuclear-norm full fine-tuning and LoRA with decay are one problem."""
     problem = make(key, loss)

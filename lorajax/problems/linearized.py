@@ -284,14 +284,7 @@ class Linearized(eqx.Module):
             function = jax.tree_util.Partial(function)  # a plain function is no pytree
         jacobian = Tangents(function, weights, inputs, block)
 
-        def apply(x: Any) -> Array:
-            return function(weights, x)
-
-        if block is None:
-            outputs = apply(inputs)
-        else:
-            outputs = jax.lax.map(apply, jacobian._blocks(block))
-            outputs = outputs.reshape(-1, outputs.shape[-1])
+        outputs = _outputs(jacobian)
         _check(targets, outputs, loss)
         return cls(outputs, targets, _equal(targets), jacobian, loss)
 
@@ -390,6 +383,17 @@ class Linearized(eqx.Module):
         Without blocks this keeps what one forward pass over all samples leaves for its derivative.
         """
         return eqx.tree_at(lambda p: p.jacobian, self, self.jacobian.hoisted())
+
+
+@eqx.filter_jit
+def _outputs(jacobian: Tangents) -> Array:
+    def one(inputs: Any) -> Array:
+        return jacobian.function(jacobian.weights, inputs)
+
+    if jacobian.block is None:
+        return one(jacobian.inputs)
+    outputs = jax.lax.map(one, jacobian._blocks(jacobian.block))
+    return outputs.reshape(-1, outputs.shape[-1])
 
 
 # As one program each: op by op, the derivative of a real model compiles for a minute.
