@@ -221,7 +221,7 @@ def _stuck_map(ends: ntk.Rest) -> dict[tuple[int, int], dict[str, float]]:
     """What became of the runs of every cell."""
     above, stuck = outcomes(np.asarray(ends.gap), np.asarray(ends.objective))
     return {
-        cell: {"runs": x.size, "uncertified": float(x.sum()), "stuck": float(y.mean())}
+        cell: {"runs": float(x.size), "uncertified": float(x.sum()), "stuck": float(y.mean())}
         for cell, x, y in zip(CELLS, above, stuck, strict=True)
     }
 
@@ -258,7 +258,7 @@ def _no_spurious(run: Run, noise: float, factor: float) -> Evidence:
     name = "perturbed, " if noise else ""
     return Evidence(
         measured={
-            "runs_above": float(sum(v["runs"] for v in above.values())),
+            "runs_above": sum(v["runs"] for v in above.values()),
             "stuck_above": float(bad),
             "stuck_share_below": [v["stuck"] for c, v in found.items() if c not in above],
         },
