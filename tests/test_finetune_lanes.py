@@ -166,6 +166,7 @@ def test_adalora_is_pruned_as_its_allocator_would(model, split):
     assert list(budget.ranks(adapted).values()) == np.asarray(found["ranks"]).tolist()
 
 
+@pytest.mark.slow
 def test_contestants_keep_to_one_budget(model, split):
     recipe = finetune.Recipe(steps=4, batch_size=8, optimizer="lora-plus", learning_rate=1e-2)
     found = contest(
