@@ -38,6 +38,8 @@ _NAMES = {
     "ProductLoss": "problems",
     "SymmetricFactorization": "problems",
     "TraceSquared": "problems",
+    "TuckerFactorization": "problems",
+    "TuckerFactors": "factors",
     "TwoLayer": "problems",
     "TwoLayerFactors": "problems",
     "Path": "flows",
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from lorajax import ranks as ranks
     from lorajax import spectra as spectra
     from lorajax.factors import Factors as Factors
+    from lorajax.factors import TuckerFactors as TuckerFactors
     from lorajax.flows import Path as Path
     from lorajax.flows import balanced_flow as balanced_flow
     from lorajax.flows import descend as descend
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from lorajax.problems import ProductLoss as ProductLoss
     from lorajax.problems import SymmetricFactorization as SymmetricFactorization
     from lorajax.problems import TraceSquared as TraceSquared
+    from lorajax.problems import TuckerFactorization as TuckerFactorization
     from lorajax.problems import TwoLayer as TwoLayer
     from lorajax.problems import TwoLayerFactors as TwoLayerFactors
 

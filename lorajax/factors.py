@@ -43,6 +43,57 @@ class Factors(NamedTuple):
         return self.a.shape[-2], self.b.shape[-1]
 
 
+class TuckerFactors(NamedTuple):
+    """A core and one factor for each mode of a tensor.
+
+    Attributes:
+      core: shape (r_1, …, r_p), floating point.
+      factors: p arrays, the i-th of shape (n_i, r_i), same dtype.
+    """
+
+    core: Float[Array, "..."]
+    factors: tuple[Float[Array, "n r"], ...]
+
+    @property
+    def product(self) -> Float[Array, "..."]:
+        """The update itself, shape (n_1, …, n_p)."""
+        update = self.core
+        for factor in self.factors:
+            # Contracting the front axis and appending the result rotates every mode through once.
+            update = jnp.tensordot(update, factor, axes=(0, 1))
+        return update
+
+    @property
+    def parameters(self) -> int:
+        """Number of entries, `∏ r_i + Σ n_i r_i`."""
+        return self.core.size + sum(factor.size for factor in self.factors)
+
+
+def unfold(tensor: Float[Array, "..."], mode: int) -> Float[Array, "n rest"]:
+    """The unfolding of a tensor along a mode: that mode's fibers as columns.
+
+    Args:
+      tensor: shape (n_1, …, n_p).
+      mode: counted from 0.
+
+    Returns:
+      Shape (n_mode, product of the others), the other modes in their order.
+
+    Raises:
+      ValueError: for a mode that the tensor does not have.
+    """
+    if not 0 <= mode < tensor.ndim:
+        raise ValueError(
+            f"mode is {mode}; a tensor of {tensor.ndim} modes has 0 … {tensor.ndim - 1}."
+        )
+    return jnp.moveaxis(tensor, mode, 0).reshape(tensor.shape[mode], -1)
+
+
+def is_adapter(node: Any) -> bool:
+    """Whether a node of a tree is one whole update: a pair of factors, or a core with factors."""
+    return isinstance(node, (Factors, TuckerFactors))
+
+
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
 def orthonormal_frame(key: PRNGKey, shape: tuple[int, int], dtype: Any) -> Array:
     """A Haar-distributed frame: orthonormal columns, shape (m, r) with m ≥ r."""
@@ -86,6 +137,17 @@ def check_finite(**arrays: Any) -> None:
 def any_nonzero(tree: Any) -> bool:
     """Whether any entry of any leaf of a concrete pytree differs from 0."""
     return any(bool(np.any(np.asarray(leaf))) for leaf in jax.tree.leaves(tree))
+
+
+def can_move(node: Any) -> bool:
+    """Whether a concrete update is away from the critical point that all losses share.
+
+    A product of q factors has a derivative with respect to one of them only where all the others
+    are away from 0 (derived): two zeros among them and nothing moves.
+    """
+    if isinstance(node, TuckerFactors):
+        return sum(not any_nonzero(part) for part in (node.core, *node.factors)) < 2
+    return any_nonzero(node)
 
 
 def check_positive(**scalars: Any) -> None:

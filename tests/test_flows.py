@@ -229,3 +229,14 @@ def test_large_problems_cost_what_small_ones_do():
     assert max(x.size for x in jax.tree.leaves(path)) <= 1024 * 6
     law = laws.lora_modes(problem, factors, path.times)
     np.testing.assert_allclose(spectra.singular_values(path)[:, :2], law, atol=0.05)
+
+
+def test_a_tucker_update_flows_from_a_core_of_zeros_and_not_from_two(key):
+    problem = lorajax.TuckerFactorization.from_spectrum(key, (5, 4, 3), (2.0,))
+    start = initializers.superdiagonal(problem.target, 1, 0.5)
+    resting = start._replace(core=jnp.zeros_like(start.core))
+    path = lorajax.gradient_flow(problem, resting, np.linspace(0.0, 12.0, 3))
+    assert path.converged and float(path.losses[-1]) < 1e-12
+    stuck = resting._replace(factors=(*start.factors[:2], jnp.zeros_like(start.factors[2])))
+    with pytest.raises(ValueError, match="all but at most one"):
+        lorajax.gradient_flow(problem, stuck, np.linspace(0.0, 1.0, 3))

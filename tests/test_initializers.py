@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lorajax import initializers
-from lorajax.factors import Factors
+from lorajax import TuckerFactorization, initializers
+from lorajax.factors import Factors, unfold
 from lorajax.initializers import Start, TuckerFactors
 
 KEY = jax.random.key(0)
@@ -224,3 +224,17 @@ def test_bad_input_says_what_would_be_right(call, message):
 def test_factors_are_what_the_rooms_share():
     assert isinstance(BLIND["lora"](), Factors)
     assert isinstance(BLIND["lora_ga"](), Start)
+
+
+def test_superdiagonal_is_balanced_and_along_the_tensor(key):
+    tensor = -TuckerFactorization.from_spectrum(key, (7, 6, 5), (3.0, 2.0, 1.0)).target
+    start = initializers.superdiagonal(tensor, 2, 0.1)
+    for mode, factor in enumerate(start.factors):
+        core = unfold(start.core, mode)
+        np.testing.assert_allclose(factor.T @ factor, core @ core.T, atol=1e-15)
+    # Every direction points downhill: 0.1^4 of each mode's weight.
+    assert float(jnp.sum(start.product * tensor)) == pytest.approx(1e-4 * (3 + 2), rel=1e-10)
+    with pytest.raises(ValueError, match="tensor is zero"):
+        initializers.superdiagonal(jnp.zeros((3, 3, 3)), 2)
+    with pytest.raises(ValueError, match="mode is 3"):
+        unfold(tensor, 3)

@@ -10,6 +10,8 @@ from lorajax import (
     ProductLoss,
     SymmetricFactorization,
     TraceSquared,
+    TuckerFactorization,
+    TuckerFactors,
     TwoLayer,
     TwoLayerFactors,
     initializers,
@@ -38,6 +40,14 @@ def make(name: str, key, dtype):
         return ProductLoss(log_cosh, (7, 5), (normal[0],)), Factors(normal[1], normal[2])
     if name == "trace":
         return TraceSquared(normal[0][0, 0], 7), Factors(normal[1], normal[1].T + 1)
+    if name.startswith("tucker"):
+        shape, ranks = ((7, 5), (3, 2)) if name.endswith("2") else ((7, 5, 4, 3), (2, 3, 2, 3))
+        parts = [
+            jax.random.normal(k, s, dtype)
+            for k, s in zip(keys, (ranks, *zip(shape, ranks, strict=True)), strict=False)
+        ]
+        problem = TuckerFactorization.from_spectrum(keys[5], shape, (3.0, 1.0), dtype=dtype)
+        return problem, TuckerFactors(parts[0], tuple(parts[1:]))
     layers = TwoLayer(normal[3], normal[4], normal[5])
     return layers, TwoLayerFactors(
         initializers.small(keys[0], (6, 8), 3, 1.0, dtype=dtype),
@@ -46,7 +56,16 @@ def make(name: str, key, dtype):
 
 
 SHAPES = ((7, 5), (7, 3), (3, 5), (6, 8), (7, 6), (7, 8))
-NAMES = ("matrix", "diagonal", "symmetric", "product", "trace", "two_layers")
+NAMES = (
+    "matrix",
+    "diagonal",
+    "symmetric",
+    "product",
+    "trace",
+    "tucker_2",
+    "tucker_4",
+    "two_layers",
+)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -169,3 +188,42 @@ def test_pretrained_layers_have_the_target_where_it_is_said_to_be(target):
 def test_pretrained_layers_name_bad_input(arguments, words):
     with pytest.raises(ValueError, match=words):
         TwoLayer.pretrained(jax.random.key(0), *arguments)
+
+
+@pytest.mark.parametrize("name", ["tucker_2", "tucker_4"])
+def test_tucker_loss_is_that_of_the_full_residual(name, key):
+    problem, factors = make(name, key, jnp.dtype("float64"))
+    expected = 0.5 * float(jnp.sum((problem.target - factors.product) ** 2))
+    assert float(problem.loss(factors)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_tucker_loss_keeps_its_digits_next_to_the_target(key):
+    problem = TuckerFactorization.from_spectrum(key, (8, 7, 6), (3.0, 1.0))
+    bump = 1e-9 * jax.random.normal(key, (8, 2))
+    frames = (problem.frames[0] + bump, *problem.frames[1:])
+    expected = 0.5 * float(jnp.sum(TuckerFactors(problem.core, (bump, *frames[1:])).product ** 2))
+    assert float(problem.loss(TuckerFactors(problem.core, frames))) == pytest.approx(
+        expected, rel=1e-6
+    )
+
+
+def test_tucker_target_by_its_tensor_is_the_one_by_its_spectrum(key):
+    made = TuckerFactorization.from_spectrum(key, (8, 7, 6), (3.0, 2.0, 1.0))
+    found = TuckerFactorization.from_target(made.target)
+    assert found.ranks == (3, 3, 3)
+    np.testing.assert_allclose(found.target, made.target, atol=1e-13)
+    assert made.parameters((2, 2, 2)) == 8 + 2 * (8 + 7 + 6)
+
+
+def test_bad_tensors_are_refused(key):
+    with pytest.raises(ValueError, match="at least two modes"):
+        TuckerFactorization.from_spectrum(key, (5,), (1.0,))
+    with pytest.raises(ValueError, match="at most 3"):
+        TuckerFactorization.from_spectrum(key, (5, 4, 3), (4.0, 3.0, 2.0, 1.0))
+    with pytest.raises(ValueError, match="target is zero"):
+        TuckerFactorization.from_target(jnp.zeros((3, 3, 3)))
+    with pytest.raises(ValueError, match="at least two modes"):
+        TuckerFactorization.from_target(jnp.ones(3))
+    problem = TuckerFactorization.from_spectrum(key, (5, 4, 3), (2.0,))
+    with pytest.raises(ValueError, match=r"must be \(r_1, …\) and \(n_i, r_i\)"):
+        problem.loss(initializers.tucker(key, (5, 4, 4), (2, 2, 2)))

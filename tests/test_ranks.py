@@ -8,7 +8,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from lorajax import ranks
+from lorajax import initializers, ranks
 
 SHAPE, PLANTED = (60, 40), 5
 
@@ -160,3 +160,13 @@ def test_rules_run_inside_jit():
     values = spectrum(3.0, 2.0, 0.5)
     assert int(jax.jit(lambda v: ranks.energy(v, 0.9))(values)) == 2
     assert int(jax.jit(lambda v: ranks.above(v, 1.0))(values)) == 2
+
+
+def test_every_mode_of_a_tensor_has_its_own_rank(key):
+    signal = initializers.tucker(key, (14, 14, 14), (2, 3, 4))
+    core = jax.random.normal(key, (2, 3, 4))
+    noise = 0.02 * jax.random.normal(jax.random.fold_in(key, 1), (2, 14, 14, 14))
+    halves = signal._replace(core=core).product[None] + noise
+    assert [int(mode.rank) for mode in ranks.split_half_modes(*halves)] == [2, 3, 4]
+    with pytest.raises(ValueError, match="must have the shape of first"):
+        ranks.split_half_modes(halves[0], halves[1, :5])

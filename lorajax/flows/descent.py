@@ -10,15 +10,15 @@ import optax
 from jaxtyping import Array, Float
 
 from lorajax.exact import reduce
-from lorajax.factors import Factors, check_positive, is_traced
-from lorajax.flows.gradient import _check_start, _is_factors
+from lorajax.factors import Factors, check_positive, is_adapter, is_traced
+from lorajax.flows.gradient import _check_start
 from lorajax.flows.path import Path, finite_status
 from lorajax.problems import MatrixFactorization, Problem
 
 
 def _over_adapters(fn, updates: Any, *rest: Any) -> Any:
     """Maps `fn` over every pair of factors (and every lone matrix) of a tree."""
-    return jax.tree.map(fn, updates, *rest, is_leaf=_is_factors)
+    return jax.tree.map(fn, updates, *rest, is_leaf=is_adapter)
 
 
 def lora_plus(
@@ -46,7 +46,9 @@ def lora_plus(
 
     def scale(updates, params=None):
         del params
-        return _over_adapters(lambda u: Factors(u.a, ratio * u.b) if _is_factors(u) else u, updates)
+        return _over_adapters(
+            lambda u: Factors(u.a, ratio * u.b) if isinstance(u, Factors) else u, updates
+        )
 
     return optax.chain(
         optax.identity() if inner is None else inner,
@@ -74,7 +76,7 @@ def scaled_gradient(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTran
         return jnp.linalg.pinv(gram, hermitian=True)
 
     def precondition(update: Any, value: Any) -> Any:
-        if _is_factors(update):
+        if isinstance(update, Factors):
             return Factors(
                 update.a @ inverse(value.b @ value.b.T), inverse(value.a.T @ value.a) @ update.b
             )

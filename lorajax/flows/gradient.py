@@ -10,7 +10,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lorajax.exact import check_flow, check_times, reduce
-from lorajax.factors import Factors, any_nonzero, check_finite, check_positive, is_traced
+from lorajax.factors import (
+    Factors,
+    can_move,
+    check_finite,
+    check_positive,
+    is_adapter,
+    is_traced,
+)
 from lorajax.flows.path import CONVERGED, FAILED, MAX_STEPS, NON_FINITE, Path
 from lorajax.problems import MatrixFactorization, Problem
 
@@ -18,21 +25,17 @@ DEFAULT_RTOL = {"float64": 1e-8, "float32": 1e-5}
 DEFAULT_MAX_STEPS = 2**17
 
 
-def _is_factors(node: Any) -> bool:
-    return isinstance(node, Factors)
-
-
 def amplitude(start: Any) -> Float[Array, ""]:
     """The scale a solver has to resolve: the smallest adapter's largest entry.
 
-    An adapter's two factors drive each other, so the larger one sets its scale; two adapters may
+    An adapter's factors drive each other, so the largest one sets its scale; two adapters may
     start at different scales, and the smaller one must not drown in the other's tolerance.
     """
     # Concrete starts are looked at by numpy: each jnp call here would be a program of its own.
     xp: Any = jnp if is_traced(start) else np
     parts = [
         xp.max(xp.stack([xp.max(xp.abs(leaf)) for leaf in jax.tree.leaves(node)]))
-        for node in jax.tree.leaves(start, is_leaf=_is_factors)
+        for node in jax.tree.leaves(start, is_leaf=is_adapter)
     ]
     return jnp.asarray(xp.min(xp.stack(parts)))
 
@@ -42,9 +45,9 @@ def field(problem: Problem, state: Any, weight_decay: Array, b_rate: Array) -> A
 
     def one(gradient: Any, value: Any) -> Any:
         flow = jax.tree.map(lambda g, x: -(g + weight_decay * x), gradient, value)
-        return Factors(flow.a, b_rate * flow.b) if _is_factors(flow) else flow
+        return Factors(flow.a, b_rate * flow.b) if isinstance(flow, Factors) else flow
 
-    return jax.tree.map(one, problem.gradient(state), state, is_leaf=_is_factors)
+    return jax.tree.map(one, problem.gradient(state), state, is_leaf=is_adapter)
 
 
 @eqx.filter_jit
@@ -88,12 +91,11 @@ def _check_start(problem: Any, start: Any, times: Any) -> None:
     if isinstance(start, Factors) and hasattr(problem, "shape"):
         check_flow(problem, start, times)
         return
-    for node in jax.tree.leaves(start, is_leaf=_is_factors):
-        if not is_traced(node) and not any_nonzero(node):
+    for node in jax.tree.leaves(start, is_leaf=is_adapter):
+        if not is_traced(node) and not can_move(node):
             raise ValueError(
-                "factors are both zero, a critical point that no flow leaves; start at "
-                "least one of "
-                "them away from zero."
+                "factors are both zero (of a Tucker update, two of them), a critical point that no "
+                "flow leaves; start all but at most one of them away from zero."
             )
     try:
         jax.eval_shape(problem.gradient, start)

@@ -11,15 +11,16 @@ the libraries are plain numbers, which `SCALES` lists, so any `scale` may also b
 | `lora`, `orthogonal`, `small`, `balanced` | a key alone | `blind` |
 | `spectral`, `nystrom`, `lora_one`, `lora_ga`, `eva` | a gradient, a target, inputs | `directed` |
 | `pissa`, `milora`, `olora`, `nora` | the pretrained weight | `weights` |
-| `tucker`, `hosvd` | a key, a gradient; for tensors | `tensors` |
+| `tucker`, `hosvd`, `superdiagonal` | a key, a gradient; for tensors | `tensors` |
 
 Starts whose product has to be taken off the weight (`pissa`, `milora`, `olora`, `lora_ga`) return a
 `Start`, whose `offset` says what; the weight itself is never touched.
 """
 
+from lorajax.factors import TuckerFactors
 from lorajax.initializers.blind import balanced, lora, orthogonal, small
 from lorajax.initializers.directed import eva, lora_ga, lora_one, nystrom, spectral
-from lorajax.initializers.tensors import TuckerFactors, hosvd, tucker
+from lorajax.initializers.tensors import hosvd, superdiagonal, tucker
 from lorajax.initializers.units import (
     SCALES,
     Distribution,
@@ -52,5 +53,6 @@ __all__ = [
     "resolve_scale",
     "small",
     "spectral",
+    "superdiagonal",
     "tucker",
 ]

@@ -1,41 +1,21 @@
 """Starts of a Tucker update `core ×₁ U₁ ×₂ U₂ …` of a tensor of any order."""
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lorajax.factors import check_finite, orthonormal_frame
+from lorajax.factors import (
+    TuckerFactors,
+    any_nonzero,
+    check_finite,
+    is_traced,
+    orthonormal_frame,
+    unfold,
+)
 from lorajax.initializers.units import PRNGKey, resolve_scale
-
-
-class TuckerFactors(NamedTuple):
-    """A core and one factor for each mode of a tensor.
-
-    Attributes:
-      core: shape (r_1, …, r_p), floating point.
-      factors: p arrays, the i-th of shape (n_i, r_i), same dtype.
-    """
-
-    core: Float[Array, "..."]
-    factors: tuple[Float[Array, "n r"], ...]
-
-    @property
-    def product(self) -> Float[Array, "..."]:
-        """The update itself, shape (n_1, …, n_p)."""
-        update = self.core
-        for factor in self.factors:
-            # Contracting the front axis and appending the result rotates every mode through once.
-            update = jnp.tensordot(update, factor, axes=(0, 1))
-        return update
-
-    @property
-    def parameters(self) -> int:
-        """Number of entries, `∏ r_i + Σ n_i r_i`."""
-        return self.core.size + sum(factor.size for factor in self.factors)
 
 
 def check_ranks(ranks: tuple[int, ...], shape: tuple[int, ...]) -> None:
@@ -121,7 +101,42 @@ def hosvd(
     norm = jnp.asarray(resolve_scale(scale), tensor.dtype)
     factors = []
     for mode, rank in enumerate(ranks):
-        unfolding = jnp.moveaxis(tensor, mode, 0).reshape(tensor.shape[mode], -1)
-        u, _, _ = jnp.linalg.svd(unfolding, full_matrices=False)
+        u, _, _ = jnp.linalg.svd(unfold(tensor, mode), full_matrices=False)
         factors.append(norm * u[:, :rank])
     return TuckerFactors(jnp.zeros(ranks, tensor.dtype), tuple(factors))
+
+
+def superdiagonal(
+    tensor: Float[Array, "..."],
+    rank: int,
+    scale: float | str | Float[Array, ""] = 1e-3,
+) -> TuckerFactors:
+    """A balanced start along the top directions of a tensor, one small weight for each.
+
+    Args:
+      tensor: whose directions to start along: the negative gradient, or the target itself, shape
+        (n_1, …, n_p).
+      rank: number of directions r, at most min(n_i).
+      scale: norm of each column of each factor, and size of each entry on the core's diagonal.
+
+    Returns:
+      TuckerFactors of ranks (r, …, r): factors `scale · [u_1 … u_r]` of each unfolding, and a core
+      that is ±scale on its diagonal, signed as the tensor is along those directions, and 0 off it.
+      All conserved quantities `U_iᵀU_i − G_(i)G_(i)ᵀ` are 0.
+
+    Raises:
+      ValueError: for a bad rank or scale, or a tensor that is zero or not finite.
+
+    Source: theory section 3 (derived): for an orthogonally decomposable target with distinct
+    singular values the modes then grow independently, by `laws.tucker_mode`.
+    """
+    start = hosvd(tensor, (rank,) * tensor.ndim, scale)
+    if not is_traced(tensor) and not any_nonzero(tensor):
+        raise ValueError("tensor is zero everywhere, so it has no direction to start along.")
+    along = tensor
+    for factor in start.factors:
+        along = jnp.tensordot(along, factor, axes=(0, 0))
+    index = (jnp.arange(rank),) * tensor.ndim
+    signs = jnp.where(along[index] < 0, -1, 1).astype(tensor.dtype)
+    norm = jnp.asarray(resolve_scale(scale), tensor.dtype)
+    return start._replace(core=start.core.at[index].set(norm * signs))

@@ -30,6 +30,7 @@ from lorajax.laws.trace_squared import (
     trace_squared_error,
     trace_squared_flow,
 )
+from lorajax.laws.tucker import tucker_half_time, tucker_mode, tucker_rate, tucker_time
 from lorajax.laws.two_layer import (
     escape_slope,
     growth_rates,
@@ -60,4 +61,8 @@ __all__ = [
     "trace_squared_angle",
     "trace_squared_error",
     "trace_squared_flow",
+    "tucker_half_time",
+    "tucker_mode",
+    "tucker_rate",
+    "tucker_time",
 ]

@@ -19,6 +19,7 @@ from lorajax.problems.factorization import (
 )
 from lorajax.problems.linearized import Decayed, Features, Linearized, Tangents, updates
 from lorajax.problems.trace_squared import TraceSquared
+from lorajax.problems.tucker import TuckerFactorization
 from lorajax.problems.two_layer import TARGETS, Target, TwoLayer, TwoLayerFactors
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Tangents",
     "Target",
     "TraceSquared",
+    "TuckerFactorization",
     "TwoLayer",
     "TwoLayerFactors",
     "updates",
