@@ -35,6 +35,7 @@ _NAMES = {
     "Decayed": "problems",
     "DiagonalFactorization": "problems",
     "Linearized": "problems",
+    "LinearAttention": "problems",
     "ProductLoss": "problems",
     "SymmetricFactorization": "problems",
     "TraceSquared": "problems",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from lorajax.flows import solve as solve
     from lorajax.problems import Decayed as Decayed
     from lorajax.problems import DiagonalFactorization as DiagonalFactorization
+    from lorajax.problems import LinearAttention as LinearAttention
     from lorajax.problems import Linearized as Linearized
     from lorajax.problems import MatrixFactorization as MatrixFactorization
     from lorajax.problems import ProductLoss as ProductLoss

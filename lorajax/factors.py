@@ -94,6 +94,20 @@ def is_adapter(node: Any) -> bool:
     return isinstance(node, (Factors, TuckerFactors))
 
 
+def column_norms(factors: Factors) -> Float[Array, "*lanes n"]:
+    """Norms of the columns of `A B`, without the m×n product.
+
+    Args:
+      factors: any pair.
+
+    Returns:
+      Shape (..., n): `‖(A B)_j‖`, from `bᵀ(AᵀA)b`.
+    """
+    a, b = factors
+    squares = jnp.sum(((a.mT @ a) @ b) * b, axis=-2)
+    return jnp.sqrt(jnp.maximum(squares, 0))
+
+
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
 def orthonormal_frame(key: PRNGKey, shape: tuple[int, int], dtype: Any) -> Array:
     """A Haar-distributed frame: orthonormal columns, shape (m, r) with m ≥ r."""

@@ -223,7 +223,8 @@ def split_half_modes(
     found = []
     for mode in range(first.ndim):
         estimate = split_half(unfold(first, mode), unfold(second, mode))
-        margin = edge_margin(unfold(first, mode).shape, UNFOLDED_WIDTH)
+        n = first.shape[mode]
+        margin = edge_margin((n, first.size // n), UNFOLDED_WIDTH)
         floor = (1 + margin) ** 0.5 * estimate.floor
         found.append(
             RankEstimate(above(estimate.singular_values, floor), estimate.singular_values, floor)

@@ -240,3 +240,22 @@ def test_a_tucker_update_flows_from_a_core_of_zeros_and_not_from_two(key):
     stuck = resting._replace(factors=(*start.factors[:2], jnp.zeros_like(start.factors[2])))
     with pytest.raises(ValueError, match="all but at most one"):
         lorajax.gradient_flow(problem, stuck, np.linspace(0.0, 1.0, 3))
+
+
+def test_allora_is_the_same_rule_for_a_problem_and_for_a_model(key):
+    from lorajax import adapters
+
+    params = initializers.small(key, (6, 5), 2, 0.7)
+    grads = initializers.small(jax.random.fold_in(key, 1), (6, 5), 2, 1.0)
+    rule = flows.allora(1.0, eta=3.0)
+    updates, _ = rule.update(grads, rule.init(params), params)
+    norms = jnp.linalg.norm(params.product, axis=0)
+    np.testing.assert_allclose(updates.a, -grads.a)
+    np.testing.assert_allclose(updates.b, -grads.b / jnp.sqrt(norms + 1 / 9)[None], rtol=1e-10)
+    place = lambda pair: {"adapters": {"default": pair._asdict()}}  # noqa: E731
+    same = adapters.allora(3.0)
+    scaled, _ = same.update(place(grads), same.init(place(params)), place(params))
+    found = scaled["adapters"]["default"]["b"]
+    np.testing.assert_allclose(found, -updates.b, rtol=1e-12)
+    with pytest.raises(ValueError, match="eta"):
+        flows.allora(1.0, eta=0.0)

@@ -6,6 +6,7 @@ import pytest
 from lorajax import (
     DiagonalFactorization,
     Factors,
+    LinearAttention,
     MatrixFactorization,
     ProductLoss,
     SymmetricFactorization,
@@ -40,6 +41,9 @@ def make(name: str, key, dtype):
         return ProductLoss(log_cosh, (7, 5), (normal[0],)), Factors(normal[1], normal[2])
     if name == "trace":
         return TraceSquared(normal[0][0, 0], 7), Factors(normal[1], normal[1].T + 1)
+    if name == "attention":
+        problem = LinearAttention(jnp.array([1.0, 0.5, 0.2], dtype), jnp.asarray(5.0, dtype))
+        return problem, problem.start(keys[0], 2, 1.0)
     if name.startswith("tucker"):
         shape, ranks = ((7, 5), (3, 2)) if name.endswith("2") else ((7, 5, 4, 3), (2, 3, 2, 3))
         parts = [
@@ -64,6 +68,7 @@ NAMES = (
     "trace",
     "tucker_2",
     "tucker_4",
+    "attention",
     "two_layers",
 )
 
@@ -227,3 +232,46 @@ def test_bad_tensors_are_refused(key):
     problem = TuckerFactorization.from_spectrum(key, (5, 4, 3), (2.0,))
     with pytest.raises(ValueError, match=r"must be \(r_1, …\) and \(n_i, r_i\)"):
         problem.loss(initializers.tucker(key, (5, 4, 4), (2, 2, 2)))
+
+
+def test_attention_loss_is_the_mean_over_sampled_contexts(key):
+    values, context, samples = jnp.array([1.0, 0.5, 0.2]), 5, 100_000
+    problem = LinearAttention(values, jnp.asarray(float(context)))
+    heads = problem.start(key, 2, 0.8)
+    keys = jax.random.split(key, 3)
+    root = jnp.sqrt(values)[None]
+    w = jax.random.normal(keys[0], (samples, 3))
+    query = root * jax.random.normal(keys[1], (samples, 3))
+    x = root[None] * jax.random.normal(keys[2], (samples, context, 3))
+    labels = jnp.einsum("snd,sd->sn", x, w)
+    estimate = jnp.einsum("sn,snd->sd", labels, x) / context
+    answer = jnp.sum((estimate @ heads.product) * query, axis=1)
+    errors = np.asarray((jnp.sum(w * query, axis=1) - answer) ** 2)
+    bar = errors.std() / samples**0.5
+    assert abs(float(problem.loss(heads)) - errors.mean()) < 4 * bar < 0.05 * errors.mean()
+    np.testing.assert_allclose(
+        problem.full_gradient(
+            heads._replace(value=jnp.ones(3), key=jnp.eye(3), query=jnp.diag(problem.optimum))
+        ),
+        0,
+        atol=1e-14,
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "context", "message"),
+    [
+        ((0.5, 1.0), 4.0, "decreasing order"),
+        ((1.0, -0.5), 4.0, "positive"),
+        ((1.0, 0.5), 0.0, "context is 0"),
+    ],
+)
+def test_bad_attention_problems_are_refused(values, context, message):
+    with pytest.raises(ValueError, match=message):
+        LinearAttention(jnp.array(values), jnp.asarray(context))
+
+
+def test_modes_of_a_tucker_update_are_the_targets_at_the_target(key):
+    problem = TuckerFactorization.from_spectrum(key, (8, 7, 6), (3.0, 1.0))
+    found = problem.modes(TuckerFactors(problem.core, problem.frames))
+    np.testing.assert_allclose(found, [3.0, 1.0], rtol=1e-12)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from lorajax.factors import check_positive
+from lorajax.factors import Factors, check_positive, column_norms
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
@@ -120,8 +120,7 @@ def allora(eta: float | int = 1.0) -> optax.GradientTransformation:
             if found is None or found[1] != "b":
                 return leaf
             a, b = factors[found[0], "a"], factors[found[0], "b"]
-            # ‖A b‖² = bᵀ(AᵀA)b, which spares the m×n product.
-            norm = jnp.sqrt(jnp.maximum(jnp.sum(((a.mT @ a) @ b) * b, axis=-2), 0))
+            norm = column_norms(Factors(a, b))
             return leaf / jnp.sqrt(norm + eta**-2)[..., None, :]
 
         return jax.tree_util.tree_map_with_path(scaled, updates), state

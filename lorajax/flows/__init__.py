@@ -1,14 +1,15 @@
 """Running a problem from a start: gradient flow, discrete descent, and `solve`, which chooses.
 
 * `gradient_flow` integrates by diffrax, in the reduced frames wherever the problem has them.
-* `descend` runs any optax transformation; `lora_plus`, `scaled_gradient` and `spectral_descent` are
-  the descents of the LoRA literature in that form.
+* `descend` runs any optax transformation; `lora_plus`, `allora`, `scaled_gradient` and
+  `spectral_descent` are the descents of the LoRA literature in that form.
 * `balanced_flow` is the closed form, `solve` picks the cheapest of all that is exact and says
 which.
 """
 
 from lorajax.flows.descent import (
     accelerated,
+    allora,
     descend,
     lora_plus,
     scaled_gradient,
@@ -28,6 +29,7 @@ __all__ = [
     "Path",
     "Plan",
     "accelerated",
+    "allora",
     "balanced_flow",
     "descend",
     "gradient_flow",

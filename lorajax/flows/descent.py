@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from lorajax.exact import reduce
-from lorajax.factors import Factors, check_positive, is_adapter, is_traced
+from lorajax.factors import Factors, check_positive, column_norms, is_adapter, is_traced
 from lorajax.flows.gradient import _check_start
 from lorajax.flows.path import Path, finite_status
 from lorajax.problems import MatrixFactorization, Problem
@@ -53,6 +53,39 @@ def lora_plus(
     return optax.chain(
         optax.identity() if inner is None else inner,
         optax.stateless(scale),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def allora(
+    learning_rate: optax.ScalarOrSchedule, eta: float | int = 1.0
+) -> optax.GradientTransformation:
+    """ALLoRA: each column of B learns at a rate that falls with the size of its update.
+
+    Args:
+      learning_rate: step size.
+      eta: η > 0; a column whose update is zero learns η times as fast as plain descent.
+
+    Returns:
+      A gradient transformation that needs `params` and divides column j of B's gradient by
+      `√(‖(A B)_j‖ + 1/η²)`. A row of PEFT's update is a column here.
+
+    Raises:
+      ValueError: if η is not positive.
+
+    Source: Huang, Balestriero 2024 (arXiv:2410.09692), recalled, in the form of theory section 7.
+    For models, behind the same formula: `adapters.allora`.
+    """
+    check_positive(eta=eta)
+
+    def one(update: Any, value: Any) -> Any:
+        if not isinstance(update, Factors):
+            return update
+        root = jnp.sqrt(column_norms(value) + eta**-2)
+        return Factors(update.a, update.b / root[None, :])
+
+    return optax.chain(
+        optax.stateless(lambda u, p: _over_adapters(one, u, p)),
         optax.scale_by_learning_rate(learning_rate),
     )
 

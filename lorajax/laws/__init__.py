@@ -25,6 +25,12 @@ from lorajax.laws.modes import (
     tanh_squared,
     tanh_squared_modes,
 )
+from lorajax.laws.neighbors import (
+    allora_time,
+    attention_plateaus,
+    one_step_error,
+    relu_overlap_rate,
+)
 from lorajax.laws.trace_squared import (
     trace_squared_angle,
     trace_squared_error,
@@ -38,6 +44,10 @@ from lorajax.laws.two_layer import (
 )
 
 __all__ = [
+    "allora_time",
+    "attention_plateaus",
+    "one_step_error",
+    "relu_overlap_rate",
     "MODE_LAWS",
     "Real",
     "balanced_mode",

@@ -11,6 +11,7 @@ A problem is a frozen pytree with
 Anything with `loss` and `gradient` can be handed to `flows.gradient_flow` and `flows.descend`.
 """
 
+from lorajax.problems.attention import AttentionHeads, LinearAttention
 from lorajax.problems.base import Problem, ProductLoss
 from lorajax.problems.factorization import (
     DiagonalFactorization,
@@ -25,6 +26,8 @@ from lorajax.problems.two_layer import TARGETS, Target, TwoLayer, TwoLayerFactor
 __all__ = [
     "TARGETS",
     "Decayed",
+    "AttentionHeads",
+    "LinearAttention",
     "DiagonalFactorization",
     "Features",
     "Linearized",

@@ -205,6 +205,20 @@ class TuckerFactorization(eqx.Module):
         )
         return TuckerFactors(d_core, d_us)
 
+    def modes(self, factors: TuckerFactors) -> Float[Array, " k"]:
+        """The update along the target's own directions, ⟨ΔT, v_1i ⊗ v_2i ⊗ …⟩.
+
+        Args:
+          factors: any Tucker update of this shape.
+
+        Returns:
+          Shape (min(k_1, …, k_p),): for a target `from_spectrum`, what has been learned of each λ.
+        """
+        self._check(factors)
+        pairs = zip(self.frames, factors.factors, strict=True)
+        along = _contract(factors.core, tuple(v.T @ u for v, u in pairs))
+        return along[(jnp.arange(min(self.ranks)),) * len(self.shape)]
+
     def parameters(self, ranks: tuple[int, ...]) -> int:
         """Number of parameters of a Tucker update of these ranks, `∏ r_i + Σ n_i r_i`."""
         return math.prod(ranks) + sum(n * r for n, r in zip(self.shape, ranks, strict=True))
