@@ -32,25 +32,25 @@ def explained_variance(run: Run, skip: int = 0) -> Evidence:
     x = _inputs(run)
     moment = x.T @ x / x.shape[0]
     ranks = (1, 2, 4, 8, 16)
-    eigenvalues = np.linalg.eigvalsh(np.asarray(moment))[::-1]
+    # The start of a rank is the first columns of that of a larger one.
+    start = np.asarray(eva(moment, ranks[-1] + skip, outputs=SHAPE[1]).a)[:, skip:]
+    other = np.asarray(orthogonal(run.key(73), SHAPE, ranks[-1], 1.0).a)
     # Errors at the outputs that know nothing of the inputs: the first gradient is the mean of
     # Aᵀx δᵀ, and what is compared is the mean square of its terms.
-    errors = jax.random.normal(run.key(72), (x.shape[0], SHAPE[1]))
-    weight = jnp.sum(errors**2, axis=1)
-    found, signals, blind = [], [], []
-    for rank in ranks:
-        start = eva(moment, rank + skip, outputs=SHAPE[1]).a[:, skip:]
-        found.append(float(jnp.trace(start.T @ moment @ start)) / float(jnp.trace(moment)))
-        signals.append(float(jnp.mean(weight * jnp.sum((x @ start) ** 2, axis=1))))
-        other = orthogonal(run.key(73), SHAPE, rank, 1.0).a
-        blind.append(
-            (
-                float(jnp.trace(other.T @ moment @ other)) / float(jnp.trace(moment)),
-                float(jnp.mean(weight * jnp.sum((x @ other) ** 2, axis=1))),
-            )
-        )
+    errors = np.asarray(jax.random.normal(run.key(72), (x.shape[0], SHAPE[1])))
+    x, moment = np.asarray(x), np.asarray(moment)
+    eigenvalues = np.linalg.eigvalsh(moment)[::-1]
+
+    def explained(a: np.ndarray) -> list[float]:
+        return [float(np.trace(a[:, :r].T @ moment @ a[:, :r]) / np.trace(moment)) for r in ranks]
+
+    def signal(a: np.ndarray) -> np.ndarray:
+        squares = [np.sum((x @ a[:, :r]) ** 2, axis=1) for r in ranks]
+        return np.array([np.mean(np.sum(errors**2, axis=1) * each) for each in squares])
+
+    found, signals = explained(start), signal(start)
+    other_share, other_signal = explained(other), signal(other)
     law = np.cumsum(eigenvalues)[np.array(ranks) - 1] / eigenvalues.sum()
-    other_share, other_signal = np.array(blind).T
 
     def draw(ax):
         ax.plot(ranks, found, "o", label="EVA")
@@ -60,14 +60,18 @@ def explained_variance(run: Run, skip: int = 0) -> Evidence:
         ax.legend()
 
     return Evidence(
-        measured={"explained": found, "signal": signals, "blind_signal": other_signal.tolist()},
+        measured={
+            "explained": found,
+            "signal": signals.tolist(),
+            "blind_signal": other_signal.tolist(),
+        },
         predicted={"explained": law.tolist()},
         error=float(np.abs(np.array(found) - law).max()),
         tolerance=EPS * SHAPE[0],
         assumptions=(
             Assumption(
                 "blind starts explain less, and their gradients are weaker",
-                bool(np.all(other_share <= law) and np.all(other_signal < signals)),
+                bool(np.all(np.array(other_share) <= law) and np.all(other_signal < signals)),
             ),
         ),
         draw=draw,

@@ -26,23 +26,24 @@ def first_step(run: Run, shared: bool = False) -> Evidence:
     gradient = (
         jax.random.normal(run.key(66), SHAPE) * jnp.exp(-0.1 * jnp.arange(float(SHAPE[1])))[None]
     )
-    values = np.linalg.svd(np.asarray(gradient), compute_uv=False)
+    full = np.asarray(gradient)
+    values = np.linalg.svd(full, compute_uv=False)
     ranks = (2, 4, 8, 16)
     size = float(np.linalg.norm(values))
 
     def rest(factors: Factors) -> float:
         """What the first step leaves of the gradient once it is scaled at best."""
         # M = AB moves by Ȧ B + A Ḃ with Ȧ = −G Bᵀ, Ḃ = −AᵀG.
-        step = (gradient @ factors.b.T) @ factors.b + factors.a @ (factors.a.T @ gradient)
-        scale = jnp.sum(step * gradient) / jnp.sum(step**2)
-        return float(jnp.linalg.norm(gradient - scale * step)) / size
+        a, b = np.asarray(factors.a), np.asarray(factors.b)
+        step = (full @ b.T) @ b + a @ (a.T @ full)
+        scale = np.sum(step * full) / np.sum(step**2)
+        return float(np.linalg.norm(full - scale * step)) / size
 
     found, blind = [], []
     for rank in ranks:
         start = lora_ga(gradient, rank, scale=1.0).factors
         if shared:
-            vt = jnp.linalg.svd(gradient, full_matrices=False)[2]
-            start = start._replace(b=vt[:rank])
+            start = start._replace(b=jnp.asarray(np.linalg.svd(full)[2][:rank]))
         found.append(rest(start))
         blind.append(rest(lora(run.key(67), SHAPE, rank)))
     law = [float(np.linalg.norm(values[2 * rank :])) / size for rank in ranks]
