@@ -1,5 +1,7 @@
 """Claims of ALLoRA (Huang, Balestriero 2024, arXiv:2410.09692): rates that fall with the update."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -37,9 +39,11 @@ def frozen_time(run: Run, factor: float = 1.0) -> Evidence:
     problem, start = _instance(run)
     count = run.pick(2000, 20000)
     step = HORIZON / count
-    optimizer = optax.chain(
-        allora(step, ETA), optax.stateless(lambda u, p: u._replace(a=jnp.zeros_like(u.a)))
-    )
+
+    def freeze(updates: Any, _: Any) -> Any:
+        return updates._replace(a=jnp.zeros_like(updates.a))
+
+    optimizer = optax.chain(allora(step, ETA), optax.stateless(freeze))
     path = run.once(
         "allora_frozen",
         lambda: descend(problem, start, optimizer, count, learning_rate=step, every=count // 200),
