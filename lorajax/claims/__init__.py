@@ -7,7 +7,6 @@ One module a paper:
 * `xu2025`: LoRA in matrix factorization under gradient flow (arXiv:2503.06982),
 * `jang2024`: LoRA in the NTK regime (arXiv:2402.11867),
 * `kim2025`: a global minimum, or a loud failure (arXiv:2502.09376),
-* `rushka2026`: the rank–accuracy trade-off (arXiv:2602.10212).
 * `rushka2026`: the rank–accuracy trade-off (arXiv:2602.10212),
 * `loraone2025`: the one-step gradient as a start (arXiv:2502.01235),
 * `lora_ga2024`: a start whose first step is the best (arXiv:2407.05000),
@@ -37,11 +36,12 @@ from lorajax.claims.base import (
 )
 
 # The order of the modules is the order of the tables.
-PAPERS = ("gradient_flow", "spectral_dynamics", "xu2025", "jang2024", "kim2025", "rushka2026")
 PAPERS = (
     "gradient_flow",
     "spectral_dynamics",
     "xu2025",
+    "jang2024",
+    "kim2025",
     "rushka2026",
     "loraone2025",
     "lora_ga2024",

@@ -25,11 +25,11 @@ from lorajax.problems.two_layer import TARGETS, Target, TwoLayer, TwoLayerFactor
 
 __all__ = [
     "TARGETS",
-    "Decayed",
     "AttentionHeads",
-    "LinearAttention",
+    "Decayed",
     "DiagonalFactorization",
     "Features",
+    "LinearAttention",
     "Linearized",
     "MatrixFactorization",
     "Problem",
