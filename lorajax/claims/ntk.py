@@ -32,6 +32,9 @@ CERTIFIED = 1e-8
 """Gap relative to L̂(0) up to which a run counts as global."""
 
 
+Lanes = Float[Array, "*lanes"] | Float[np.ndarray, "*lanes"]
+
+
 class Rest(NamedTuple):
     """Where a run has come to rest; every field may lead with lanes.
 
@@ -45,17 +48,17 @@ class Rest(NamedTuple):
 
     factors: Factors
     certificate: optima.Certificate
-    scale: Float[Array, "*lanes"]
-    decay: Float[Array, "*lanes"]
-    residual: Float[Array, "*lanes"]
+    scale: Lanes
+    decay: Lanes
+    residual: Lanes
 
     @property
-    def gap(self) -> Float[Array, "*lanes"]:
+    def gap(self) -> Lanes:
         """The certified gap over L̂(0)."""
         return self.certificate.gap / self.scale
 
     @property
-    def objective(self) -> Float[Array, "*lanes"]:
+    def objective(self) -> Lanes:
         """LoRA's objective over L̂(0)."""
         return self.certificate.objective / self.scale
 
