@@ -210,8 +210,9 @@ def split_half_modes(
       >>> import jax, jax.numpy as jnp
       >>> from lorajax import ranks
       >>> signal = jnp.zeros((8, 6, 5)).at[0, 0, 0].set(9.0)
-      >>> halves = signal + 0.1 * jax.random.normal(jax.random.key(0), (2, 8, 6, 5))
-      >>> [int(mode.rank) for mode in ranks.split_half_modes(halves[0], halves[1])]
+      >>> noise = 0.1 * jax.random.normal(jax.random.key(0), (2, 8, 6, 5))
+      >>> halves = signal + noise[0], signal + noise[1]
+      >>> [int(mode.rank) for mode in ranks.split_half_modes(*halves)]
       [1, 1, 1]
 
     Source: theory section 3 (derived), `split_half` mode by mode.
