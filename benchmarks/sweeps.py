@@ -690,7 +690,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--sample", type=int, default=3, help="lanes of the slow peers")
     parser.add_argument("--many", type=int, default=180, help="lanes of batched peers")
     parser.add_argument(
-        "--bucket", type=int, default=18, help="lanes of two layers that step together"
+        "--bucket", type=int, default=8, help="lanes of two layers that step together"
     )
     parser.add_argument("--largest-full", type=int, default=512, help="for unreduced engines")
     parser.add_argument("--largest-torch", type=int, default=512, help="for torchdiffeq")

@@ -132,7 +132,7 @@ class Claim:
       tolerance: how the tolerance is derived.
       control: the negative control.
       check: the function; see this module.
-      on_request: run in a quick validation only if named, because it takes minutes.
+      on_request: run in a quick validation only if named, because it trains a network.
     """
 
     id: str

@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         left = [c.id for c in chosen if c.on_request and not {c.id, c.paper} & {*args.names}]
         chosen = [c for c in chosen if c.id not in left]
         if left:
-            print(f"Left out, as they take minutes: {', '.join(left)}; name them to run them.")
+            print(f"Left out, as they train networks: {', '.join(left)}; name them to run them.")
     figures_folder = folder / "figures"
     figures_folder.mkdir(exist_ok=True)
     run_state = claims.Run(args.seed, args.profile)

@@ -158,6 +158,7 @@ def _predicted(seen: Observed, factor: float) -> dict[str, Factors]:
     "A B: at α it is (α/α')² times the one measured at α' = 10 α, twice that for what is of higher "
     "order at α', plus 1e-9 for rounding in float64",
     control=Control("the step η becomes 1.05 η in the law", {"factor": 1.05}),
+    on_request=True,
 )
 def early_factors(run: Run, factor: float = 1.0) -> Evidence:
     """Early in the fine-tuning of a network from a small start every layer's stacked factors obey
@@ -210,6 +211,7 @@ def early_factors(run: Run, factor: float = 1.0) -> Evidence:
     "five starts, of the change of the mean over layers of ln(least 1 − cos) from one scale to the "
     "next smaller one, at the worst pair",
     control=Control("the order is reversed: larger α, better alignment", {"sign": -1.0}),
+    on_request=True,
 )
 def smaller_start_aligns(run: Run, sign: float = 1.0) -> Evidence:
     """The smaller the start of a network's adapters, the closer they come to the top singular

@@ -32,9 +32,6 @@ RTOL = 3e-10
 """Relative tolerance of a step that keeps singular values within 1e-8 of s_1 over whole flows."""
 
 
-_LARGE = 2048  # entries of a factor from which a lane at a time is faster than all in one product
-
-
 class LanePaths(NamedTuple):
     """Observables of many flows.
 
@@ -89,10 +86,9 @@ def _along(frame: Array, factor: Array) -> tuple[Array, Array]:
     def one(a: Array) -> tuple[Array, Array]:
         return frame.T @ a, jnp.sum(a**2)
 
-    # One product for all lanes would first copy all of A into another layout.
-    if factor.shape[1] * factor.shape[2] >= _LARGE:
-        return jax.lax.map(one, factor)
-    return jax.vmap(one)(factor)
+    # One product for all lanes would first copy all of A into another layout, and would round
+    # otherwise for another number of lanes.
+    return jax.lax.map(one, factor)
 
 
 def _reduce(problem: MatrixFactorization, factors: Factors):
@@ -149,10 +145,13 @@ def _amplitude(factors: Any) -> Array:
 
 
 def _by_amplitude(run: Callable[..., LanePaths], bucket: int, *trees: Any) -> LanePaths:
-    """Runs lanes in buckets of like amplitude: a bucket is done when its slowest lane is."""
+    """Runs lanes in buckets of like amplitude: a bucket is done when its slowest lane is.
+
+    The last bucket is filled up, however few its lanes: the program of a bucket is then the same
+    for any number of lanes. Where stability limits the steps, their sizes follow rounding errors,
+    and programs of other shapes round otherwise: lanes would differ within the tolerance.
+    """
     count = jax.tree.leaves(trees[-1])[0].shape[0]
-    if count <= bucket:
-        return run(*trees)
     order = jnp.argsort(_amplitude(trees[-1]))
     buckets = -(-count // bucket)
     index = jnp.concatenate([order, jnp.repeat(order[-1:], buckets * bucket - count)])
@@ -189,7 +188,7 @@ def reduced_ode(
     one_sided: bool,
     rtol: float | Float[Array, ""] = RTOL,
     max_steps: int = 2**17,
-    bucket: int = 128,
+    bucket: int = 16,
 ) -> LanePaths:
     """Singular values of flows from any start, integrated in the reduced frames.
 
@@ -213,12 +212,18 @@ def reduced_ode(
     s = _per_lane(problem, count)
     if one_sided:
         along, _ = _along(problem.u, factors.a)
-        weights, turn = jnp.linalg.eigh(jnp.swapaxes(factors.a, 1, 2) @ factors.a)
-        weights = jnp.maximum(weights, 0)
-        start = Factors(along @ turn, jnp.zeros_like(jnp.swapaxes(along, 1, 2)))
+        turned, weights = jax.lax.map(_turned, (factors.a, along))
+        start = Factors(turned, jnp.zeros_like(_turn(turned)))
         return _by_amplitude(run, bucket, s, weights, start)
     core = _reduce(problem, factors).factors
     return _by_amplitude(run, bucket, s, core)
+
+
+def _turned(lane: tuple[Array, Array]) -> tuple[Array, Array]:
+    """What A has along the modes, in the frame in which `AᵀA` is the diagonal that is returned."""
+    a, along = lane
+    weights, turn = jnp.linalg.eigh(a.T @ a)
+    return along @ turn, jnp.maximum(weights, 0)
 
 
 def _lora_bucket(times, rtol, max_steps, s, weights, start) -> LanePaths:
@@ -391,7 +396,7 @@ def two_layer(
     units: Float[Array, " lanes"] | None = None,
     rtol: float | Float[Array, ""] = RTOL,
     max_steps: int = 2**17,
-    bucket: int = 18,
+    bucket: int = 8,
 ) -> LanePaths:
     """Flows of two frozen layers that all lanes share.
 
@@ -450,7 +455,7 @@ def full_ode(
     observe: Callable[[Any], dict[str, Array]] | None = None,
     rtol: float | Float[Array, ""] = RTOL,
     max_steps: int = 2**17,
-    bucket: int = 18,
+    bucket: int = 8,
 ) -> LanePaths:
     """Flows of any problem that all lanes share, on its own gradient.
 
