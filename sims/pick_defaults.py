@@ -122,7 +122,7 @@ def pick(profile: Profile):
         profile.epochs,
         {
             "start": range(len(STARTS)),
-            "rate": np.float32(RATES),
+            "rate": np.asarray(RATES, np.float32),
             "allocation": [len(BUDGETS) - 1],
             "order": orders,
         },
@@ -132,13 +132,19 @@ def pick(profile: Profile):
     start, rate = np.unravel_index(first.argmax(), first.shape)
     second = trial.lora(
         profile.epochs,
-        {"allocation": range(len(BUDGETS)), "rate": np.float32([RATES[rate]]), "order": orders},
+        {
+            "allocation": range(len(BUDGETS)),
+            "rate": np.asarray([RATES[rate]], np.float32),
+            "order": orders,
+        },
         start=STARTS[start],
         orders=profile.orders,
     )
     second = second.mean(("rate", "order")).values
     third = trial.full(
-        profile.epochs, {"rate": np.float32(RATES), "order": orders}, orders=profile.orders
+        profile.epochs,
+        {"rate": np.asarray(RATES, np.float32), "order": orders},
+        orders=profile.orders,
     )
     third = third.mean("order").values
     picked = {
@@ -169,7 +175,7 @@ def check(profile: Profile, picked, seeds: int):
         profile.check_epochs,
         {
             "order": range(seeds),
-            "rate": np.float32([picked["learning rate"] / BASE_RATE["lora"]]),
+            "rate": np.asarray([picked["learning rate"] / BASE_RATE["lora"]], np.float32),
             "allocation": [0],
         },
         start=picked["start"],
@@ -179,7 +185,7 @@ def check(profile: Profile, picked, seeds: int):
     rate = picked["learning rate of full fine-tuning"] / BASE_RATE["full"]
     full = trial.full(
         profile.check_epochs,
-        {"order": range(seeds), "rate": np.float32([rate])},
+        {"order": range(seeds), "rate": np.asarray([rate], np.float32)},
         orders=seeds,
     )
     share = trial.trainable(picked["budget"]) / trial.parameters

@@ -150,7 +150,7 @@ def observe(
         units, times, seen = horizons[index], jnp.asarray(grid), []
         for first in range(0, which.size, _BATCH):
             part = slice(first, first + _BATCH)
-            draws = jax.random.wrap_key_data(keys[repetition[part]])
+            draws = jax.random.wrap_key_data(jnp.asarray(keys[repetition[part]]))
             factors = _starts(problem, draws, scales[index[part]], start=start)
             flows = _flows(problem, factors, times, units[part], rtol)
             seen.append(_look(problem, *flows, times, units[part]))

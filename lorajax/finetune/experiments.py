@@ -194,7 +194,8 @@ def run_of(
     watched = None if watch is None else _stacked(watch)
     towards = None if gradients is None else probes.directions(gradients)
     several = not isinstance(start, str) and isinstance(start, Sequence)
-    initializers = [resolve(each) for each in (start if several else [start])]
+    starts: Any = start if several else [start]
+    initializers = [resolve(each) for each in starts]
     largest, lanes, table = rank, targets, {}
     if allocations:
         paths = dict.fromkeys(path for each in allocations for path, r in each.items() if r)

@@ -77,9 +77,8 @@ def simulate(profile: Profile, seed: int = 0):
         factors = adapters.layers(start)[path].adapters["default"].factors
         m = -np.asarray(gradients[path].matrix, np.float64)
         measured[path] = np.asarray(lane["singular_values"][:, i])
-        predicted[path] = linear_law(
-            *(np.asarray(x, np.float64) for x in factors), m, rate, profile
-        )
+        a, b = (np.asarray(x, np.float64) for x in factors)
+        predicted[path] = linear_law(a, b, m, rate, profile)
         tops[path] = np.linalg.svd(m, compute_uv=False)[:RANK]
     return measured, predicted, tops
 
@@ -107,8 +106,8 @@ def passing_times(profile: Profile, measured) -> dict[str, np.ndarray]:
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
     """Spearman's ρ: Pearson's of the ranks, ties in order of appearance."""
-    ranks = [np.argsort(np.argsort(each, kind="stable"), kind="stable") for each in (x, y)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    first, second = (np.argsort(np.argsort(each, kind="stable"), kind="stable") for each in (x, y))
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def statements(profile: Profile, results) -> dict[str, float]:

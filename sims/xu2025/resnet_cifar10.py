@@ -82,7 +82,7 @@ def simulate(profile: Profile, folder: pathlib.Path, seed: int = 0):
     )
     axes = {
         "start": range(len(STARTS)),
-        "scale": np.float32([SCALE]),
+        "scale": np.asarray([SCALE], np.float32),
         "order": range(profile.repetitions),
     }
     swept = sweeps.sweep(
