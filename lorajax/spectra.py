@@ -9,6 +9,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from lorajax.factors import Factors
@@ -224,6 +225,12 @@ def hitting_times(
     share = (levels - low) / jnp.where(gap == 0, 1, gap)
     found = times[before] + share * (times[after] - times[before])
     return jnp.where(jnp.any(crossed, axis=0), found, jnp.nan)
+
+
+def rank_correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
+    """Spearman's ρ of two samples: Pearson's of their ranks, ties in order of appearance."""
+    first, second = (np.argsort(np.argsort(each, kind="stable"), kind="stable") for each in (x, y))
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 @jax.jit

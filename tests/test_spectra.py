@@ -84,3 +84,10 @@ def test_principal_angles(key):
 def test_observables_of_two_layers_name_the_layer():
     with pytest.raises(ValueError, match="path.core.first"):
         spectra.singular_values({"not": "factors"})
+
+
+def test_rank_correlation_sees_order_and_nothing_else():
+    x = np.array([0.1, 3.0, 2.0, 7.0])
+    assert spectra.rank_correlation(x, np.exp(x)) == pytest.approx(1)
+    assert spectra.rank_correlation(x, -(x**3)) == pytest.approx(-1)
+    assert spectra.rank_correlation(x, x[[0, 2, 1, 3]]) == pytest.approx(0.8)

@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
-from lorajax import adapters, data, finetune, initializers, models, spectra
+from lorajax import adapters, data, finetune, initializers, laws, models, spectra
 from lorajax.claims.base import Assumption, Control, Evidence, Run, claim
 from lorajax.factors import Factors
 from lorajax.finetune.contest import Contestant, contest
@@ -138,14 +138,11 @@ def _observed(run: Run) -> Observed:
 
 def _predicted(seen: Observed, factor: float) -> dict[str, Factors]:
     """`Z(k) = (I + η H(M))^k Z(0)` in the window, for every lane."""
+    steps = np.arange(WINDOW + 1)
     found = {}
     for path, matrix in seen.matrices.items():
-        a, b = (np.asarray(x)[:, :, 0] for x in seen.factors[path])
-        step, rows = factor * seen.step, [(a, b)]
-        for _ in range(WINDOW):
-            a, b = a + step * matrix @ b.swapaxes(-1, -2), b + step * a.swapaxes(-1, -2) @ matrix
-            rows.append((a, b))
-        found[path] = Factors(*(jnp.asarray(np.stack(x, axis=2)) for x in zip(*rows, strict=True)))
+        start = Factors(*(jnp.asarray(x)[:, :, 0] for x in seen.factors[path]))
+        found[path] = laws.early_descent(jnp.asarray(matrix), start, factor * seen.step, steps)
     return found
 
 

@@ -7,6 +7,7 @@ Times come first and broadcast against the rest. Units: gradient flow of `½‖S
 from lorajax.laws.broadcast import (
     Real,
 )
+from lorajax.laws.early import early_descent
 from lorajax.laws.modes import (
     MODE_LAWS,
     balanced_mode,
@@ -52,6 +53,7 @@ __all__ = [
     "Real",
     "balanced_mode",
     "deflated_amplitudes",
+    "early_descent",
     "escape_slope",
     "growth_rates",
     "half_time",

@@ -17,9 +17,19 @@ import pathlib
 os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from lorajax import adapters, data, finetune, initializers, models, plots  # noqa: E402
+from lorajax import (  # noqa: E402
+    adapters,
+    data,
+    finetune,
+    initializers,
+    laws,
+    models,
+    plots,
+    spectra,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,24 +83,15 @@ def simulate(profile: Profile, seed: int = 0):
         ),
     )
     measured, predicted, tops = {}, {}, {}
+    probed = np.arange(0, profile.steps, profile.every)
     for i, path in enumerate(finetune.paths(start)):
         factors = adapters.layers(start)[path].adapters["default"].factors
-        m = -np.asarray(gradients[path].matrix, np.float64)
+        m = -np.asarray(gradients[path].matrix, np.float32)
         measured[path] = np.asarray(lane["singular_values"][:, i])
-        a, b = (np.asarray(x, np.float64) for x in factors)
-        predicted[path] = linear_law(a, b, m, rate, profile)
+        law = laws.early_descent(jnp.asarray(m), factors, rate, probed)
+        predicted[path] = np.asarray(spectra.singular_values(law))
         tops[path] = np.linalg.svd(m, compute_uv=False)[:RANK]
     return measured, predicted, tops
-
-
-def linear_law(a, b, m, rate: float, profile: Profile) -> np.ndarray:
-    """Singular values of A B under `Z(k) = (I + η H(M))^k Z(0)`, at the steps that are probed."""
-    rows = []
-    for step in range(profile.steps):
-        if step % profile.every == 0:
-            rows.append(np.linalg.svd(a @ b, compute_uv=False)[:RANK])
-        a, b = a + rate * m @ b.T, b + rate * a.T @ m
-    return np.stack(rows)
 
 
 def passing_times(profile: Profile, measured) -> dict[str, np.ndarray]:
@@ -102,12 +103,6 @@ def passing_times(profile: Profile, measured) -> dict[str, np.ndarray]:
         first = np.where(above.any(axis=0), above.argmax(axis=0) * profile.every, np.nan)
         found[path] = first
     return found
-
-
-def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's ρ: Pearson's of the ranks, ties in order of appearance."""
-    first, second = (np.argsort(np.argsort(each, kind="stable"), kind="stable") for each in (x, y))
-    return float(np.corrcoef(first, second)[0, 1])
 
 
 def statements(profile: Profile, results) -> dict[str, float]:
@@ -123,6 +118,7 @@ def statements(profile: Profile, results) -> dict[str, float]:
     # A value that never passes comes after all that do.
     flat_times = np.concatenate([np.nan_to_num(each, nan=np.inf) for each in times.values()])
     flat_tops = np.concatenate([tops[path] for path in times])
+    correlation = spectra.rank_correlation(flat_times, -flat_tops)
     half = profile.steps // profile.every // 4
     gaps = [np.abs(np.log(measured[path][half, 0] / predicted[path][half, 0])) for path in measured]
     return {
@@ -130,9 +126,7 @@ def statements(profile: Profile, results) -> dict[str, float]:
         "share of neighbors in one layer that pass in order": float(
             np.mean([not gap < 0 for gap in pairs])
         ),
-        "rank correlation of passing times with the gradient's singular values": rank_correlation(
-            flat_times, -flat_tops
-        ),
+        "rank correlation of passing times with the gradient's singular values": correlation,
         "median |ln(measured/predicted)| of the first value after a quarter of the run": float(
             np.median(gaps)
         ),
