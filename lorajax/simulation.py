@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from lorajax import plots
+from lorajax import plots, presets, sweeps
 
 
 def command(
@@ -42,3 +43,29 @@ def command(
     for name, value in numbers.items():
         print(f"{name}: {np.array2string(np.asarray(value), precision=3)}")
     print(f"written: {path} and {path.with_suffix('.json').name}")
+
+
+def swept(
+    make: Callable[..., presets.Preset],
+    draw: Callable[[Any], Any],
+    statements: Callable[[Any], Mapping[str, Any]],
+) -> Callable[[Mapping[str, int], int], tuple[Any, Mapping[str, Any]]]:
+    """The `run` of a figure that is a preset's sweep.
+
+    Args:
+      make: the preset, from a profile's parameters by name.
+      draw: the figure of the sweep's data set.
+      statements: what it shows, in numbers.
+
+    Returns:
+      A function of a profile and a seed, for `command`.
+    """
+
+    def run(profile: Mapping[str, int], seed: int) -> tuple[Any, Mapping[str, Any]]:
+        preset = make(**profile)
+        options = {**preset.options, "key": jax.random.key(seed)}
+        found = sweeps.sweep(preset.function, preset.axes, settings=preset.settings, **options)
+        with plots.style():
+            return draw(found), statements(found)
+
+    return run

@@ -48,7 +48,7 @@ BELOW = {*CORE, *MIDDLE}
 TOP = {
     "plots": BELOW,
     "presets": BELOW,
-    "simulation": BELOW | {"plots"},
+    "simulation": BELOW | {"plots", "presets"},
     "comparison": BELOW | {"plots"},
     "report": BELOW | {"plots", "comparison"},
     "cli": BELOW | {"plots", "presets", "comparison", "report"},

@@ -12,42 +12,23 @@ not known from the paper and chosen here, with gradient flow in the place of des
 1e-15 are the error of the solver.
 """
 
-import dataclasses
+import functools
 import os
 
 os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
 
 import jax  # noqa: E402
 
-from lorajax import plots, presets, simulation, sweeps  # noqa: E402
+from lorajax import presets, simulation  # noqa: E402
 from lorajax.plots.sweeps import init_scale_figure  # noqa: E402
 
-TARGET = "top"
-
-
-@dataclasses.dataclass(frozen=True)
-class Profile:
-    size: int
-    rank: int
-    repetitions: int
-    decades: int
-
-
-PROFILES = {"quick": Profile(16, 2, 5, 5), "full": Profile(32, 4, 30, 6)}
-
-
-def run(profile: Profile, seed: int):
-    """The figure, and what it shows in numbers."""
-    preset = presets.init_scale(
-        profile.size, profile.rank, profile.repetitions, profile.decades, target=TARGET
-    )
-    options = {**preset.options, "key": jax.random.key(seed)}
-    found = sweeps.sweep(preset.function, preset.axes, settings=preset.settings, **options)
-    with plots.style():
-        figure = init_scale_figure(found)
-    return figure, presets.init_scale_statements(found)
-
+PROFILES = {
+    "quick": {"size": 16, "rank": 2, "seeds": 5, "scales": 5},
+    "full": {"size": 32, "rank": 4, "seeds": 30, "scales": 6},
+}
+PRESET = functools.partial(presets.init_scale, target="top")
 
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
+    run = simulation.swept(PRESET, init_scale_figure, presets.init_scale_statements)
     simulation.command(__doc__ or "", PROFILES, run, "xu2025/figure3")
