@@ -89,6 +89,11 @@ def unfold(tensor: Float[Array, "..."], mode: int) -> Float[Array, "n rest"]:
     return jnp.moveaxis(tensor, mode, 0).reshape(tensor.shape[mode], -1)
 
 
+def is_factors(node: Any) -> bool:
+    """Whether a node of a tree is a pair of factors."""
+    return isinstance(node, Factors)
+
+
 def is_adapter(node: Any) -> bool:
     """Whether a node of a tree is one whole update: a pair of factors, or a core with factors."""
     return isinstance(node, (Factors, TuckerFactors))

@@ -23,7 +23,8 @@ def command(
     Args:
       doc: the file's docstring; its first line is the help, all of it the figure's caption.
       profiles: parameters by name, "quick" and "full".
-      run: of a profile and a seed; returns a matplotlib figure and named numbers.
+      run: of a profile and a seed; returns a matplotlib figure and named numbers. Those in a
+        mapping of their own are a table for the file alone, the others are printed too.
       out: where the figure and the numbers go, a path without ending.
     """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
@@ -36,13 +37,22 @@ def command(
     path = args.out / f"{out}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     plots.save(figure, path)
-    plain = {k: np.asarray(v).tolist() for k, v in numbers.items()}
     record = {"profile": args.profile, "parameters": str(profile), "seed": args.seed}
-    text = json.dumps({**record, "numbers": plain, "caption": doc}, indent=1, ensure_ascii=False)
+    text = json.dumps(
+        {**record, "numbers": _plain(numbers), "caption": doc}, indent=1, ensure_ascii=False
+    )
     path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
     for name, value in numbers.items():
-        print(f"{name}: {np.array2string(np.asarray(value), precision=3)}")
+        if not isinstance(value, Mapping):
+            print(f"{name}: {np.array2string(np.asarray(value), precision=3)}")
     print(f"written: {path} and {path.with_suffix('.json').name}")
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, arrays and mappings of them as JSON has them."""
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    return np.asarray(value).tolist()
 
 
 def swept(

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from lorajax import Decayed, Factors, Linearized, descend, gradient_flow
+from lorajax.factors import is_factors
 from lorajax.problems import updates
 from lorajax.problems.convex_losses import LOSSES
 
@@ -106,10 +107,6 @@ def test_gradients_are_derivatives(loss, key):
     for perturbation in (None, rotations):
         decayed = Decayed(problem, jnp.asarray(0.2), perturbation)
         close(*both_gradients(decayed, factors))
-
-
-def is_factors(node):
-    return isinstance(node, Factors)
 
 
 @pytest.mark.parametrize("loss", list(LOSSES))

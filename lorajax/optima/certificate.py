@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lorajax.factors import Factors, check_finite, check_positive
+from lorajax.factors import check_finite, check_positive, is_factors
 from lorajax.problems import Decayed, Linearized, updates
 
 
@@ -45,10 +45,6 @@ class Certificate(NamedTuple):
     gap: Float[Array, ""]
     gradient_norm: Float[Array, ""]
     alignment: Float[Array, ""]
-
-
-def _is_factors(node: Any) -> bool:
-    return isinstance(node, Factors)
 
 
 def batched(function: Any, matrices: list[Array]) -> list[Any]:
@@ -142,8 +138,8 @@ def certify(
     """
     check_positive(decay=decay)
     check_finite(update=update)
-    leaves = jax.tree.leaves(update, is_leaf=_is_factors)
-    factored = all(_is_factors(leaf) for leaf in leaves)
+    leaves = jax.tree.leaves(update, is_leaf=is_factors)
+    factored = all(is_factors(leaf) for leaf in leaves)
     if perturbation is not None and not factored:
         raise ValueError("update holds matrices; with a perturbation it must be factors.")
     _check_shapes(problem, update)
@@ -152,7 +148,7 @@ def certify(
 
 @eqx.filter_jit
 def _certify(problem: Linearized, update: Any, w: Array, perturbation: Any) -> Certificate:
-    factored = all(_is_factors(leaf) for leaf in jax.tree.leaves(update, is_leaf=_is_factors))
+    factored = all(is_factors(leaf) for leaf in jax.tree.leaves(update, is_leaf=is_factors))
     matrices = updates(update)
     outputs = problem.predict(matrices)
     residual = problem.residual(outputs)
@@ -185,6 +181,6 @@ def _certify(problem: Linearized, update: Any, w: Array, perturbation: Any) -> C
 
 
 def _check_shapes(problem: Linearized, update: Any) -> None:
-    shapes = jax.tree.map(lambda f: f.shape, update, is_leaf=_is_factors)
+    shapes = jax.tree.map(lambda f: f.shape, update, is_leaf=is_factors)
     if shapes != problem.shape:
         raise ValueError(f"update has shape {shapes}; the problem has shape {problem.shape}.")

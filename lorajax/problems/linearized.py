@@ -10,12 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lorajax.factors import Factors, check_finite, is_traced
+from lorajax.factors import Factors, check_finite, is_factors, is_traced
 from lorajax.problems.convex_losses import LOSSES, ConvexLoss
-
-
-def _is_factors(node: Any) -> bool:
-    return isinstance(node, Factors)
 
 
 def updates(update: Any) -> Any:
@@ -28,7 +24,7 @@ def updates(update: Any) -> Any:
       The same tree with a matrix in the place of each pair.
     """
     return jax.tree.map(
-        lambda node: node.product if _is_factors(node) else node, update, is_leaf=_is_factors
+        lambda node: node.product if is_factors(node) else node, update, is_leaf=is_factors
     )
 
 
@@ -350,7 +346,7 @@ class Linearized(eqx.Module):
         """The derivative with respect to the factors, `(G Bᵀ, AᵀG)` for each weight."""
         full = self.full_gradient(factors)
         return jax.tree.map(
-            lambda f, g: Factors(g @ f.b.T, f.a.T @ g), factors, full, is_leaf=_is_factors
+            lambda f, g: Factors(g @ f.b.T, f.a.T @ g), factors, full, is_leaf=is_factors
         )
 
     def kernel(self, block: int | None = None) -> Float[Array, "N K N K"]:
@@ -484,8 +480,8 @@ class Decayed(eqx.Module):
             return Factors(a + moved[: f.a.shape[0]], b + moved[f.a.shape[0] :].T)
 
         if self.perturbation is None:
-            return jax.tree.map(lambda f: one(f, None), factors, is_leaf=_is_factors)
-        return jax.tree.map(one, factors, self.perturbation, is_leaf=_is_factors)
+            return jax.tree.map(lambda f: one(f, None), factors, is_leaf=is_factors)
+        return jax.tree.map(one, factors, self.perturbation, is_leaf=is_factors)
 
     def penalty(self, factors: Any) -> Float[Array, ""]:
         """`(w/2)(‖A‖² + ‖B‖²) + ½⟨P, Z Zᵀ⟩`, summed over the weights."""

@@ -1,5 +1,6 @@
 """`sweep`: a function over named axes, and `plan`, which says what it would cost."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import inspect
@@ -13,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from lorajax.sweeps.axes import Block, Grid, fold_words, lane_keys, make_grid
@@ -67,11 +67,12 @@ class Plan:
       lanes: number of lanes in all.
       chunk: lanes along each axis that are run and written together.
       chunks: number of chunks.
-      bucket: lanes of one compiled call; a chunk takes several where costs differ.
+      bucket: lanes of one compiled call; a chunk takes several on several devices and where costs
+        differ.
       programs: number of programs to compile.
       variables: outputs with their dimensions, by name.
       bytes: size of all results.
-      chunk_bytes: results and temporaries of one call, as the compiler counts them.
+      chunk_bytes: results and temporaries of a call on each device, as the compiler counts them.
       flops: floating point operations of one lane, as the compiler counts them; a loop counts once.
       seconds: predicted time of this process, from one call that was run; None if none was.
     """
@@ -100,21 +101,10 @@ def _lanes(function, names, batched, traced, key, words) -> dict[str, Array]:
     return with_status(jax.vmap(lambda a, _: named(call(**a)))(arguments, words))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _run(function, names, batched, mesh, traced, key, words):
-    # Static by identity: one function, one compilation per shape of a call.
-    if mesh is None:
-        return _lanes(function, names, batched, traced, key, words)
-    lanes, same = PartitionSpec("lanes"), PartitionSpec()
-    # Every device runs a program of its own: under plain sharding a loop that ends when its slowest
-    # lane does would ask all devices before each step.
-    return jax.shard_map(
-        functools.partial(_lanes, function, names, batched),
-        mesh=mesh,
-        in_specs=(lanes, same, lanes),
-        out_specs=lanes,
-        check_vma=False,
-    )(traced, key, words)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _run(function, names, batched, traced, key, words):
+    # Static by identity: one function, one compilation per shape of a call and device.
+    return _lanes(function, names, batched, traced, key, words)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,22 +118,18 @@ class _Job:
     key: Array | None
     words: dict[str, np.ndarray]
     cost: np.ndarray | None
-    mesh: Mesh | None
+    devices: tuple[jax.Device, ...]
     variables: dict[str, Variable]
     sizes: tuple[int, ...]
     bucket: int
 
-    def arguments(self, block: Block, lanes: np.ndarray) -> tuple[Any, ...]:
-        """Arguments of `_run` for some lanes of a block, on their devices."""
+    def arguments(self, block: Block, lanes: np.ndarray, device: jax.Device) -> tuple[Any, ...]:
+        """Arguments of `_run` for some lanes of a block, on a device."""
         traced, names = self.grid.arguments(block, self.accepted)
         words = _stack_words(self.grid, self.words, self.grid.indices(block), block.lanes)
-        put = jnp.asarray
-        if self.mesh is not None:
-            sharding = NamedSharding(self.mesh, PartitionSpec("lanes"))
-            put = functools.partial(jax.device_put, device=sharding)
-        arrays = {name: put(_default_dtype(values[lanes])) for name, values in traced.items()}
-        static = tuple(sorted(names.items()))
-        return self.function, static, self.batched, self.mesh, arrays, self.key, put(words[lanes])
+        arrays = {name: _default_dtype(values[lanes]) for name, values in traced.items()}
+        placed = jax.device_put((arrays, self.key, words[lanes]), device)
+        return self.function, tuple(sorted(names.items())), self.batched, *placed
 
     def start(self, block: Block) -> list[tuple[np.ndarray, dict[str, Array]]]:
         """Starts all calls of a block: for each the lanes it holds and its results to be."""
@@ -151,22 +137,29 @@ class _Job:
         if self.cost is not None:
             order = np.argsort(self.cost[block.slices].ravel(), kind="stable")
         calls = []
-        for begin in range(0, block.lanes, self.bucket):
+        for i, begin in enumerate(range(0, block.lanes, self.bucket)):
             lanes = order[begin : begin + self.bucket]
             # The last call repeats its last lane up to the compiled size.
             padded = np.pad(lanes, (0, self.bucket - len(lanes)), mode="edge")
-            calls.append((lanes, _run(*self.arguments(block, padded))))
+            # A call belongs to one device: a program partitioned over several rounds otherwise than
+            # the program of one, and a loop that ends when its slowest lane does would make all
+            # devices wait for it.
+            device = self.devices[i % len(self.devices)]
+            calls.append((lanes, _run(*self.arguments(block, padded, device))))
         return calls
 
-    def measure(self) -> tuple[int, float]:
-        """Bytes of a call and flops of a lane by the compiler's count; compiles what will run."""
+    def compile(self, device: jax.Device) -> jax.stages.Compiled:
+        """The program of a call on a device; calls of it find it compiled."""
         block = next(self.grid.blocks(self.sizes))
         lanes = np.resize(np.arange(block.lanes), self.bucket)
-        compiled = _run.lower(*self.arguments(block, lanes)).compile()
+        return _run.lower(*self.arguments(block, lanes, device)).compile()
+
+    def measure(self) -> tuple[int, float]:
+        """Bytes of a call and flops of a lane by the compiler's count."""
+        compiled = self.compile(self.devices[0])
         stats, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
         size = stats.temp_size_in_bytes + stats.output_size_in_bytes if stats else 0
-        devices = 1 if self.mesh is None else self.mesh.size
-        return size * devices, float(costs.get("flops", math.nan)) * devices / self.bucket
+        return size * len(self.devices), float(costs.get("flops", math.nan)) / self.bucket
 
     def collect(self, block: Block, calls) -> dict[str, np.ndarray]:
         """Waits for the calls of a block and puts their lanes in place."""
@@ -283,11 +276,11 @@ def _spread(values: np.ndarray) -> list[float]:
     ]
 
 
-def _mesh(devices: Sequence[Any] | None) -> Mesh | None:
-    devices = jax.local_devices() if devices is None else list(devices)
+def _devices(devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...]:
+    devices = jax.local_devices() if devices is None else devices
     if not devices:
         raise ValueError("devices is empty; give at least one, or None for all local ones.")
-    return Mesh(np.array(devices), ("lanes",)) if len(devices) > 1 else None
+    return tuple(devices)
 
 
 def _prepare(
@@ -318,22 +311,28 @@ def _prepare(
     shapes = _shapes(function, grid, accepted, batched, key, words)
     variables = describe(grid, shapes, dims, coords)
     costs = _costs(grid, cost)
-    mesh = _mesh(devices)
-    count = 1 if mesh is None else mesh.size
+    used = _devices(devices)
     lane_bytes = sum(math.prod(v.shape) * v.dtype.itemsize for v in variables.values())
     limit = chunk or max(1, min(MOST_LANES, memory // (2 * lane_bytes)))
     spread = None if costs is None else _spread(costs)
     while True:
         sizes = block_shape or grid.block_shape(limit, spread)
         lanes = math.prod(sizes)
-        width = min(bucket or (lanes if costs is None else DEFAULT_BUCKET), lanes)
-        width = count * math.ceil(width / count)
+        share = math.ceil(lanes / len(used))
+        width = min(bucket or (share if costs is None else DEFAULT_BUCKET), share)
+        if grid.lanes > 1 and bucket != 1:
+            # A batch of one is compiled to unbatched products, which round otherwise.
+            width = max(width, 2)
         job = _Job(
-            function, grid, accepted, batched, key, words, costs, mesh, variables, sizes, width
+            function, grid, accepted, batched, key, words, costs, used, variables, sizes, width
         )
         call_bytes, flops = job.measure()
         # What the caller chose, or a store already holds, is kept whatever it takes.
         if chunk or block_shape or call_bytes + lanes * lane_bytes <= memory or lanes == 1:
+            if others := used[1:]:
+                # The same program, compiled for each device: at once, as the compiler has threads.
+                with concurrent.futures.ThreadPoolExecutor(len(others)) as pool:
+                    list(pool.map(job.compile, others))
             return job, call_bytes, flops
         limit = max(1, lanes // 2)
 
@@ -408,9 +407,10 @@ def sweep(
       cost: predicted relative cost of a lane from those parameters that it names, broadcasting
         numpy arrays. Lanes of like cost then run together: a batch ends with its slowest lane.
       chunk: lanes that are run and written together; from `memory` if None.
-      bucket: lanes of one compiled call; the whole chunk if None, 256 where there is a `cost`.
+      bucket: lanes of one compiled call; a device's share of the chunk if None, at most 256 where
+        there is a `cost`.
       memory: bytes that a chunk's results and temporaries may take.
-      devices: devices to spread lanes over; all of this process if None.
+      devices: devices to spread the calls over; all of this process if None.
       progress: called with a Progress after each chunk.
 
       store: path of a Zarr store to write to and to go on from: what is there is not run again, and
@@ -501,7 +501,6 @@ def plan(
     )
     grid, sizes = job.grid, job.sizes
     chunks = math.prod(math.ceil(n / s) for n, s in zip(grid.shape, sizes, strict=True))
-    calls = chunks * math.ceil(math.prod(sizes) / job.bucket)
     seconds = None
     if probe:
         block = next(grid.blocks(sizes))
@@ -513,9 +512,11 @@ def plan(
         times = []
         for _ in range(2):  # the first one also loads what was compiled
             begin = time.perf_counter()
-            jax.block_until_ready(_run(*job.arguments(block, lanes)))
+            calls = [_run(*job.arguments(block, lanes, device)) for device in job.devices]
+            jax.block_until_ready(calls)
             times.append(time.perf_counter() - begin)
-        seconds = min(times) * calls / jax.process_count()
+        rounds = chunks * math.ceil(math.prod(sizes) / job.bucket / len(job.devices))
+        seconds = min(times) * rounds / jax.process_count()
     per_lane = sum(math.prod(v.shape) * v.dtype.itemsize for v in job.variables.values())
     return Plan(
         lanes=grid.lanes,

@@ -11,18 +11,15 @@ solid line is the theorem's threshold, the dashed one Park's count r(m + n) − 
 (arXiv:2605.03724).
 """
 
-import argparse
 import dataclasses
-import json
 import os
-import pathlib
 
 os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from lorajax import Factors, optima, plots, sweeps  # noqa: E402
+from lorajax import Factors, optima, plots, simulation, sweeps  # noqa: E402
 from lorajax.claims import jang2024, ntk  # noqa: E402
 from lorajax.plots.sweeps import heat  # noqa: E402
 
@@ -113,23 +110,12 @@ def draw(found):
     return figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--profile", choices=PROFILES, default="quick")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/jang2024"))
-    args = parser.parse_args()
-    jax.config.update("jax_enable_x64", True)  # certificates to 1e-8 need float64
-    found = simulate(PROFILES[args.profile], args.seed)
-    numbers = statements(found)
-    args.out.mkdir(parents=True, exist_ok=True)
-    plots.save(draw(found), args.out / "stuck_map.png")
-    text = json.dumps({"profile": args.profile, "numbers": numbers}, indent=2)
-    (args.out / "stuck_map.json").write_text(text + "\n", encoding="utf-8")
-    for name, value in numbers.items():
-        print(f"{name}: {value:.3g}")
-    print(f"Written: {args.out / 'stuck_map.png'}")
+def run(profile: Profile, seed: int):
+    """The figure and what it shows."""
+    found = simulate(profile, seed)
+    return draw(found), statements(found)
 
 
 if __name__ == "__main__":
-    main()
+    jax.config.update("jax_enable_x64", True)  # certificates to 1e-8 need float64
+    simulation.command(__doc__ or "", PROFILES, run, "jang2024/stuck_map")

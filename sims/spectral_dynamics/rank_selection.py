@@ -5,18 +5,14 @@ fine-tuned on the embedded MNIST sample. Every method has the parameters of one 
 takes the learning rate that serves it best on held-out images, and is measured on the test set.
 """
 
-import argparse
 import dataclasses
-import json
 import os
-import pathlib
 
 os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
 
 import jax  # noqa: E402
-import numpy as np  # noqa: E402
 
-from lorajax import data, finetune, models, plots  # noqa: E402
+from lorajax import data, finetune, models, plots, simulation  # noqa: E402
 from lorajax.finetune.contest import METHODS, contest  # noqa: E402
 
 
@@ -116,30 +112,16 @@ def statements(results) -> dict[str, list[float]]:
     return numbers
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--profile", choices=PROFILES, default="quick")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/spectral_dynamics"))
-    args = parser.parse_args()
-    profile = PROFILES[args.profile]
-    results = simulate(profile, args.seed)
-    numbers = statements(results)
-    args.out.mkdir(parents=True, exist_ok=True)
-    plots.save(draw(profile, results), args.out / "rank_selection.png")
+def run(profile: Profile, seed: int):
+    """The figure and what it shows, with the held-out accuracies that rates were chosen by."""
+    results = simulate(profile, seed)
     rates = {
         f"{uniform}, {name}": each.held_out
         for uniform, methods in results.items()
         for name, each in methods.items()
     }
-    text = json.dumps(
-        {"profile": args.profile, "numbers": numbers, "held-out accuracy by rate": rates}, indent=2
-    )
-    (args.out / "rank_selection.json").write_text(text + "\n", encoding="utf-8")
-    for name, values in numbers.items():
-        print(f"{name}: {', '.join(f'{x:,.5g}' for x in np.asarray(values))}")
-    print(f"Written: {args.out / 'rank_selection.png'}")
+    return draw(profile, results), {**statements(results), "held-out accuracy by rate": rates}
 
 
 if __name__ == "__main__":
-    main()
+    simulation.command(__doc__ or "", PROFILES, run, "spectral_dynamics/rank_selection")

@@ -8,11 +8,8 @@ singular values of A B in the layers that grow fastest, dashed ones those of the
 times at which each passes a level of its own, against the gradient's singular values.
 """
 
-import argparse
 import dataclasses
-import json
 import os
-import pathlib
 
 os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
 
@@ -28,6 +25,7 @@ from lorajax import (  # noqa: E402
     laws,
     models,
     plots,
+    simulation,
     spectra,
 )
 
@@ -162,23 +160,11 @@ def draw(profile: Profile, results):
     return figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--profile", choices=PROFILES, default="quick")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/spectral_dynamics"))
-    args = parser.parse_args()
-    profile = PROFILES[args.profile]
-    results = simulate(profile, args.seed)
-    numbers = statements(profile, results)
-    args.out.mkdir(parents=True, exist_ok=True)
-    plots.save(draw(profile, results), args.out / "real_spectra.png")
-    text = json.dumps({"profile": args.profile, "numbers": numbers}, indent=2)
-    (args.out / "real_spectra.json").write_text(text + "\n", encoding="utf-8")
-    for name, value in numbers.items():
-        print(f"{name}: {value:.3g}")
-    print(f"Written: {args.out / 'real_spectra.png'}")
+def run(profile: Profile, seed: int):
+    """The figure and what it shows."""
+    results = simulate(profile, seed)
+    return draw(profile, results), statements(profile, results)
 
 
 if __name__ == "__main__":
-    main()
+    simulation.command(__doc__ or "", PROFILES, run, "spectral_dynamics/real_spectra")

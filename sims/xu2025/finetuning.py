@@ -7,12 +7,9 @@ descent, mean ± one standard deviation over repetitions. The prediction is the 
 (derived): every layer aligns with its gradient's top direction before its norm grows.
 """
 
-import argparse
 import dataclasses
 import functools
-import json
 import os
-import pathlib
 
 os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
 
@@ -20,7 +17,15 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from lorajax import data, finetune, initializers, models, plots, sweeps  # noqa: E402
+from lorajax import (  # noqa: E402
+    data,
+    finetune,
+    initializers,
+    models,
+    plots,
+    simulation,
+    sweeps,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +100,7 @@ def simulate(name: str, profile: Profile, seed: int = 0):
         schedule="constant",
         seed=seed,
     )
-    run = finetune.run_of(
+    lane = finetune.run_of(
         model,
         train,
         recipe,
@@ -122,7 +127,7 @@ def simulate(name: str, profile: Profile, seed: int = 0):
     }
     bucket = None if name == "ViT" else profile.bucket
     key = jax.random.key(seed)
-    swept = sweeps.sweep(run, axes, key=key, fold=("seed",), bucket=bucket)
+    swept = sweeps.sweep(lane, axes, key=key, fold=("seed",), bucket=bucket)
     keep = {
         (STARTS[i], a): [n for n, (j, b, _) in enumerate(lanes) if (i, a) == (j, b)]
         for i in range(len(STARTS))
@@ -179,27 +184,12 @@ def statements(results) -> dict[str, float]:
     return numbers
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--profile", choices=PROFILES, default="quick")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/xu2025"))
-    args = parser.parse_args()
-    profile = PROFILES[args.profile]
-    results = {name: simulate(name, profile, args.seed) for name in args.networks}
-    numbers = statements(results)
-    args.out.mkdir(parents=True, exist_ok=True)
-    plots.save(draw(profile, results), args.out / "finetuning.png")
+def run(profile: Profile, seed: int):
+    """The figure and what it shows, with the rates at which layers grow."""
+    results = {name: simulate(name, profile, seed) for name in NETWORKS}
     rates = {name: found for name, (_, found) in results.items()}
-    text = json.dumps(
-        {"profile": args.profile, "numbers": numbers, "growth rates": rates}, indent=2
-    )
-    (args.out / "finetuning.json").write_text(text + "\n", encoding="utf-8")
-    for name, value in numbers.items():
-        print(f"{name}: {value:.3g}")
-    print(f"Written: {args.out / 'finetuning.png'}")
+    return draw(profile, results), {**statements(results), "growth rates": rates}
 
 
 if __name__ == "__main__":
-    main()
+    simulation.command(__doc__ or "", PROFILES, run, "xu2025/finetuning")

@@ -4,13 +4,11 @@ Loss and accuracy on training and held-out images, alignment with the gradient's
 norm of the factors, mean ± one standard deviation over repetitions. The paper's ResNet and sizes
 are not known: ResNet-20, pretrained on the clean images, goes on with lossy JPEG copies of them, on
 which it has lost ten points. It needs `cifar10_jpg.npz` and `cifar_resnet20.safetensors` in the
-folder that `--data` or LORAJAX_DATA names, and is skipped without them.
+folder that LORAJAX_DATA names, and is skipped without them.
 """
 
-import argparse
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 
@@ -19,7 +17,15 @@ os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from lorajax import data, finetune, initializers, models, plots, sweeps  # noqa: E402
+from lorajax import (  # noqa: E402
+    data,
+    finetune,
+    initializers,
+    models,
+    plots,
+    simulation,
+    sweeps,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +51,13 @@ RATE = 0.3
 """Learning rate times the largest singular value of any layer's gradient."""
 TARGETS = "stages/**"
 DATA, MODEL = "cifar10_jpg.npz", "cifar_resnet20.safetensors"
+FOLDER = pathlib.Path(os.environ.get("LORAJAX_DATA", "."))
 
 
-def simulate(profile: Profile, folder: pathlib.Path, seed: int = 0):
+def simulate(profile: Profile, seed: int = 0):
     """Curves of all lanes, with dimensions start and repetition first."""
-    found = data.load(DATA, folder=folder)
-    model = models.load(folder / MODEL)
+    found = data.load(DATA, folder=FOLDER)
+    model = models.load(FOLDER / MODEL)
     options = {"targets": TARGETS, "samples": profile.samples, "batch_size": 64, "seed": seed}
     gradients = finetune.gradients_of(model, found.train, **options)
     top = max(float(each.norm) for each in gradients.values())
@@ -68,7 +75,7 @@ def simulate(profile: Profile, folder: pathlib.Path, seed: int = 0):
         # The paper's spectral start lies along the top direction alone.
         functools.partial(initializers.spectral, directions=1),
     ]
-    run = finetune.run_of(
+    lane = finetune.run_of(
         model,
         found.train,
         recipe,
@@ -86,7 +93,7 @@ def simulate(profile: Profile, folder: pathlib.Path, seed: int = 0):
         "order": range(profile.repetitions),
     }
     swept = sweeps.sweep(
-        run, axes, key=jax.random.key(seed), fold=("order",), bucket=profile.bucket
+        lane, axes, key=jax.random.key(seed), fold=("order",), bucket=profile.bucket
     )
     return swept.isel(scale=0)
 
@@ -148,29 +155,14 @@ def statements(swept) -> dict[str, list[float]]:
     return numbers
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--profile", choices=PROFILES, default="quick")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", type=pathlib.Path, help="folder; LORAJAX_DATA if not given")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/xu2025"))
-    args = parser.parse_args()
-    folder = args.data or pathlib.Path(os.environ.get("LORAJAX_DATA", "."))
-    missing = [name for name in (DATA, MODEL) if not (folder / name).is_file()]
-    if missing:
-        print(f"Skipped: {folder} has no {' and no '.join(missing)}; give their folder by --data.")
-        return
-    profile = PROFILES[args.profile]
-    swept = simulate(profile, folder, args.seed)
-    numbers = statements(swept)
-    args.out.mkdir(parents=True, exist_ok=True)
-    plots.save(draw(profile, swept), args.out / "resnet_cifar10.png")
-    text = json.dumps({"profile": args.profile, "numbers": numbers}, indent=2)
-    (args.out / "resnet_cifar10.json").write_text(text + "\n", encoding="utf-8")
-    for name, (mean, deviation) in numbers.items():
-        print(f"{name}: {mean:.3g} ± {deviation:.2g}")
-    print(f"Written: {args.out / 'resnet_cifar10.png'}")
+def run(profile: Profile, seed: int):
+    """The figure and what it shows."""
+    swept = simulate(profile, seed)
+    return draw(profile, swept), statements(swept)
 
 
 if __name__ == "__main__":
-    main()
+    if missing := [name for name in (DATA, MODEL) if not (FOLDER / name).is_file()]:
+        print(f"Skipped: {FOLDER} (LORAJAX_DATA) has no {' and no '.join(missing)}.")
+    else:
+        simulation.command(__doc__ or "", PROFILES, run, "xu2025/resnet_cifar10")

@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import lorajax
+from lorajax import initializers
+from lorajax.flows import lanes
 from lorajax.sweeps import sweep
 
 jax.config.update("jax_enable_x64", True)
@@ -18,6 +21,14 @@ def walk(scale, key):
     start = 0.1 + 0.8 * jax.random.uniform(key, (4,))
     x = jax.lax.fori_loop(0, 20, lambda _, x: (2.5 + scale) * x * (1 - x), start)
     return {"x": x, "mean": jnp.mean(x)}
+
+
+def flow(scale, key):
+    """A flow whose adaptive steps would carry one rounding error to 1e-9."""
+    problem = lorajax.MatrixFactorization.from_spectrum(jax.random.key(0), (12, 10), (3.0, 2.0))
+    start = jax.vmap(lambda k, a: initializers.lora(k, problem.shape, 4, a))(key, 1e-2 * scale)
+    found = lanes.reduced_ode(problem, start, jnp.linspace(0.0, 20.0, 30), one_sided=True)
+    return {**found.observed, "status": found.status}
 
 
 def run(store, **options):
@@ -33,6 +44,11 @@ def main() -> None:
         assert jax.device_count() == 8
         for count in (1, 2, 8):
             run(f"{store}-{count}", chunk=45, devices=jax.devices()[:count])
+    elif mode == "flow":
+        for count, chunk in ((1, 180), (1, 1), (2, 7)):
+            used = jax.devices()[:count]
+            options = dict(key=jax.random.key(5), batched=True, devices=used, chunk=chunk)
+            sweep(flow, AXES, store=f"{store}-{count}-{chunk}", **options)
     elif mode == "processes":
         address, process = rest
         jax.distributed.initialize(address, num_processes=2, process_id=int(process))

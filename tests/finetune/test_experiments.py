@@ -23,35 +23,11 @@ KEY = jax.random.key(5)
 
 
 @pytest.fixture(scope="module")
-def split():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, 60).astype(np.int32)
-    images = rng.integers(0, 90, (60, 8, 8, 1), dtype=np.uint8)
-    images[np.arange(60), labels * 2] += 150  # the class is which row is bright
-    return data.Split(images, labels)
-
-
-@pytest.fixture(scope="module")
-def model():
-    model = models.build(CONFIG, rngs=nnx.Rngs(0))
-    model.eval()
-    return model
-
-
-@pytest.fixture(scope="module")
 def gradients(model, split):
     return finetune.gradients_of(model, split, targets=TARGETS, batch_size=15)
 
 
-def losses_of(trainer, split, state=None):
-    losses = []
-    state = finetune.fit(
-        trainer, split, state=state, callback=lambda r: losses.append(float(r.metrics.loss))
-    )
-    return state, np.array(losses)
-
-
-def test_lanes_differ_in_start_order_rate_and_ranks(model, split, gradients):
+def test_lanes_differ_in_start_order_rate_and_ranks(model, split, gradients, losses_of):
     """One program; each lane is held against a loop of its own."""
     paths = [f"blocks/0/attention/{name}" for name in ("key", "out", "query")]
     allocations = [{paths[0]: 1, paths[1]: 3}, {paths[0]: 2, paths[2]: 1}]
@@ -111,7 +87,7 @@ def test_lanes_differ_in_start_order_rate_and_ranks(model, split, gradients):
         assert hits == pytest.approx(float(before.accuracy), abs=1e-6)
 
 
-def test_whole_models_train_as_lanes_too(model, split):
+def test_whole_models_train_as_lanes_too(model, split, losses_of):
     run = finetune.run_of(
         model, split, RECIPE, targets=None, test={"a": split, "b": split}, every=0, orders=2
     )

@@ -24,37 +24,13 @@ RECIPE = finetune.Recipe(
 TARGETS = "**/attention/*"
 
 
-@pytest.fixture(scope="module")
-def split():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, 60).astype(np.int32)
-    images = rng.integers(0, 90, (60, 8, 8, 1), dtype=np.uint8)
-    images[np.arange(60), labels * 2] += 150  # the class is which row is bright
-    return data.Split(images, labels)
-
-
-@pytest.fixture(scope="module")
-def model():
-    model = models.build(CONFIG, rngs=nnx.Rngs(0))
-    model.eval()
-    return model
-
-
 def adapted_trainer(model, recipe=RECIPE, **options):
     adapted = adapters.adapt(model, TARGETS, key=jax.random.key(1), rank=2, **options)
     return finetune.Trainer(adapted, adapters.trainable(adapted, heads="head"), recipe)
 
 
-def losses_of(trainer, split, **options):
-    losses = []
-    state = finetune.fit(
-        trainer, split, callback=lambda r: losses.append(float(r.metrics.loss)), **options
-    )
-    return state, np.array(losses)
-
-
 class TestTraining:
-    def test_it_learns_and_leaves_the_base_alone(self, model, split):
+    def test_it_learns_and_leaves_the_base_alone(self, model, split, losses_of):
         before = jax.tree.map(np.asarray, nnx.state(model, nnx.Param))
         recipe = finetune.Recipe(steps=150, batch_size=16, learning_rate=2e-2)
         adapted = adapters.adapt(model, "blocks/**", key=jax.random.key(1), rank=4)
@@ -169,7 +145,7 @@ class TestTraining:
 
 class TestResumption:
     @pytest.mark.parametrize("cut", [1, 7])
-    def test_an_interrupted_run_takes_the_same_steps(self, model, split, tmp_path, cut):
+    def test_an_interrupted_run_takes_the_same_steps(self, model, split, tmp_path, cut, losses_of):
         recipe = finetune.Recipe(steps=10, batch_size=7, learning_rate=1e-2, augment="crop-flip")
         options = {"dropout": 0.3}
 
@@ -242,7 +218,9 @@ class TestManyAtOnce:
         assert len(np.unique(swept["loss"].values[..., -1])) == 32
 
     @pytest.mark.parametrize(("scale", "rank", "seed"), [(0, 0, 3), (1, 1, 7), (1, 0, 0)])
-    def test_each_curve_is_that_of_a_run_of_its_own(self, model, split, swept, scale, rank, seed):
+    def test_each_curve_is_that_of_a_run_of_its_own(
+        self, model, split, swept, scale, rank, seed, losses_of
+    ):
         """The trainer's own loop, at the lane's true rank, step by step."""
         value, columns = float(swept["scale"][scale]), int(swept["rank"][rank])
         axes = {"scale": np.float32([value]), "seed": [seed]}
@@ -320,7 +298,7 @@ class TestProbes:
         np.testing.assert_allclose(probe.imbalance[1], expected, rtol=1e-4)
         assert np.isnan(probe.misalignment[0]) and 0 < float(probe.misalignment[1]) < 1
 
-    def test_a_start_along_the_gradient_is_aligned(self, model, split, key):
+    def test_a_start_along_the_gradient_is_aligned(self, model, split, key, losses_of):
         def loss(model, batch):
             images, labels = batch
             x = models.normalize(images, CONFIG.mean, CONFIG.std, channels=1)
