@@ -1,11 +1,12 @@
 """Picks the defaults of `lorajax finetune` on images held out of training, then checks them.
 
-`python sims/pick_defaults.py --profile full` takes three decisions on 1,000 of the 5,000 training
+`python sims/pick_defaults.py --profile full` takes its decisions on 1,000 of the 5,000 training
 images of the MNIST sample, which the embedded ViT is not trained on meanwhile: start and learning
-rate of the adapters together, the share of parameters that `--rank auto` may spend, and the
-learning rate of full fine-tuning. Each goes to the highest mean accuracy on the held-out images.
-The test set is looked at once, at the end: LoRA against full fine-tuning with what was picked, on
-all training images, over `--seeds` orders and starts.
+rate of the adapters together; the smoothing of the labels; what trains in full beside the adapters;
+the share of parameters that `--rank auto` may spend; the learning rate of full fine-tuning, with
+the same smoothing. Each goes to the highest mean accuracy on the held-out images, the others being
+as decided before or as they stand below. The test set is looked at once, at the end: LoRA against
+full fine-tuning with what was picked, on all training images, over `--seeds` orders and starts.
 """
 
 import argparse
@@ -13,6 +14,8 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
 
@@ -28,37 +31,35 @@ class Profile:
     images: int
     held_out: int
     epochs: int
-    check_epochs: int
     orders: int
 
 
-PROFILES = {"quick": Profile(500, 100, 1, 1, 1), "full": Profile(5000, 1000, 3, 6, 2)}
+PROFILES = {"quick": Profile(500, 100, 1, 1), "full": Profile(5000, 1000, 6, 2)}
 STARTS = ("orthogonal", "lora", "spectral")
-RATES = (0.3, 1.0, 3.0)
-BASE_RATE = {"lora": 1e-2, "full": 4e-3}
+RATES = {"lora": (5e-3, 1e-2, 1.5e-2), "full": (4e-3, 8e-3, 1.2e-2)}
+SMOOTHINGS = (0.0, 0.1, 0.2)
+BESIDE = {"head": ("head",), "head, embeddings": ("head", "embeddings")}
 BUDGETS = (2.0, 4.0, 7.0)
 BATCH = 50
-HEADS = ("head", "patches")
 
 
-def recipe_of(method: str, images: int, epochs: int) -> finetune.Recipe:
-    """The command's recipe for a method at its learning rate of reference."""
-    steps = epochs * (images // BATCH)
-    return finetune.Recipe(
-        steps=steps,
-        batch_size=BATCH,
-        optimizer="lora-plus" if method == "lora" else "adamw",
-        ratio=4.0,
-        learning_rate=BASE_RATE[method],
-        warmup=steps // 20,
-    )
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Options of the command; the values are those that stand until they are decided."""
+
+    start: str = "orthogonal"
+    rate: float = 1e-2
+    smoothing: float = 0.1
+    beside: str = "head, embeddings"
+    budget: float = 7.0
+    full_rate: float = 8e-3
 
 
 class Trial:
     """A pretrained model with a head for the task, and what its gradient says about ranks."""
 
-    def __init__(self, train: data.Split, test: data.Split):
-        self.train, self.test = train, test
+    def __init__(self, train: data.Split, test: data.Split, epochs: int):
+        self.train, self.test, self.epochs = train, test, epochs
         self.model = finetune.fit_head(models.load("vit-fashion-mnist"), train)
         params = nnx.state(self.model, nnx.Param)
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -69,40 +70,67 @@ class Trial:
             for budget in BUDGETS
         }
 
-    def lora(self, epochs: int, axes, start=STARTS, budgets=BUDGETS, orders: int = 1):
-        """Test accuracy of lanes of adapters."""
+    def _recipe(self, choice: Choice, **options: Any) -> finetune.Recipe:
+        steps = self.epochs * (len(self.train.labels) // BATCH)
+        # The sweep multiplies the learning rate of 1.
+        common = {"batch_size": BATCH, "warmup": steps // 20, "learning_rate": 1.0}
+        return finetune.Recipe(steps=steps, smoothing=choice.smoothing, **common, **options)
+
+    def lora(
+        self,
+        choice: Choice,
+        orders: int,
+        *,
+        starts: Sequence[str] = (),
+        rates: Sequence[float] = (),
+        budgets: Sequence[float] = (),
+    ):
+        """Accuracy of adapters as chosen, or for each of several starts, rates or budgets."""
+        budgets = budgets or (choice.budget,)
         run = finetune.run_of(
             self.model,
             self.train,
-            recipe_of("lora", len(self.train.labels), epochs),
-            start=start,
-            heads=HEADS,
+            self._recipe(choice, optimizer="lora-plus", ratio=4.0),
+            start=starts or (choice.start,),
+            heads=BESIDE[choice.beside],
             gradients=self.selections[budgets[0]].gradients,
             test=self.test,
             every=0,
             orders=orders,
             allocations=[self.selections[budget].ranks for budget in budgets],
         )
-        return sweeps.sweep(run, axes, key=jax.random.key(0), fold=("order",))["test_accuracy"]
+        axes = {
+            "start": range(len(starts) or 1),
+            "rate": np.asarray(rates or (choice.rate,), np.float32),
+            "allocation": range(len(budgets)),
+            "order": range(orders),
+        }
+        found = sweeps.sweep(run, axes, key=jax.random.key(0), fold=("order",))
+        return found["test_accuracy"].values
 
-    def full(self, epochs: int, axes, orders: int = 1):
-        """Test accuracy of lanes that train every parameter."""
+    def full(self, choice: Choice, orders: int, rates: Sequence[float] = ()):
+        """Accuracy where every parameter trains, as chosen or for each of several rates."""
         model = nnx.clone(self.model)
         model.train()
-        recipe = recipe_of("full", len(self.train.labels), epochs)
+        recipe = self._recipe(choice, optimizer="adamw")
         run = finetune.run_of(
             model, self.train, recipe, targets=None, test=self.test, every=0, orders=orders
         )
-        return sweeps.sweep(run, axes, key=jax.random.key(0), fold=("order",))["test_accuracy"]
+        axes = {
+            "rate": np.asarray(rates or (choice.full_rate,), np.float32),
+            "order": range(orders),
+        }
+        found = sweeps.sweep(run, axes, key=jax.random.key(0), fold=("order",))
+        return found["test_accuracy"].values
 
-    def trainable(self, budget: float) -> int:
-        """Parameters that train with adapters within a budget."""
-        heads = sum(
+    def trainable(self, choice: Choice) -> int:
+        """Parameters that train with adapters."""
+        beside = sum(
             leaf.size
-            for name in HEADS
+            for name in BESIDE[choice.beside]
             for leaf in jax.tree.leaves(nnx.state(getattr(self.model, name), nnx.Param))
         )
-        return self.selections[budget].parameters + heads
+        return self.selections[choice.budget].parameters + beside
 
 
 def part(split: data.Split, images: int) -> data.Split:
@@ -111,85 +139,54 @@ def part(split: data.Split, images: int) -> data.Split:
     return data.Split(split.images[::every][:images], split.labels[::every][:images])
 
 
-def pick(profile: Profile):
-    """The three decisions, with the held-out accuracy of all candidates."""
+def pick(profile: Profile) -> tuple[Choice, dict[str, dict[str, float]]]:
+    """The decisions, with the held-out accuracy of all candidates."""
     found = data.load("mnist-sample")
-    train = part(found.train, profile.images)
-    rest, aside = data.hold_out(train, profile.held_out)
-    trial = Trial(rest, aside)
-    orders = range(profile.orders)
-    first = trial.lora(
-        profile.epochs,
-        {
-            "start": range(len(STARTS)),
-            "rate": np.asarray(RATES, np.float32),
-            "allocation": [len(BUDGETS) - 1],
-            "order": orders,
-        },
-        orders=profile.orders,
+    rest, aside = data.hold_out(part(found.train, profile.images), profile.held_out)
+    trial, orders = Trial(rest, aside, profile.epochs), profile.orders
+    choice, tables = Choice(), {}
+
+    def decide(name: str, candidates: dict[str, dict[str, Any]], accuracies: np.ndarray) -> None:
+        nonlocal choice
+        means = accuracies.mean(-1).ravel()
+        tables[name] = dict(zip(candidates, map(float, means), strict=True))
+        choice = dataclasses.replace(choice, **list(candidates.values())[means.argmax()])
+        print(f"{name}: {tables[name]}", flush=True)
+
+    decide(
+        "start and learning rate",
+        {f"{s}, {r:g}": {"start": s, "rate": r} for s in STARTS for r in RATES["lora"]},
+        trial.lora(choice, orders, starts=STARTS, rates=RATES["lora"]).squeeze(2),
     )
-    first = first.mean(("allocation", "order")).values
-    start, rate = np.unravel_index(first.argmax(), first.shape)
-    second = trial.lora(
-        profile.epochs,
-        {
-            "allocation": range(len(BUDGETS)),
-            "rate": np.asarray([RATES[rate]], np.float32),
-            "order": orders,
-        },
-        start=STARTS[start],
-        orders=profile.orders,
+    each: dict[str, dict[str, Any]] = {f"{x:g}": {"smoothing": x} for x in SMOOTHINGS}
+    accuracies = [
+        trial.lora(dataclasses.replace(choice, **option), orders) for option in each.values()
+    ]
+    decide("smoothing of the labels", each, np.stack(accuracies))
+    each = {name: {"beside": name} for name in BESIDE}
+    accuracies = [
+        trial.lora(dataclasses.replace(choice, **option), orders) for option in each.values()
+    ]
+    decide("what trains in full beside the adapters", each, np.stack(accuracies))
+    decide(
+        "budget of the adapters [%]",
+        {f"{b:g}": {"budget": b} for b in BUDGETS},
+        trial.lora(choice, orders, budgets=BUDGETS),
     )
-    second = second.mean(("rate", "order")).values
-    third = trial.full(
-        profile.epochs,
-        {"rate": np.asarray(RATES, np.float32), "order": orders},
-        orders=profile.orders,
+    decide(
+        "learning rate of full fine-tuning",
+        {f"{r:g}": {"full_rate": r} for r in RATES["full"]},
+        trial.full(choice, orders, RATES["full"]),
     )
-    third = third.mean("order").values
-    picked = {
-        "start": STARTS[start],
-        "learning rate": BASE_RATE["lora"] * RATES[rate],
-        "budget": BUDGETS[int(second.argmax())],
-        "learning rate of full fine-tuning": BASE_RATE["full"] * RATES[int(third.argmax())],
-    }
-    table = {
-        "start and learning rate": {
-            name: {f"{BASE_RATE['lora'] * r:g}": float(x) for r, x in zip(RATES, row, strict=True)}
-            for name, row in zip(STARTS, first, strict=True)
-        },
-        "budget": {f"{b:g} %": float(x) for b, x in zip(BUDGETS, second, strict=True)},
-        "learning rate of full fine-tuning": {
-            f"{BASE_RATE['full'] * r:g}": float(x) for r, x in zip(RATES, third, strict=True)
-        },
-    }
-    return picked, table
+    return choice, tables
 
 
-def check(profile: Profile, picked, seeds: int):
+def check(profile: Profile, choice: Choice, seeds: int):
     """Test accuracy of what was picked, a number a seed, of LoRA and of full fine-tuning."""
     found = data.load("mnist-sample")
-    train = part(found.train, profile.images)
-    trial = Trial(train, found.test)
-    lora = trial.lora(
-        profile.check_epochs,
-        {
-            "order": range(seeds),
-            "rate": np.asarray([picked["learning rate"] / BASE_RATE["lora"]], np.float32),
-            "allocation": [0],
-        },
-        start=picked["start"],
-        budgets=(picked["budget"],),
-        orders=seeds,
-    )
-    rate = picked["learning rate of full fine-tuning"] / BASE_RATE["full"]
-    full = trial.full(
-        profile.check_epochs,
-        {"order": range(seeds), "rate": np.asarray([rate], np.float32)},
-        orders=seeds,
-    )
-    share = trial.trainable(picked["budget"]) / trial.parameters
-    return lora.values.ravel(), full.values.ravel(), share
+    trial = Trial(part(found.train, profile.images), found.test, profile.epochs)
+    lora, full = trial.lora(choice, seeds), trial.full(choice, seeds)
+    return lora.ravel(), full.ravel(), trial.trainable(choice) / trial.parameters
 
 
 def main() -> None:
@@ -199,17 +196,17 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/pick_defaults.json"))
     args = parser.parse_args()
     profile = PROFILES[args.profile]
-    picked, table = pick(profile)
-    print(json.dumps({"held-out accuracy": table, "picked": picked}, indent=2), flush=True)
-    lora, full, share = check(profile, picked, args.seeds)
+    choice, tables = pick(profile)
+    print(f"picked: {choice}", flush=True)
+    lora, full, share = check(profile, choice, args.seeds)
     difference, half = finetune.interval(full - lora)
     print(f"test accuracy of LoRA {lora.mean():.4f}, of full fine-tuning {full.mean():.4f}")
     print(f"full − LoRA: {difference:.4f} ± {half:.4f} (95 %), {args.seeds} seeds")
-    print(f"LoRA trains {share:.1%} of the parameters (adapters, head, patches)")
+    print(f"LoRA trains {share:.1%} of the parameters (adapters, {choice.beside})")
     result = {
         "profile": args.profile,
-        "held-out accuracy": table,
-        "picked": picked,
+        "held-out accuracy": tables,
+        "picked": dataclasses.asdict(choice),
         "test accuracy": {"lora": lora.tolist(), "full": full.tolist()},
         "full - lora": [difference, half],
         "trainable share": share,

@@ -95,7 +95,7 @@ def test_results_are_written(finished, folder):
 def test_the_adapter_is_a_peft_adapter_that_loads_again(finished, folder):
     config = json.loads((finished / "adapter" / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA" and config["r"] == 2
-    assert config["modules_to_save"] == ["head", "patches"]
+    assert config["modules_to_save"] == ["head", "embeddings"]
     tensors = load_file(finished / "adapter" / "adapter_model.safetensors")
     assert "base_model.model.blocks.0.mlp.up.lora_A.weight" in tensors
     history = json.loads((finished / "history.json").read_text())

@@ -45,8 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--also",
         nargs="*",
-        metavar="LAYER",
-        help="linear layers that train in full beside the head (default: a ViT's patches)",
+        metavar="MODULE",
+        help="what trains in full beside the head (default: a ViT's embeddings)",
     )
     add("--alpha", type=float, help="numerator of the scaling alpha/rank (default: scaling 1)")
     add("--epochs", type=float, default=6.0, help="times through the data (default 6)")
@@ -60,6 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--schedule", choices=("constant", "linear", "cosine"), default="cosine")
     add("--warmup", type=int, metavar="STEPS", help="steps (default a twentieth)")
     add("--weight-decay", type=float, default=0.0)
+    add("--smoothing", type=float, default=0.1, help="of the labels in training (default 0.1)")
     add("--augment", choices=("none", "crop", "flip", "crop-flip", "resized-crop"), default="none")
     add("--probes", type=int, default=30, metavar="N", help="looks at the quantities (default 30)")
     add("--checkpoints", type=int, default=5, metavar="N", help="saved on the way (default 5)")
@@ -106,8 +107,9 @@ def run(args: argparse.Namespace) -> int:
     found, model, targets = finetuning.prepare(args)
     heads, gradients = finetune.heads(model), None
     if args.method == "lora":
-        # The patch embedding meets images of another kind first, and it is small.
-        also = args.also if args.also is not None else ["patches"] * hasattr(model, "patches")
+        # The embeddings meet images of another kind first, and they are small.
+        embedded = hasattr(model, "embeddings")
+        also = args.also if args.also is not None else ["embeddings"] * embedded
         heads, targets = (*heads, *also), args.targets or _body((*heads, *also))
     if args.method == "full":
         model.train()
@@ -202,6 +204,7 @@ def _recipe(args: argparse.Namespace, samples: int) -> Any:
         schedule=args.schedule,
         warmup=steps // 20 if args.warmup is None else args.warmup,
         weight_decay=args.weight_decay,
+        smoothing=args.smoothing,
         augment=args.augment,
         seed=args.seed,
     )

@@ -260,12 +260,12 @@ def _fit(arrays: dict[str, np.ndarray], config: Config, target: Config) -> dict[
     if config.classes != target.classes:
         arrays = {k: v for k, v in arrays.items() if k.split(".")[0] not in _HEADS}
     if isinstance(target, ViTConfig) and isinstance(config, ViTConfig):
-        positions, prefix = arrays["positions"], config.prefix
+        positions, prefix = arrays["embeddings.positions"], config.prefix
         rows, columns = config.grid
         if config.grid != target.grid and positions.shape[1] == prefix + rows * columns:
             grid = positions[0, prefix:].reshape(rows, columns, -1)
             grid = layers.resize_grid(grid, target.grid).reshape(1, -1, positions.shape[2])
-            arrays["positions"] = np.concatenate([positions[:, :prefix], grid], axis=1)
+            arrays["embeddings.positions"] = np.concatenate([positions[:, :prefix], grid], axis=1)
     return arrays
 
 

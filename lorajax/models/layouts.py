@@ -72,13 +72,13 @@ def _patches(theirs: str, config: ViTConfig, order: str) -> Rule:
     if order == "torch":
         return _one(
             theirs,
-            "patches.kernel",
+            "embeddings.patches.kernel",
             lambda x: x.transpose(2, 3, 1, 0).reshape(-1, width),
             lambda x: x.reshape(side, side, channels, width).transpose(3, 2, 0, 1),
         )
     return _one(
         theirs,
-        "patches.kernel",
+        "embeddings.patches.kernel",
         lambda x: x.reshape(-1, width),
         lambda x: x.reshape(side, side, channels, width),
     )
@@ -86,11 +86,11 @@ def _patches(theirs: str, config: ViTConfig, order: str) -> Rule:
 
 def huggingface_vit(config: ViTConfig) -> Iterator[Rule]:
     """`ViTForImageClassification` of transformers, as its safetensors files name things."""
-    yield _same("vit.embeddings.cls_token", "prefix")
-    yield _same("vit.embeddings.position_embeddings", "positions")
+    yield _same("vit.embeddings.cls_token", "embeddings.prefix")
+    yield _same("vit.embeddings.position_embeddings", "embeddings.positions")
     projection = "vit.embeddings.patch_embeddings.projection"
     yield _patches(f"{projection}.weight", config, "torch")
-    yield _same(f"{projection}.bias", "patches.bias")
+    yield _same(f"{projection}.bias", "embeddings.patches.bias")
     for i in range(config.depth):
         theirs, ours = f"vit.encoder.layer.{i}", f"blocks.{i}"
         for name in ("query", "key", "value"):
@@ -112,15 +112,15 @@ def timm_vit(config: ViTConfig) -> Iterator[Rule]:
     if config.distilled:
         yield Rule(
             ("cls_token", "dist_token"),
-            ("prefix",),
+            ("embeddings.prefix",),
             lambda first, second: (np.concatenate([first, second], axis=1),),
             lambda x: (x[:, :1], x[:, 1:]),
         )
     else:
-        yield _same("cls_token", "prefix")
-    yield _same("pos_embed", "positions")
+        yield _same("cls_token", "embeddings.prefix")
+    yield _same("pos_embed", "embeddings.positions")
     yield _patches("patch_embed.proj.weight", config, "torch")
-    yield _same("patch_embed.proj.bias", "patches.bias")
+    yield _same("patch_embed.proj.bias", "embeddings.patches.bias")
     for i in range(config.depth):
         theirs, ours = f"blocks.{i}", f"blocks.{i}"
         names = [f"{ours}.attention.{n}" for n in ("query", "key", "value")]
@@ -161,10 +161,10 @@ def augreg_vit(config: ViTConfig) -> Iterator[Rule]:
         yield _same(f"{theirs}/scale", f"{ours}.scale")
         yield _same(f"{theirs}/bias", f"{ours}.bias")
 
-    yield _same("cls", "prefix")
-    yield _same("Transformer/posembed_input/pos_embedding", "positions")
+    yield _same("cls", "embeddings.prefix")
+    yield _same("Transformer/posembed_input/pos_embedding", "embeddings.positions")
     yield _patches("embedding/kernel", config, "flax")
-    yield _same("embedding/bias", "patches.bias")
+    yield _same("embedding/bias", "embeddings.patches.bias")
     for i in range(config.depth):
         theirs, ours = f"Transformer/encoderblock_{i}", f"blocks.{i}"
         attention = f"{theirs}/MultiHeadDotProductAttention_1"

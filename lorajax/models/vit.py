@@ -153,6 +153,38 @@ class Block(nnx.Module):
         return x + drop(self.mlp(self.norm2(x)))
 
 
+class Embeddings(nnx.Module):
+    """Images as tokens: patches through a linear layer, tokens in front of them, positions."""
+
+    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs, dtype: Any, param_dtype: Any):
+        self.config = config
+        patch_features = config.patch_size**2 * config.channels
+        # A convolution whose stride is its window is a linear layer on patches, and faster as one.
+        self.patches = nnx.Linear(
+            patch_features, config.width, rngs=rngs, dtype=dtype, param_dtype=param_dtype
+        )
+        rows, columns = config.grid
+        normal = nnx.initializers.truncated_normal(0.02)
+        self.prefix = nnx.Param(
+            normal(rngs.params(), (1, config.prefix, config.width), param_dtype)
+        )
+        self.positions = nnx.Param(
+            normal(rngs.params(), (1, config.prefix + rows * columns, config.width), param_dtype)
+        )
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b t d"]:
+        """Tokens of images of the configuration's shape."""
+        config = self.config
+        batch, (rows, columns), side = images.shape[0], config.grid, config.patch_size
+        x = images.reshape(batch, rows, side, columns, side, config.channels)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
+        x = self.patches(x)
+        prefix = jnp.broadcast_to(
+            self.prefix[...].astype(x.dtype), (batch, config.prefix, config.width)
+        )
+        return jnp.concatenate([prefix, x], axis=1) + self.positions[...].astype(x.dtype)
+
+
 class ViT(nnx.Module):
     """A vision transformer.
 
@@ -162,8 +194,8 @@ class ViT(nnx.Module):
       dtype: of the computation; that of the weights and the images if None.
       param_dtype: of the weights.
 
-    Layers that an adapter may replace, by path: `patches`, `blocks.I.attention.{query, key, value,
-    out}`, `blocks.I.mlp.{up, down}`, `head`.
+    Layers that an adapter may replace, by path: `embeddings.patches`, `blocks.I.attention.{query,
+    key, value, out}`, `blocks.I.mlp.{up, down}`, `head`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -186,17 +218,7 @@ class ViT(nnx.Module):
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
         self.config = config
         self.dtype = dtype
-        patch_features = config.patch_size**2 * config.channels
-        # A convolution whose stride is its window is a linear layer on patches, and faster as one.
-        self.patches = nnx.Linear(patch_features, config.width, rngs=rngs, **dtypes)
-        rows, columns = config.grid
-        normal = nnx.initializers.truncated_normal(0.02)
-        self.prefix = nnx.Param(
-            normal(rngs.params(), (1, config.prefix, config.width), param_dtype)
-        )
-        self.positions = nnx.Param(
-            normal(rngs.params(), (1, config.prefix + rows * columns, config.width), param_dtype)
-        )
+        self.embeddings = Embeddings(config, rngs=rngs, **dtypes)
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs) if config.dropout else None
         self.blocks = nnx.List([Block(config, rngs=rngs, **dtypes) for _ in range(config.depth)])
         self.norm = layers.LayerNorm(config.width, epsilon=config.epsilon, rngs=rngs, **dtypes)
@@ -226,14 +248,7 @@ class ViT(nnx.Module):
                 f"images have shape {images.shape}; this ViT takes (batch, "
                 f"{config.image_size[0]}, {config.image_size[1]}, {config.channels})."
             )
-        batch, (rows, columns), side = images.shape[0], config.grid, config.patch_size
-        x = images.reshape(batch, rows, side, columns, side, config.channels)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
-        x = self.patches(x)
-        prefix = jnp.broadcast_to(
-            self.prefix[...].astype(x.dtype), (batch, config.prefix, config.width)
-        )
-        x = jnp.concatenate([prefix, x], axis=1) + self.positions[...].astype(x.dtype)
+        x = self.embeddings(images)
         x = self.dropout(x) if self.dropout is not None else x
         for block in self.blocks:
             x = block(x)

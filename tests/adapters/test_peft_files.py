@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from lorajax import adapters
+from lorajax import adapters, models
 from lorajax.adapters import peft
 from lorajax.adapters.peft import writing
 
@@ -114,6 +114,27 @@ def test_names_heads_and_dtypes_travel(bases, tmp_path):
     assert reread["rank_pattern"] == {}
 
 
+def test_modules_of_several_kinds_are_saved_in_full(tmp_path):
+    """Norms, bare parameters and nested layers come back bit for bit; others are refused."""
+    config = models.ViTConfig((8, 8), 4, width=8, depth=1, heads=2, classes=3, channels=1)
+    base = models.build(config, rngs=nnx.Rngs(0))
+    model = adapters.adapt(base, "**/query", key=jax.random.key(0), rank=2)
+    heads = ("head", "embeddings", "norm", "blocks/0/norm1")
+    changed = nnx.state(model, adapters.trainable(model, heads=heads))
+    nnx.update(model, jax.tree.map(lambda x: x + 1, changed))
+    adapters.save_peft(model, tmp_path, heads=heads)
+    config, tensors, _ = peft.read_peft(tmp_path)
+    assert config["modules_to_save"] == ["head", "embeddings", "norm", "blocks.0.norm1"]
+    written = {name.removeprefix("base_model.model.") for name in tensors}
+    assert {"embeddings.prefix", "embeddings.patches.weight", "blocks.0.norm1.weight"} < written
+    again = adapters.load_peft(base, tmp_path)
+    images = jax.random.normal(jax.random.key(1), (2, 8, 8, 1), jnp.float32)
+    np.testing.assert_array_equal(again(images), model(images))
+    assert float(jnp.abs(again(images) - base(images)).max()) > 0.1
+    with pytest.raises(ValueError, match="'blocks/0/attention', which holds Adapted"):
+        adapters.save_peft(model, tmp_path, heads=["blocks/0/attention"])
+
+
 def test_target_modules_never_hit_a_neighbor():
     """A name that is the suffix of another one is written as a whole-name pattern."""
 
@@ -164,7 +185,7 @@ def test_mixed_methods_and_missing_names_are_refused(bases, tmp_path):
         adapters.save_peft(mixed, tmp_path)
     with pytest.raises(ValueError, match="no adapter 'other' to save"):
         adapters.save_peft(mixed, tmp_path, name="other")
-    with pytest.raises(ValueError, match="heads name 'clasifier', which is no plain Linear"):
+    with pytest.raises(ValueError, match="heads name 'clasifier', which is no plain module"):
         one = adapters.adapt(bases["bert"], "**/query", key=jax.random.key(0), rank=2)
         adapters.save_peft(one, tmp_path, heads=["clasifier"])
     with pytest.raises(ValueError, match="rename gives two layers the name"):

@@ -105,19 +105,21 @@ def test_a_head_of_another_size_is_drawn_afresh_and_nothing_else_changes():
 def test_position_embeddings_are_interpolated(size):
     old, new = load("huggingface_vit"), load("huggingface_vit", image_size=size)
     rows, columns = size[0] // 4, size[1] // 4
-    grid = old.positions[...][0, 1:].reshape(4, 4, -1)
+    grid = old.embeddings.positions[...][0, 1:].reshape(4, 4, -1)
     expected = jax.image.resize(grid, (rows, columns, 24), "cubic").reshape(rows * columns, -1)
-    np.testing.assert_allclose(new.positions[...][0, 1:], expected, atol=1e-6)
-    np.testing.assert_array_equal(new.positions[...][0, 0], old.positions[...][0, 0])
+    np.testing.assert_allclose(new.embeddings.positions[...][0, 1:], expected, atol=1e-6)
+    np.testing.assert_array_equal(
+        new.embeddings.positions[...][0, 0], old.embeddings.positions[...][0, 0]
+    )
     assert new(jnp.zeros((1, *size, 3), jnp.float32)).shape == (1, 5)
 
 
 def test_constant_position_embeddings_stay_constant(tmp_path):
     model = load("huggingface_vit")
-    model.positions.set_value(jnp.ones_like(model.positions[...]))
+    model.embeddings.positions.set_value(jnp.ones_like(model.embeddings.positions[...]))
     path = models.save(model, tmp_path / "m.safetensors")
     resized = models.load(path, image_size=40)
-    np.testing.assert_allclose(resized.positions[...], 1, atol=1e-6)
+    np.testing.assert_allclose(resized.embeddings.positions[...], 1, atol=1e-6)
 
 
 def test_a_bare_huggingface_vit_needs_a_number_of_classes(tmp_path):

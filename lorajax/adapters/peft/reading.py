@@ -28,6 +28,7 @@ from lorajax.adapters.peft.shared import (
     dotted,
     first_line,
     from_conv_rows,
+    saved_parts,
 )
 from lorajax.factors import Factors
 from lorajax.initializers import Start
@@ -150,7 +151,8 @@ def load_peft(
     model = nnx.clone(model)
     found = paths.find(model)
     by_module = {rename(path): path for path in found}
-    grouped, saved = _grouped(tensors, by_module, _modules_to_save(config))
+    whole = {rename(path): path for path in paths.modules(model)}
+    grouped, saved = _grouped(tensors, by_module, whole, _modules_to_save(config))
     chosen: dict[str, LoRA] = {}
     for module, parts in grouped.items():
         layer = found[by_module[module]]
@@ -162,12 +164,11 @@ def load_peft(
         base = layer.base if isinstance(layer, Adapted) else layer
         adapter = _read_layer(module, base, parts, config, module in offsets, dtype)
         chosen[by_module[module]] = adapter
-    heads = {by_module[module]: parts for module, parts in saved.items()}
+    modules = paths.modules(model)
+    for module, parts in saved.items():
+        _fill_head(whole[module], modules[whole[module]], parts)
 
     def visit(path: str, layer: nnx.Module) -> Any:
-        if path in heads:
-            _fill_head(path, layer, heads[path])
-            return layer
         if path not in chosen:
             return layer if isinstance(layer, Adapted) else None
         adapted = layer if isinstance(layer, Adapted) else Adapted(layer)
@@ -199,7 +200,10 @@ def _modules_to_save(config: Mapping[str, Any]) -> list[str]:
 
 
 def _grouped(
-    tensors: Mapping[str, np.ndarray], by_module: Mapping[str, str], saved_names: list[str]
+    tensors: Mapping[str, np.ndarray],
+    by_module: Mapping[str, str],
+    whole: Mapping[str, str],
+    saved_names: list[str],
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, np.ndarray]]]:
     """Tensors by module and suffix: those of adapters, and those of modules saved in full."""
     grouped: dict[str, dict[str, np.ndarray]] = {}
@@ -214,12 +218,17 @@ def _grouped(
                 suffix = suffix.removesuffix(".weight")
                 break
         else:
-            module, _, suffix = body.rpartition(".")
-            if not any(module == s or module.endswith("." + s) for s in saved_names):
+            pieces = body.split(".")
+            parents = [".".join(pieces[:i]) for i in range(1, len(pieces))]
+            listed = [p for p in parents if any(f".{p}".endswith(f".{s}") for s in saved_names)]
+            if not listed:
                 raise ValueError(f"the file holds {key!r}, which belongs to no LoRA adapter.")
-            target = saved
-        if module not in by_module:
-            near = ", ".join(map(repr, paths.near_misses(module, by_module)))
+            # PEFT keeps the outermost module of a name that is listed.
+            module = listed[0]
+            target, suffix = saved, body.removeprefix(f"{module}.")
+        known = by_module if target is grouped else whole
+        if module not in known:
+            near = ", ".join(map(repr, paths.near_misses(module, known)))
             raise ValueError(
                 f"the adapter is of another model: it has a layer {module!r}, and this one has "
                 f"none of that name; near misses: {near or 'none'}. Pass rename if names differ."
@@ -377,20 +386,13 @@ def _converted_offset(
     return made.offset
 
 
-def _fill_head(path: str, layer: nnx.Module, parts: Mapping[str, np.ndarray]) -> None:
-    """Writes a module saved in full into a layer of the new model, whose Variables are its own."""
-    if not isinstance(layer, nnx.Linear):
-        raise ValueError(f"modules_to_save names {path!r}, a {type(layer).__name__}, no Linear.")
-    expected = {"weight"} | ({"bias"} if layer.bias is not None else set())
-    if set(parts) != expected:
-        raise ValueError(f"the saved module {path!r} has {sorted(parts)}, not {sorted(expected)}.")
-    _check_shape(path, "weight", parts["weight"].T, tuple(layer.kernel.shape))
-
-    def set_to(variable: Any, value: np.ndarray) -> None:
+def _fill_head(path: str, module: nnx.Module, parts: Mapping[str, np.ndarray]) -> None:
+    """Writes a module saved in full into that of the new model, whose Variables are its own."""
+    variables = saved_parts(path, module)
+    if set(parts) != set(variables):
+        raise ValueError(f"the saved module {path!r} has {sorted(parts)}, not {sorted(variables)}.")
+    for name, (variable, transposed) in variables.items():
+        value = parts[name].T if transposed else parts[name]
+        _check_shape(path, name, value, tuple(variable[...].shape))
         array: Array = jnp.asarray(value.astype(np.float32)).astype(variable[...].dtype)
         variable.set_value(array)
-
-    set_to(layer.kernel, parts["weight"].T)
-    if layer.bias is not None:
-        _check_shape(path, "bias", parts["bias"], tuple(layer.bias.shape))
-        set_to(layer.bias, parts["bias"])

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from lorajax.adapters.layers import Adapted
+
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 OFFSETS = "lorajax.offsets"
@@ -16,6 +18,38 @@ ADALORA_EPSILON = 1e-5
 """What PEFT's AdaLoRA adds to the rank before it divides alpha by it."""
 
 Rename = Callable[[str], str]
+
+
+_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+"""Torch's names of what Flax names otherwise."""
+
+
+def saved_parts(path: str, module: nnx.Module) -> dict[str, tuple[nnx.Variable, bool]]:
+    """What PEFT writes of a module that is saved in full (`modules_to_save`).
+
+    Args:
+      path: of the module, for errors.
+      module: a Linear, a norm, or a module of such and of bare parameters.
+
+    Returns:
+      By torch's name inside the module, the Variable and whether torch has its transpose.
+
+    Raises:
+      ValueError: for a module with other variables, whose layout in torch is not known.
+    """
+    found: dict[str, tuple[nnx.Variable, bool]] = {}
+    for parts, node in nnx.iter_graph(module):
+        known = isinstance(node, (nnx.Linear, nnx.LayerNorm, nnx.RMSNorm))
+        other = isinstance(node, nnx.Module) and any(hasattr(node, name) for name in _NAMES)
+        if isinstance(node, Adapted) or (other and not known):
+            raise ValueError(
+                f"heads name {path!r}, which holds {type(node).__name__} layers; modules that are "
+                "saved in full may hold Linear layers, norms and bare parameters."
+            )
+        if isinstance(node, nnx.Param):
+            *inner, last = map(str, parts)
+            found[".".join([*inner, _NAMES.get(last, last)])] = (node, last == "kernel")
+    return found
 
 
 def dotted(path: str) -> str:

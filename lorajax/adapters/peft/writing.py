@@ -25,6 +25,7 @@ from lorajax.adapters.peft.shared import (
     conv_rows,
     dotted,
     patterns,
+    saved_parts,
 )
 from lorajax.adapters.surgery import layers
 
@@ -54,7 +55,8 @@ def save_peft(
       folder: is made if missing; the two files in it are replaced.
       name: which adapter. Its weight in a blend is not part of the format.
       rename: from a layer's path to the name of its torch module; "/" becomes "." if None.
-      heads: paths of plain Linear layers to be written along in full (PEFT's `modules_to_save`).
+      heads: paths of modules to be written along in full (PEFT's `modules_to_save`): Linear layers,
+        norms, and modules of such and of bare parameters.
       base_model: name of the base for PEFT's `base_model_name_or_path`.
       task_type: PEFT's `task_type`, such as "SEQ_CLS".
 
@@ -224,18 +226,14 @@ def _targets(chosen: list[str], every: list[str]) -> list[str] | str:
     return sorted(chosen)
 
 
-def _head(model: nnx.Module, path: str) -> nnx.Linear:
-    found = paths.find(model).get(path)
-    if not isinstance(found, nnx.Linear):
-        known = [p for p, x in paths.find(model).items() if isinstance(x, nnx.Linear)]
-        near = ", ".join(map(repr, paths.near_misses(path, known)))
-        raise ValueError(f"heads name {path!r}, which is no plain Linear; near misses: {near}.")
-    return found
-
-
 def _head_tensors(model: nnx.Module, path: str) -> dict[str, np.ndarray]:
-    head = _head(model, path)
-    tensors = {"weight": np.asarray(head.kernel[...], np.float32).T}
-    if head.bias is not None:
-        tensors["bias"] = np.asarray(head.bias[...], np.float32)
+    known = paths.modules(model)
+    module = known.get(path)
+    if module is None or isinstance(module, Adapted):
+        near = ", ".join(map(repr, paths.near_misses(path, known)))
+        raise ValueError(f"heads name {path!r}, which is no plain module; near misses: {near}.")
+    tensors = {}
+    for name, (variable, transposed) in saved_parts(path, module).items():
+        value = np.asarray(variable[...], np.float32)
+        tensors[name] = value.T if transposed else value
     return tensors
