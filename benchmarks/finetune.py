@@ -145,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--steps", type=int, default=3, help="timed steps a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", metavar="FILE", help="write the table")
     parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.engine:
@@ -165,22 +166,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{os.cpu_count()} cores; {args.rounds} rounds of {args.steps} steps"
     )
     flops = step_flops(args.batch, args.rank)
-    medians = {}
+    medians, table = {}, {}
     for name, rounds in found.items():
         seconds = [s for each in rounds for s in each["seconds"]]
         medians[name] = statistics.median(seconds)
         memory = max(each["memory"] for each in rounds)
         gemm = max(each["gemm"] for each in rounds)
+        table[name] = {
+            "version": rounds[0]["version"],
+            "seconds_per_step": medians[name],
+            "spread": [min(seconds), max(seconds)],
+            "peak_bytes": memory,
+            "images_per_second": args.batch / medians[name],
+            "share_of_gemm": flops / medians[name] / gemm,
+            "gemm_flop_rate": gemm,
+        }
         print(
             f"{name:8} {medians[name]:.2f} s a step (best {min(seconds):.2f}), "
             f"{min(each['cpu'] for each in rounds):.2f} s of processor time, "
             f"{args.batch / medians[name]:.2f} images/s, peak memory {memory / 1e9:.2f} GB, "
-            f"{100 * flops / min(seconds) / gemm:.0f} % of its GEMM peak "
+            f"{100 * flops / medians[name] / gemm:.0f} % of its GEMM peak "
             f"({gemm / 1e9:.0f} GFLOP/s), "
             f"first step {min(each['first'] for each in rounds):.1f} s, "
             f"{rounds[0]['trainable']:,} trainable; {rounds[0]['version']}"
         )
-    print(f"lorajax takes {medians['lorajax'] / medians['peft']:.2f} of PEFT's time")
+    ratio = medians["lorajax"] / medians["peft"]
+    memory = table["lorajax"]["peak_bytes"] / table["peft"]["peak_bytes"]
+    print(f"lorajax takes {ratio:.2f} of PEFT's time and {memory:.2f} of its memory")
+    if args.json:
+        settings = {"batch": args.batch, "rank": args.rank, "cores": os.cpu_count()}
+        settings |= {"load_average_after": list(os.getloadavg())}
+        with open(args.json, "w") as file:
+            json.dump(
+                {**settings, "engines": table, "time": ratio, "memory": memory}, file, indent=1
+            )
+            file.write("\n")
     return 0
 
 
