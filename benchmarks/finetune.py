@@ -2,7 +2,8 @@
 
 `python -m benchmarks finetune` needs the extra `benchmark`. Each engine runs in a process of its
 own, in turn and several times over, so that a busy machine slows both alike (the processor time
-tells how busy it was); memory is the largest resident set of the process. The share of the GEMM
+tells how busy it was), and loads one and the same checkpoint in Hugging Face's format (random
+weights); memory is the largest resident set of the process. The share of the GEMM
 peak counts the matrix products of the step and compares them with what one large product of the
 same engine reaches in the same process.
 """
@@ -14,6 +15,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -57,13 +59,12 @@ def measured(step: Callable[[], None], steps: int) -> dict[str, Any]:
     return {"first": first, "seconds": seconds, "cpu": cpu, "memory": memory}
 
 
-def peft_engine(batch: int, rank: int, steps: int) -> dict[str, Any]:
+def peft_engine(folder: str, batch: int, rank: int, steps: int) -> dict[str, Any]:
     import peft
     import torch
     import transformers
 
-    config = transformers.ViTConfig(num_labels=CLASSES)
-    model = transformers.ViTForImageClassification(config)
+    model = transformers.ViTForImageClassification.from_pretrained(folder)
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     targets = ["query", "value"] if "query" in names else ["q_proj", "v_proj"]
     model = peft.get_peft_model(
@@ -95,15 +96,23 @@ def peft_engine(batch: int, rank: int, steps: int) -> dict[str, Any]:
     }
 
 
-def lorajax_engine(batch: int, rank: int, steps: int) -> dict[str, Any]:
+def write_checkpoint(folder: str) -> None:
+    """A ViT-B/16 of random weights, for both engines; in a process of its own."""
+    from flax import nnx
+
+    from lorajax import models
+
+    model = models.build(models.config("vit-b/16", classes=CLASSES), rngs=nnx.Rngs(0))
+    models.save(model, f"{folder}/model.safetensors", layout="huggingface")
+
+
+def lorajax_engine(folder: str, batch: int, rank: int, steps: int) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
-    from flax import nnx
 
     from lorajax import adapters, finetune, models
 
-    model = models.build(models.config("vit-b/16", classes=CLASSES), rngs=nnx.Rngs(0))
-    model.eval()
+    model = models.load(folder)
     adapted = adapters.adapt(
         model,
         ["**/attention/query", "**/attention/value"],
@@ -138,6 +147,21 @@ def lorajax_engine(batch: int, rank: int, steps: int) -> dict[str, Any]:
 ENGINES = {"lorajax": lorajax_engine, "peft": peft_engine}
 
 
+def run_rounds(args: argparse.Namespace, folder: str) -> dict[str, list[dict[str, Any]]]:
+    """What the engines measured, a dictionary a round."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ENGINES}
+    for _ in range(args.rounds):
+        for name in ENGINES:
+            command = [sys.executable, __file__, "--engine", name, "--batch", str(args.batch)]
+            command += ["--rank", str(args.rank), "--steps", str(args.steps), "--folder", folder]
+            done = subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ
+            )
+            found[name].append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"{name}: {[round(s, 2) for s in found[name][-1]['seconds']]} s", flush=True)
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the engines in turn and prints the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -147,20 +171,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", metavar="FILE", help="write the table")
     parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.engine:
-        print(json.dumps(ENGINES[args.engine](args.batch, args.rank, args.steps)))
+        engine = ENGINES[args.engine]
+        print(json.dumps(engine(args.folder, args.batch, args.rank, args.steps)))
         return 0
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ENGINES}
-    for _ in range(args.rounds):
-        for name in ENGINES:
-            command = [sys.executable, __file__, "--engine", name, "--batch", str(args.batch)]
-            command += ["--rank", str(args.rank), "--steps", str(args.steps)]
-            done = subprocess.run(
-                command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ
-            )
-            found[name].append(json.loads(done.stdout.splitlines()[-1]))
-            print(f"{name}: {[round(s, 2) for s in found[name][-1]['seconds']]} s", flush=True)
+    if args.folder:
+        write_checkpoint(args.folder)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, __file__, "--folder", folder], check=True)
+        found = run_rounds(args, folder)
     print(
         f"\nViT-B/16, batch {args.batch}, rank {args.rank} on query and value, float32, "
         f"{os.cpu_count()} cores; {args.rounds} rounds of {args.steps} steps"

@@ -103,23 +103,25 @@ class Attention(nnx.Module):
         self.value = nnx.Linear(width, width, rngs=rngs, **dtypes)
         self.out = nnx.Linear(width, width, rngs=rngs, **dtypes)
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """Attends over the tokens of each image."""
-        batch, tokens, width = x.shape
+    def __call__(
+        self, x: Float[Array, "b t d"], first: int | None = None
+    ) -> Float[Array, "b first d"]:
+        """Attends over the tokens of each image; what the `first` tokens see, or all if None."""
+        batch, _, width = x.shape
         features = width // self.heads
 
         # With tokens and features as the last two axes both products are plain batched GEMMs; in
         # the order (batch, token, head, feature) XLA's CPU backend transposes around each of them.
         def split(y: Array) -> Array:
-            return y.reshape(batch, tokens, self.heads, features).transpose(0, 2, 1, 3)
+            return y.reshape(batch, -1, self.heads, features).transpose(0, 2, 1, 3)
 
-        query = split(self.query(x)) * jnp.asarray(features**-0.5, x.dtype)
+        query = split(self.query(x[:, :first])) * jnp.asarray(features**-0.5, x.dtype)
         key, value = split(self.key(x)), split(self.value(x))
         scores = jnp.einsum("bhqf,bhkf->bhqk", query, key)
         # Half precision loses the small weights of long rows.
         weights = jax.nn.softmax(scores.astype(layers.at_least_float32(scores.dtype)))
         mixed = jnp.einsum("bhqk,bhkf->bhqf", weights.astype(value.dtype), value)
-        return self.out(mixed.transpose(0, 2, 1, 3).reshape(batch, tokens, width))
+        return self.out(mixed.transpose(0, 2, 1, 3).reshape(batch, -1, width))
 
 
 class MLP(nnx.Module):
@@ -146,10 +148,12 @@ class Block(nnx.Module):
         self.mlp = MLP(config.width, config.mlp_width, config.gelu, rngs=rngs, **dtypes)
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs) if config.dropout else None
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """Adds attention, then the MLP, to the stream of tokens."""
+    def __call__(
+        self, x: Float[Array, "b t d"], first: int | None = None
+    ) -> Float[Array, "b first d"]:
+        """Adds attention, then the MLP, to the stream of tokens; of the `first`, or all if None."""
         drop = self.dropout or (lambda y: y)
-        x = x + drop(self.attention(self.norm1(x)))
+        x = x[:, :first] + drop(self.attention(self.norm1(x), first))
         return x + drop(self.mlp(self.norm2(x)))
 
 
@@ -242,6 +246,10 @@ class ViT(nnx.Module):
         Raises:
           ValueError: if the images' shape is not the configuration's.
         """
+        return self._tokens(images, None)
+
+    def _tokens(self, images: Array, first: int | None) -> Array:
+        """The `first` tokens after the last block, or all if None."""
         config = self.config
         if images.shape[1:] != (*config.image_size, config.channels):
             raise ValueError(
@@ -250,18 +258,19 @@ class ViT(nnx.Module):
             )
         x = self.embeddings(images)
         x = self.dropout(x) if self.dropout is not None else x
-        for block in self.blocks:
-            x = block(x)
+        for i, block in enumerate(self.blocks):
+            x = block(x, first if i == config.depth - 1 else None)
         return x
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b classes"]:
         """Class logits of normalized images."""
-        x = self.tokens(images)
         if self.config.pool == "mean":
+            x = self.tokens(images)
             # The norm comes after the mean in the checkpoints that pool so (timm's fc_norm).
             return self.head(self.norm(x[:, self.config.prefix :].mean(axis=1)))
-        # The norm acts token by token, so the others need none.
-        x = self.norm(x[:, : self.config.prefix])
+        # Nothing reads the other tokens after the last block, which then costs little more than its
+        # keys and values.
+        x = self.norm(self._tokens(images, self.config.prefix))
         if self.distilled_head is None:
             return self.head(x[:, 0])
         return (self.head(x[:, 0]) + self.distilled_head(x[:, 1])) / 2

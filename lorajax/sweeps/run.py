@@ -118,12 +118,12 @@ class _Job:
     key: Array | None
     words: dict[str, np.ndarray]
     cost: np.ndarray | None
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Any, ...]
     variables: dict[str, Variable]
     sizes: tuple[int, ...]
     bucket: int
 
-    def arguments(self, block: Block, lanes: np.ndarray, device: jax.Device) -> tuple[Any, ...]:
+    def arguments(self, block: Block, lanes: np.ndarray, device: Any) -> tuple[Any, ...]:
         """Arguments of `_run` for some lanes of a block, on a device."""
         traced, names = self.grid.arguments(block, self.accepted)
         words = _stack_words(self.grid, self.words, self.grid.indices(block), block.lanes)
@@ -148,7 +148,7 @@ class _Job:
             calls.append((lanes, _run(*self.arguments(block, padded, device))))
         return calls
 
-    def compile(self, device: jax.Device) -> jax.stages.Compiled:
+    def compile(self, device: Any) -> jax.stages.Compiled:
         """The program of a call on a device; calls of it find it compiled."""
         block = next(self.grid.blocks(self.sizes))
         lanes = np.resize(np.arange(block.lanes), self.bucket)
@@ -276,7 +276,7 @@ def _spread(values: np.ndarray) -> list[float]:
     ]
 
 
-def _devices(devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...]:
+def _devices(devices: Sequence[Any] | None) -> tuple[Any, ...]:
     devices = jax.local_devices() if devices is None else devices
     if not devices:
         raise ValueError("devices is empty; give at least one, or None for all local ones.")
