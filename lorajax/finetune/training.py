@@ -117,7 +117,7 @@ class Metrics(NamedTuple):
     """What a step or an evaluation measures.
 
     Attributes:
-      loss: mean cross-entropy, float32.
+      loss: mean cross-entropy with the labels as they are, not smoothed; float32.
       accuracy: share of images whose largest logit is right.
       gradient_norm: of everything trainable; 0 in an evaluation.
     """
@@ -218,7 +218,11 @@ class Trainer:
                 jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32), self.recipe.smoothing
             )
             loss = optax.softmax_cross_entropy(logits, targets).mean()
-            aux = loss, _hits(logits, labels).mean(), changed
+            reported = loss
+            if self.recipe.smoothing:
+                # Smoothed labels have an entropy of their own, which a test loss does not.
+                reported = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            aux = reported, _hits(logits, labels).mean(), changed
             if self._penalty is not None:
                 merged = nnx.merge(self.graph, params, state.rest, frozen, copy=True)
                 loss = loss + self._penalty(merged)

@@ -1,5 +1,6 @@
 """Fine-tuning: steps, resumption, many adapters at once, and probes."""
 
+import dataclasses
 import functools
 import os
 import subprocess
@@ -30,6 +31,14 @@ def adapted_trainer(model, recipe=RECIPE, **options):
 
 
 class TestTraining:
+    def test_smoothing_changes_what_is_trained_on_and_not_what_is_reported(self, model, split):
+        plain = adapted_trainer(model)
+        smooth = adapted_trainer(model, dataclasses.replace(RECIPE, smoothing=0.3))
+        batch = split.images[:8], split.labels[:8]
+        (_, first), (_, second) = (each.step(each.init(), *batch) for each in (plain, smooth))
+        np.testing.assert_allclose(second.loss, first.loss, rtol=1e-6)
+        assert abs(float(second.gradient_norm - first.gradient_norm)) > 1e-3
+
     def test_it_learns_and_leaves_the_base_alone(self, model, split, losses_of):
         before = jax.tree.map(np.asarray, nnx.state(model, nnx.Param))
         recipe = finetune.Recipe(steps=150, batch_size=16, learning_rate=2e-2)
