@@ -201,6 +201,9 @@ class ViT(nnx.Module):
     Layers that an adapter may replace, by path: `embeddings.patches`, `blocks.I.attention.{query,
     key, value, out}`, `blocks.I.mlp.{up, down}`, `head`.
 
+    Where the head reads tokens in front (pool "cls"), a call takes only those through the last
+    block; what records the inputs of that block's layers sees them alone, unless it runs `tokens`.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
