@@ -131,7 +131,7 @@ def test_modules_of_several_kinds_are_saved_in_full(tmp_path):
     images = jax.random.normal(jax.random.key(1), (2, 8, 8, 1), jnp.float32)
     np.testing.assert_array_equal(again(images), model(images))
     assert float(jnp.abs(again(images) - base(images)).max()) > 0.1
-    with pytest.raises(ValueError, match="'blocks/0/attention', which holds Adapted"):
+    with pytest.raises(ValueError, match="'blocks/0/attention' to save in full holds Adapted"):
         adapters.save_peft(model, tmp_path, heads=["blocks/0/attention"])
 
 

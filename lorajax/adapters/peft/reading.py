@@ -151,7 +151,8 @@ def load_peft(
     model = nnx.clone(model)
     found = paths.find(model)
     by_module = {rename(path): path for path in found}
-    whole = {rename(path): path for path in paths.modules(model)}
+    modules = paths.modules(model)
+    whole = {rename(path): path for path in modules}
     grouped, saved = _grouped(tensors, by_module, whole, _modules_to_save(config))
     chosen: dict[str, LoRA] = {}
     for module, parts in grouped.items():
@@ -164,7 +165,6 @@ def load_peft(
         base = layer.base if isinstance(layer, Adapted) else layer
         adapter = _read_layer(module, base, parts, config, module in offsets, dtype)
         chosen[by_module[module]] = adapter
-    modules = paths.modules(model)
     for module, parts in saved.items():
         _fill_head(whole[module], modules[whole[module]], parts)
 

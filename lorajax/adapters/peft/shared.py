@@ -43,8 +43,8 @@ def saved_parts(path: str, module: nnx.Module) -> dict[str, tuple[nnx.Variable, 
         other = isinstance(node, nnx.Module) and any(hasattr(node, name) for name in _NAMES)
         if isinstance(node, Adapted) or (other and not known):
             raise ValueError(
-                f"heads name {path!r}, which holds {type(node).__name__} layers; modules that are "
-                "saved in full may hold Linear layers, norms and bare parameters."
+                f"the module {path!r} to save in full holds {type(node).__name__} layers; it may "
+                "hold Linear layers, norms and bare parameters."
             )
         if isinstance(node, nnx.Param):
             *inner, last = map(str, parts)
