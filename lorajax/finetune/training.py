@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from lorajax import data, models
+from lorajax import data, memory, models
 from lorajax.adapters.optimizers import lora_plus
 
 
@@ -179,6 +179,7 @@ class Trainer:
         self._size = getattr(self.config, "image_size", None)
         self._augment = data.policy(recipe.augment, self._size)
         self._step = jax.jit(self.advance, donate_argnums=0)
+        self._compiled: set[tuple[int, ...]] = set()
         self._evaluate = jax.jit(self.sums)
         # One program: leaf by leaf, each new shape would compile a handful of small ones.
         self._begin = jax.jit(self._beginning)
@@ -240,7 +241,14 @@ class Trainer:
         self, state: State, images: UInt8[Array | np.ndarray, "b h w c"], labels: Any
     ) -> tuple[State, Metrics]:
         """`advance`, compiled; the state's buffers are given up."""
-        return self._step(state, self.frozen, jnp.asarray(images), jnp.asarray(labels))
+        arguments = (state, self.frozen, jnp.asarray(images), jnp.asarray(labels))
+        if images.shape not in self._compiled:
+            # Before the first step rather than in it: what compiling took would still be held
+            # while the step holds its activations.
+            self._step.lower(*arguments).compile()
+            memory.release()
+            self._compiled.add(images.shape)
+        return self._step(*arguments)
 
     def evaluate(self, state: State, split: data.Split, batch_size: int = 256) -> Metrics:
         """Loss and accuracy on a whole split, in evaluation mode.

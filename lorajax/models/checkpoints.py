@@ -3,7 +3,6 @@
 Only safetensors and npz without pickles are read: no file can run code.
 """
 
-import ctypes
 import dataclasses
 import json
 import os
@@ -19,7 +18,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from lorajax import downloads
+from lorajax import downloads, memory
 from lorajax.models import catalog, layers
 from lorajax.models.catalog import Model
 from lorajax.models.formats import FORMATS, Source, pair
@@ -215,19 +214,8 @@ def load(
     arrays = _fit(arrays, config, target)
     model = _assemble(target, arrays, path, dtype=dtype, param_dtype=param_dtype, seed=seed)
     del read, arrays
-    _give_back()
+    memory.release()
     return model
-
-
-def _give_back() -> None:
-    """Returns what the file's tensors took to the system.
-
-    The C library of Linux keeps freed blocks of a few megabytes, in sum nearly a second model.
-    """
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError, TypeError):
-        pass  # another C library, which has other habits
 
 
 def _find(source: str | os.PathLike) -> Path:
