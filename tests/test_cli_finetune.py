@@ -183,6 +183,8 @@ def test_rank_prints_a_table_and_writes_it(folder, tmp_path, capsys):
         (["finetune", "--rank", "0"], "--rank is '0'"),
         (["finetune", "--epochs", "0"], "--epochs is 0.0; it must be positive"),
         (["finetune", "--start", "pissa", "--scale", "1"], "goes with lora"),
+        (["finetune", "--method", "full", "--beside", "2"], "--beside is 2.0 with --method full"),
+        (["finetune", "--beside", "0"], "--beside is 0.0"),
         (["finetune", "--budget", "0"], "--budget is 0.0"),
         (["finetune", "--hold-out", "100"], "--hold-out is 100.0"),
         (["rank", "--rule", "c_over_n"], "needs --constant C"),

@@ -36,7 +36,7 @@ from lorajax.adapters.layers import (
 )
 from lorajax.adapters.layouts import Axes, layout
 from lorajax.adapters.linearization import linearized, updates_of
-from lorajax.adapters.optimizers import allora, lora_plus
+from lorajax.adapters.optimizers import allora, lora_plus, scale_beside
 from lorajax.adapters.paths import Trainable
 from lorajax.adapters.peft import load_peft, save_peft
 from lorajax.adapters.selection import Selected, Selection, select_ranks
@@ -89,6 +89,7 @@ __all__ = [
     "remove",
     "save_checkpoint",
     "save_peft",
+    "scale_beside",
     "select_ranks",
     "trainable",
     "unmerge",

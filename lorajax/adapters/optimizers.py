@@ -1,7 +1,8 @@
-"""LoRA+ and ALLoRA as optax transformations: they act on the factors B inside any chain.
+"""Optax transformations that tell factors from what trains beside them, inside any chain.
 
 They find the factors by their place in the tree, `…/adapters/<name>/a` and `…/b`, so that heads
-that train along keep their own learning rate.
+that train along keep their own learning rate. LoRA+ and ALLoRA act on B alone, `scale_beside` on
+all that belongs to no adapter.
 """
 
 from typing import Any
@@ -34,10 +35,10 @@ def _factor(path: tuple[Any, ...]) -> tuple[tuple[str, ...], str] | None:
     return names[:-1], names[-1]
 
 
-def _check_found(count: int, what: str) -> None:
+def _check_found(count: int, what: str, wanted: str = "LoRA factors") -> None:
     if not count:
         raise ValueError(
-            f"{what} finds no LoRA factors in the parameters; build the optimizer with "
+            f"{what} finds no {wanted} in the parameters; build the optimizer with "
             "wrt=adapters.trainable(model)."
         )
 
@@ -75,6 +76,43 @@ def lora_plus(ratio: float | int = 16.0) -> optax.GradientTransformation:
         def scaled(path: tuple[Any, ...], leaf: Array) -> Array:
             found = _factor(path)
             return leaf * ratio if found is not None and found[1] == "b" else leaf
+
+        return jax.tree_util.tree_map_with_path(scaled, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def scale_beside(factor: float | int) -> optax.GradientTransformation:
+    """What trains beside the adapters, a head or embeddings, learns `factor` times as fast.
+
+    Args:
+      factor: learning rate of all that belongs to no adapter over the optimizer's, positive.
+
+    Returns:
+      A stateless transformation to put behind the optimizer, where it scales those updates.
+
+    Raises:
+      ValueError: if the factor is not positive, or (at init) the parameters hold no adapter.
+
+    Example:
+      >>> import optax
+      >>> from lorajax import adapters
+      >>> chain = (optax.adam(1e-2), adapters.lora_plus(4.0), adapters.scale_beside(4.0))
+      >>> optimizer = optax.chain(*chain)
+    """
+    check_positive(factor=factor)
+
+    def init(params: Any) -> optax.EmptyState:
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        found = sum("adapters" in _names(path) for path, _ in leaves)
+        _check_found(found, "scale_beside", "adapter")
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+
+        def scaled(path: tuple[Any, ...], leaf: Array) -> Array:
+            return leaf if "adapters" in _names(path) else leaf * factor
 
         return jax.tree_util.tree_map_with_path(scaled, updates), state
 

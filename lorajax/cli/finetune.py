@@ -47,6 +47,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE",
         help="what trains in full beside the head (default: a ViT's embeddings)",
     )
+    add(
+        "--beside",
+        type=float,
+        metavar="F",
+        help="learning rate of head and --also over A's (default with lora-plus: 4, as for B)",
+    )
     add("--alpha", type=float, help="numerator of the scaling alpha/rank (default: scaling 1)")
     add("--epochs", type=float, default=6.0, help="times through the data (default 6)")
     add("--batch-size", type=int, default=50, help="images a step (default 50)")
@@ -76,6 +82,11 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--scale is {args.scale} with --start {args.start}; it must be positive, and goes "
             f"with {', '.join(STARTS[:4])}."
+        )
+    if args.beside is not None and (args.method == "full" or not args.beside > 0):
+        raise ValueError(
+            f"--beside is {args.beside} with --method {args.method}; it must be positive, and goes "
+            "with lora."
         )
     for name in ("epochs", "batch_size", "probes", "checkpoints"):
         if not getattr(args, name) > 0:
@@ -194,11 +205,13 @@ def _recipe(args: argparse.Namespace, samples: int) -> Any:
     rate = args.learning_rate
     if rate is None:
         rate = 1e-2 if args.method == "lora" else 8e-3
+    optimizer = args.optimizer or ("lora-plus" if args.method == "lora" else "adamw")
     return finetune.Recipe(
         steps=steps,
         batch_size=batch,
-        optimizer=args.optimizer or ("lora-plus" if args.method == "lora" else "adamw"),
+        optimizer=optimizer,
         ratio=4.0,
+        beside=args.beside or (4.0 if optimizer == "lora-plus" else 1.0),
         learning_rate=rate,
         schedule=args.schedule,
         warmup=steps // 20 if args.warmup is None else args.warmup,

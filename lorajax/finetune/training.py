@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from lorajax import data, memory, models
-from lorajax.adapters.optimizers import lora_plus
+from lorajax.adapters.optimizers import lora_plus, scale_beside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Recipe:
       weight_decay: decoupled, of matrices only; 0 for optimizers other than "adamw".
       momentum: of "sgd".
       ratio: of "lora-plus".
+      beside: learning rate of what trains beside adapters (a head, embeddings) over theirs.
       clip: bound on the norm of the gradient; 0 for none.
       smoothing: of the labels.
       augment: a name of `data.policy`.
@@ -51,13 +52,14 @@ class Recipe:
     weight_decay: float = 0.0
     momentum: float = 0.0
     ratio: float = 16.0
+    beside: float = 1.0
     clip: float = 0.0
     smoothing: float = 0.0
     augment: str = "none"
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "learning_rate", "ratio"):
+        for name in ("steps", "batch_size", "learning_rate", "ratio", "beside"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
         for name in ("warmup", "weight_decay", "momentum", "clip", "seed"):
@@ -106,6 +108,8 @@ class Recipe:
             core = optax.sgd(rate, momentum=self.momentum or None)
         else:
             core = optax.chain(optax.adam(rate), lora_plus(self.ratio))
+        if self.beside != 1:
+            core = optax.chain(core, scale_beside(self.beside))
         return optax.chain(optax.clip_by_global_norm(self.clip), core) if self.clip else core
 
 

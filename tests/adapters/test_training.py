@@ -149,6 +149,18 @@ def test_lora_plus_speeds_b_up_and_nothing_else(task):
     assert ratios == pytest.approx({"a": 1, "b": 16, "kernel": 1, "bias": 1}, rel=1e-3)
 
 
+def test_scale_beside_speeds_up_what_is_no_adapter(task):
+    make = lambda: adapters.adapt(task[0], "one", key=KEY, rank=2, start="small")  # noqa: E731
+    heads = ("two",)
+    grads = gradients_of(make(), task, heads)
+    plain = updated(optax.sgd(0.1), make(), grads, heads)
+    fast = updated(optax.chain(optax.sgd(0.1), adapters.scale_beside(3.0)), make(), grads, heads)
+    ratios = {
+        path[-1]: float(np.linalg.norm(fast[path]) / np.linalg.norm(plain[path])) for path in plain
+    }
+    assert ratios == pytest.approx({"a": 1, "b": 1, "kernel": 3, "bias": 3}, rel=1e-3)
+
+
 def test_allora_divides_the_columns_of_b(task):
     make = lambda: adapters.adapt(task[0], "one", key=KEY, rank=2, start="pissa")  # noqa: E731
     adapted = make()
@@ -167,6 +179,10 @@ def test_optimizers_that_find_nothing_say_so(task):
     for tx in (adapters.lora_plus(), adapters.allora()):
         with pytest.raises(ValueError, match="finds no LoRA factors"):
             nnx.Optimizer(model, tx, wrt=nnx.Param)
+    with pytest.raises(ValueError, match="scale_beside finds no adapter"):
+        nnx.Optimizer(model, adapters.scale_beside(2.0), wrt=nnx.Param)
+    with pytest.raises(ValueError, match="factor is 0"):
+        adapters.scale_beside(0)
     with pytest.raises(ValueError, match="ratio is 0"):
         adapters.lora_plus(0)
     with pytest.raises(ValueError, match="eta is -1"):

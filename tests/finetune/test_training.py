@@ -39,6 +39,21 @@ class TestTraining:
         np.testing.assert_allclose(second.loss, first.loss, rtol=1e-6)
         assert abs(float(second.gradient_norm - first.gradient_norm)) > 1e-3
 
+    def test_what_trains_beside_the_adapters_has_a_rate_of_its_own(self, model, split):
+        def first_step(beside):
+            recipe = dataclasses.replace(RECIPE, optimizer="sgd", beside=beside)
+            trainer = adapted_trainer(model, recipe, start="small")
+            state = trainer.init()
+            before = jax.tree.map(np.asarray, state.params)
+            after, _ = trainer.step(state, split.images[:8], split.labels[:8])
+            return jax.tree.map(lambda a, b: np.linalg.norm(a - b), after.params, before)
+
+        plain, fast = first_step(1.0), first_step(3.0)
+        ratios = jax.tree.map(lambda a, b: float(a / b), fast, plain)
+        for path, ratio in jax.tree_util.tree_leaves_with_path(ratios):
+            expected = 3.0 if "head" in jax.tree_util.keystr(path) else 1.0
+            assert ratio == pytest.approx(expected, rel=1e-3)
+
     def test_it_learns_and_leaves_the_base_alone(self, model, split, losses_of):
         before = jax.tree.map(np.asarray, nnx.state(model, nnx.Param))
         recipe = finetune.Recipe(steps=150, batch_size=16, learning_rate=2e-2)
@@ -130,6 +145,7 @@ class TestTraining:
             ({"learning_rate": -1.0}, "learning_rate is -1"),
             ({"warmup": 12}, "warmup is 12"),
             ({"smoothing": 1.0}, "smoothing is 1"),
+            ({"beside": 0.0}, "beside is 0"),
             ({"optimizer": "lion"}, "must be one of adamw, adam, sgd, lora-plus"),
             ({"schedule": "wave"}, "must be one of constant, linear, cosine"),
             ({"optimizer": "sgd", "weight_decay": 0.1}, "weight_decay is 0.1"),
