@@ -19,7 +19,8 @@ SIMS = $(wildcard sims/*/[a-z]*.py)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 BENCHMARKS = $(wildcard benchmarks/[a-z]*.py)
 
-.PHONY: help validate test lint format typecheck figures notebooks benchmarks constraints clean
+.PHONY: help validate test lint format typecheck figures notebooks benchmarks constraints clean \
+  $(SIMS) $(NOTEBOOKS)
 .DELETE_ON_ERROR:
 
 help:
@@ -49,7 +50,7 @@ validate: $(INSTALLED)
 	@$(BIN)/lorajax validate $(ARGS)
 
 test: $(INSTALLED)-test
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 lint: $(INSTALLED)-lint
 	@$(BIN)/ruff check .
@@ -62,19 +63,23 @@ format: $(INSTALLED)-lint
 typecheck: $(INSTALLED)-lint
 	@$(BIN)/pyright --pythonpath $(BIN)/python $(ARGS)
 
+# Several at a time: a program spends much of its time compiling, on one core.
 figures: $(INSTALLED)
 	@$(if $(SIMS),,echo "sims/ holds no simulation.")
-	@set -e; for file in $(SIMS); do \
-	  echo "$$file"; $(BIN)/python $$file --profile quick $(ARGS); \
-	done
+	@$(MAKE) --no-print-directory --jobs=$(WORKERS) $(SIMS)
 
 notebooks: $(INSTALLED)-notebooks
 	@$(if $(NOTEBOOKS),,echo "notebooks/ holds no notebook.")
 	@mkdir -p out/notebooks
-	@set -e; for file in $(NOTEBOOKS); do \
-	  $(BIN)/jupyter execute --kernel_name=python3 --timeout=600 \
-	    --output="$(CURDIR)/out/notebooks/$$(basename $$file .ipynb)" $$file; \
-	done
+	@$(MAKE) --no-print-directory --jobs=$(WORKERS) $(NOTEBOOKS)
+
+$(SIMS):
+	@echo "$@"
+	@$(BIN)/python $@ --profile quick $(ARGS)
+
+$(NOTEBOOKS):
+	@$(BIN)/jupyter execute --kernel_name=python3 --timeout=600 \
+	  --output="$(CURDIR)/out/notebooks/$$(basename $@ .ipynb)" $@
 
 benchmarks: $(INSTALLED)-benchmark
 	@$(if $(BENCHMARKS),,echo "benchmarks/ holds no benchmark.")

@@ -8,7 +8,14 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("NPROC", "16")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keeps the tests of a file in one worker, where they share what has been compiled."""
+    if item.get_closest_marker("xdist_group") is None:
+        item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))

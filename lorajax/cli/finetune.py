@@ -37,8 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--start",
         choices=STARTS,
-        default="lora",
-        help="initialization (default lora: A uniform, B zero, as in PEFT)",
+        default="orthogonal",
+        help="initialization (default orthogonal: A with orthonormal columns, B zero)",
     )
     add("--scale", type=float, metavar="A", help="of the start; the initializer's own if not given")
     add(
@@ -61,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=("adamw", "adam", "sgd", "lora-plus"),
         help="default lora-plus (B learns 4 times as fast as A); full: adamw",
     )
-    add("--learning-rate", type=float, help="at its peak (default 1e-2; full: 8e-3)")
+    add("--learning-rate", type=float, help="at its peak (default 7e-3; full: 8e-3)")
     add("--schedule", choices=("constant", "linear", "cosine"), default="cosine")
     add("--warmup", type=int, metavar="STEPS", help="steps (default a twentieth)")
     add("--weight-decay", type=float, default=0.0)
@@ -204,7 +204,7 @@ def _recipe(args: argparse.Namespace, samples: int) -> Any:
     steps = max(1, round(args.epochs * (samples // batch)))
     rate = args.learning_rate
     if rate is None:
-        rate = 1e-2 if args.method == "lora" else 8e-3
+        rate = 7e-3 if args.method == "lora" else 8e-3
     optimizer = args.optimizer or ("lora-plus" if args.method == "lora" else "adamw")
     return finetune.Recipe(
         steps=steps,
