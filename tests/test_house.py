@@ -39,10 +39,11 @@ CORE = {
 MIDDLE = {
     "claims": set(CORE),
     "downloads": set(),
+    "memory": set(),
     "adapters": {"initializers", "problems", "ranks"},
-    "models": {"downloads"},
+    "models": {"downloads", "memory"},
     "data": {"downloads"},
-    "finetune": {*CORE, "claims", "adapters", "models", "data"},
+    "finetune": {*CORE, "claims", "memory", "adapters", "models", "data"},
 }
 BELOW = {*CORE, *MIDDLE}
 TOP = {
