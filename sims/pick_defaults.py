@@ -7,9 +7,7 @@ and how much faster than A it learns (B learns 4 times as fast); the share of pa
 `--rank auto` may spend; the learning rate of full fine-tuning, with the same smoothing. Each goes
 to the highest mean accuracy on the held-out images, the others being as decided before or as they
 stand below. The test set is looked at once, at the end: LoRA against full fine-tuning with what was
-picked, on all training images, over `--seeds` orders and starts. With `--data FOLDER` (or
-LORAJAX_DATA) it is MNIST's own of 10,000 images, of which the sample's are a tenth: the choice of
-1,000 images moves the difference of two models by half a point or more.
+picked, on all training images, over `--seeds` orders and starts.
 """
 
 import argparse
@@ -183,10 +181,10 @@ def pick(profile: Profile) -> tuple[Choice, dict[str, dict[str, float]]]:
     return choice, tables
 
 
-def check(profile: Profile, choice: Choice, seeds: int, test: data.Split):
+def check(profile: Profile, choice: Choice, seeds: int):
     """Test accuracy of what was picked, a number a seed, of LoRA and of full fine-tuning."""
     found = data.load("mnist-sample")
-    trial = Trial(part(found.train, profile.images), test, profile.epochs)
+    trial = Trial(part(found.train, profile.images), found.test, profile.epochs)
     lora, full = trial.lora(choice, seeds), trial.full(choice, seeds)
     return lora.ravel(), full.ravel(), trial.trainable(choice) / trial.parameters
 
@@ -195,16 +193,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--profile", choices=PROFILES, default="quick")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--data", default=os.environ.get("LORAJAX_DATA"), help="folder with MNIST")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/pick_defaults.json"))
     args = parser.parse_args()
     profile = PROFILES[args.profile]
     choice, tables = pick(profile)
     print(f"picked: {choice}", flush=True)
-    source = data.load("mnist", folder=args.data) if args.data else data.load("mnist-sample")
-    lora, full, share = check(profile, choice, args.seeds, source.test)
+    lora, full, share = check(profile, choice, args.seeds)
     difference, half = finetune.interval(full - lora)
-    print(f"on {len(source.test.labels)} test images:")
     print(f"test accuracy of LoRA {lora.mean():.4f}, of full fine-tuning {full.mean():.4f}")
     print(f"full − LoRA: {difference:.4f} ± {half:.4f} (95 %), {args.seeds} seeds")
     print(f"LoRA trains {share:.1%} of the parameters (adapters, {choice.beside})")
@@ -212,7 +207,6 @@ def main() -> None:
         "profile": args.profile,
         "held-out accuracy": tables,
         "picked": dataclasses.asdict(choice),
-        "test images": len(source.test.labels),
         "test accuracy": {"lora": lora.tolist(), "full": full.tolist()},
         "full - lora": [difference, half],
         "trainable share": share,

@@ -138,7 +138,8 @@ def load(
 
     Args:
       source: one of
-        - "mnist-sample": 5,000 + 1,000 real MNIST digits that come with the package;
+        - "mnist-sample": 5,000 of MNIST's training digits and its 10,000 test digits, which come
+          with the package;
         - "mnist", "fashion-mnist", "cifar10", "cifar100": from `folder`, else downloaded to the
           cache and checked;
         - an `.npz` pack with `train_x`, `train_y`, `test_x`, `test_y` (or `val_…`), or the same
