@@ -252,7 +252,8 @@ def _train(args: argparse.Namespace, trainer: Any, found: Any, store: Any, towar
         for name, count in (
             ("probe", args.probes),
             ("save", args.checkpoints),
-            ("test", max(1, min(20, round(args.epochs)))),
+            # The embedded default has twice as many images to test on as to train on.
+            ("test", max(1, min(20, round(args.epochs / 2)))),
         )
     }
     measure = jax.jit(lambda state: finetune.measure(trainer.model(state), towards))
