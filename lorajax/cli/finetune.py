@@ -130,10 +130,12 @@ def run(args: argparse.Namespace) -> int:
         print(adapters.describe(model))
     recipe = _recipe(args, len(found.train.labels))
     trainer = finetune.Trainer(model, wrt, recipe)
-    total = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    # What full fine-tuning would train: adapters are Params, too, but not the model's own.
+    own = nnx.filterlib.All(nnx.Param, nnx.filterlib.Not(nnx.LoRAParam))
+    total = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, own)))
     print(
-        f"{trainer.parameters:,} of {total:,} parameters train; {recipe.steps} steps of "
-        f"{recipe.batch_size} images",
+        f"{trainer.parameters:,} parameters train, the model has {total:,} of its own; "
+        f"{recipe.steps} steps of {recipe.batch_size} images",
         flush=True,
     )
     towards = None if gradients is None else finetune.directions(gradients)
@@ -149,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"\n{kind} loss {last['loss']:.4f}, {kind} accuracy {100 * last['accuracy']:.2f} %; "
         f"{trainer.parameters:,} trainable parameters "
-        f"({100 * trainer.parameters / total:.1f} %), {rate:,.0f} images/s"
+        f"({100 * trainer.parameters / total:.1f} % of the model's), {rate:,.0f} images/s"
     )
     if args.method == "lora" and len(history["probe_step"]) > 1:
         values = np.asarray(history["probes"]["singular_values"])[-1]
