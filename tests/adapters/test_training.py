@@ -137,28 +137,24 @@ def gradients_of(adapted, task, heads=()):
     return nnx.grad(loss, argnums=wrt)(adapted)
 
 
-def test_lora_plus_speeds_b_up_and_nothing_else(task):
+@pytest.mark.parametrize(
+    ("scaling", "expected"),
+    [
+        (adapters.lora_plus(16.0), {"a": 1, "b": 16, "kernel": 1, "bias": 1}),
+        (adapters.scale_beside(3.0), {"a": 1, "b": 1, "kernel": 3, "bias": 3}),
+    ],
+    ids=["lora_plus", "scale_beside"],
+)
+def test_each_scaling_speeds_up_its_own_part_and_nothing_else(task, scaling, expected):
     make = lambda: adapters.adapt(task[0], "one", key=KEY, rank=2, start="small")  # noqa: E731
     heads = ("two",)
     grads = gradients_of(make(), task, heads)
     plain = updated(optax.sgd(0.1), make(), grads, heads)
-    fast = updated(optax.chain(optax.sgd(0.1), adapters.lora_plus(16.0)), make(), grads, heads)
+    fast = updated(optax.chain(optax.sgd(0.1), scaling), make(), grads, heads)
     ratios = {
         path[-1]: float(np.linalg.norm(fast[path]) / np.linalg.norm(plain[path])) for path in plain
     }
-    assert ratios == pytest.approx({"a": 1, "b": 16, "kernel": 1, "bias": 1}, rel=1e-3)
-
-
-def test_scale_beside_speeds_up_what_is_no_adapter(task):
-    make = lambda: adapters.adapt(task[0], "one", key=KEY, rank=2, start="small")  # noqa: E731
-    heads = ("two",)
-    grads = gradients_of(make(), task, heads)
-    plain = updated(optax.sgd(0.1), make(), grads, heads)
-    fast = updated(optax.chain(optax.sgd(0.1), adapters.scale_beside(3.0)), make(), grads, heads)
-    ratios = {
-        path[-1]: float(np.linalg.norm(fast[path]) / np.linalg.norm(plain[path])) for path in plain
-    }
-    assert ratios == pytest.approx({"a": 1, "b": 1, "kernel": 3, "bias": 3}, rel=1e-3)
+    assert ratios == pytest.approx(expected, rel=1e-3)
 
 
 def test_allora_divides_the_columns_of_b(task):
