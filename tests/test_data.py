@@ -154,6 +154,7 @@ class TestFolders:
             data.load(tmp_path)
         self.make(tmp_path)
         (tmp_path / "val" / "wolf").mkdir()
+        Image.fromarray(picture(8, 8, 5)).save(tmp_path / "val" / "wolf" / "0.png")
         with pytest.raises(ValueError, match="has the class 'wolf'"):
             data.load(tmp_path)
 

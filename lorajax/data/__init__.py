@@ -2,7 +2,8 @@
 
 from lorajax.data.augment import policy, resize
 from lorajax.data.order import Order, batches, hold_out
-from lorajax.data.sets import NAMED, Dataset, ImageFiles, Split, load, read_idx
+from lorajax.data.pictures import ImageFiles
+from lorajax.data.sets import NAMED, Dataset, Split, load, read_idx
 
 __all__ = [
     "NAMED",

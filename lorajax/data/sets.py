@@ -1,80 +1,21 @@
 """Data sets: packs, image folders, and four public sets by name."""
 
 import gzip
-import io
 import os
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from lorajax import downloads
+from lorajax.data.pictures import ClassFolders, ImageFiles, read_classes
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
 _EMBEDDED = Path(__file__).parent / "embedded"
-
-
-class ImageFiles:
-    """Images in files or in memory as bytes, decoded when they are asked for.
-
-    Args:
-      sources: a path or the encoded bytes of each image.
-      size: (height, width) of the result; images are scaled until they cover it, then cut to its
-        middle. None keeps their size, which must then be the same for all.
-
-    `images[indices]` gives bytes of shape (len(indices), height, width, 3), as a NumPy array would.
-    """
-
-    def __init__(self, sources: Sequence[Path | bytes], size: tuple[int, int] | None = None):
-        self.sources = sources
-        self.size = size
-        if not len(sources):
-            raise ValueError("sources are empty; there must be at least one image.")
-        self.shape = (len(sources), *self._decode(0).shape)
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def __getitem__(self, indices: np.ndarray | slice) -> np.ndarray:
-        chosen = np.arange(len(self))[indices]
-        # Pillow releases the interpreter's lock while it decodes.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            decoded = list(pool.map(self._decode, chosen.tolist()))
-        for i, image in zip(chosen.tolist(), decoded, strict=True):
-            if image.shape != self.shape[1:]:
-                raise ValueError(
-                    f"{self._name(i)} is {image.shape[1]}×{image.shape[0]} pixels and the first "
-                    f"image {self.shape[2]}×{self.shape[1]}; give the size to bring them to."
-                )
-        return np.stack(decoded) if decoded else np.zeros((0, *self.shape[1:]), np.uint8)
-
-    def _name(self, i: int) -> str:
-        source = self.sources[i]
-        return str(source) if isinstance(source, Path) else f"image {i}"
-
-    def _decode(self, i: int) -> np.ndarray:
-        source = self.sources[i]
-        try:
-            with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as file:
-                image = file.convert("RGB")
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{self._name(i)} cannot be decoded as an image: {error}.") from error
-        if self.size is not None and image.size != self.size[::-1]:
-            height, width = self.size
-            scale = max(height / image.height, width / image.width)
-            wide = max(width, round(image.width * scale))
-            high = max(height, round(image.height * scale))
-            image = image.resize((wide, high), Image.Resampling.BICUBIC)
-            left, top = (wide - width) // 2, (high - height) // 2
-            image = image.crop((left, top, left + width, top + height))
-        return np.asarray(image)
 
 
 class Split(NamedTuple):
@@ -97,12 +38,14 @@ class Dataset(NamedTuple):
       train: what to learn from.
       test: what to measure on.
       classes: names in the order of the labels.
+      left_out: files that lie there and are no pictures, for whoever wonders where they are.
     """
 
     name: str
     train: Split
     test: Split
     classes: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def _split(name: str, images: np.ndarray | ImageFiles, labels: np.ndarray, classes: int) -> Split:
@@ -227,24 +170,34 @@ def _folder(path: Path, size: tuple[int, int] | None) -> Dataset:
     test = next((path / name for name in ("test", "val") if (path / name).is_dir()), None)
     if not train.is_dir() or test is None:
         raise ValueError(f"{path} must have a folder train and a folder test or val.")
-    classes = tuple(sorted(entry.name for entry in train.iterdir() if entry.is_dir()))
-    if not classes:
-        raise ValueError(f"{train} has no folders; it must have one of images for each class.")
+    found = [read_classes(split, size) for split in (train, test)]
+    classes = tuple(sorted({*found[0].classes}))
+    if extra := sorted({*found[1].classes} - {*classes}):
+        raise ValueError(f"{test} has the class {extra[0]!r}, which {train} has not.")
+    # Gray pictures stay gray for models of one channel; the others repeat it.
+    mode = "L" if all(each.gray for each in found) else "RGB"
+    if size is None and (other := _odd_one(found)):
+        raise ValueError(f"{other}; give the size to bring them to.")
+    number = {name: i for i, name in enumerate(classes)}
     splits = []
-    for split in (train, test):
-        found = {entry.name for entry in split.iterdir() if entry.is_dir()}
-        if extra := sorted(found - set(classes)):
-            raise ValueError(f"{split} has the class {extra[0]!r}, which {train} has not.")
-        files, labels = [], []
-        for label, name in enumerate(classes):
-            images = sorted((split / name).rglob("*"))
-            images = [file for file in images if file.suffix.lower() in _SUFFIXES]
-            files += images
-            labels += [label] * len(images)
-        if not files:
-            raise ValueError(f"{split} has no images; known are {', '.join(_SUFFIXES)}.")
-        splits.append(_split(str(split), ImageFiles(files, size), np.array(labels), len(classes)))
-    return Dataset(path.name, splits[0], splits[1], classes)
+    for split, each in zip((train, test), found, strict=True):
+        labels = np.array([number[name] for name in each.classes])
+        images = ImageFiles(each.files, size, mode)
+        splits.append(_split(str(split), images, labels, len(classes)))
+    left_out = tuple(str(file.relative_to(path)) for each in found for file in each.left_out)
+    return Dataset(path.name, splits[0], splits[1], classes, left_out)
+
+
+def _odd_one(found: Sequence[ClassFolders]) -> str | None:
+    """Which picture is not of the size of the first, in words."""
+    files = [file for each in found for file in each.files]
+    sizes = [size for each in found for size in each.sizes]
+    for file, (height, width) in zip(files, sizes, strict=True):
+        if (height, width) != sizes[0]:
+            return (
+                f"{file} is {width}×{height} pixels and the first image {sizes[0][1]}×{sizes[0][0]}"
+            )
+    return None
 
 
 class _Named(NamedTuple):
