@@ -171,6 +171,16 @@ class ResNet(nnx.Module):
         self.stages = nnx.List(stages)
         self.head = nnx.Linear(features, config.classes, rngs=rngs, **dtypes)
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Paths of the classification heads."""
+        return ("head",)
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Paths of what trains in full beside the heads by default: nothing."""
+        return ()
+
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b classes"]:
         """Class logits of normalized images of any size.
 

@@ -113,6 +113,16 @@ class VGG(nnx.Module):
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
         self.head = nnx.Linear(config.hidden, config.classes, rngs=rngs, **dtypes)
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Paths of the classification heads."""
+        return ("head",)
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Paths of what trains in full beside the heads by default: nothing."""
+        return ()
+
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b classes"]:
         """Class logits of normalized images.
 

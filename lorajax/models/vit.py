@@ -236,6 +236,16 @@ class ViT(nnx.Module):
             else None
         )
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Paths of the classification heads: a distilled model has two."""
+        return ("head", "distilled_head") if self.config.distilled else ("head",)
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Paths of what trains in full beside the heads by default: the embeddings."""
+        return ("embeddings",)
+
     def tokens(self, images: Float[Array, "b h w c"]) -> Float[Array, "b t d"]:
         """All tokens after the last block, not yet normalized.
 

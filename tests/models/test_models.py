@@ -33,6 +33,25 @@ def test_published_sizes(name):
     assert sum(leaf.size for leaf in leaves) == PARAMETERS[name]
 
 
+@pytest.mark.parametrize(
+    ("config", "heads", "beside"),
+    [
+        (models.ViTConfig((8, 8), 4, 8, 1, 2), ("head",), ("embeddings",)),
+        (
+            models.ViTConfig((8, 8), 4, 8, 1, 2, distilled=True),
+            ("head", "distilled_head"),
+            ("embeddings",),
+        ),
+        (models.config("cifar-resnet20"), ("head",), ()),
+        (models.VGGConfig((1, 1), (2, 2), hidden=4), ("head",), ()),
+    ],
+)
+def test_a_model_knows_its_heads_and_what_trains_beside_them(config, heads, beside):
+    model = nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0)))
+    assert (model.heads, model.beside) == (heads, beside)
+    assert all(getattr(model, name) is not None for name in heads + beside)
+
+
 @pytest.mark.parametrize("name", ["vit-x/16", "resnet51", "cifar-resnet21", "vgg12", "bert"])
 def test_unknown_names(name):
     with pytest.raises(ValueError, match=r"it must be one of vit-\{ti,s,b,l\}"):
