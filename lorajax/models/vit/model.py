@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lorajax.models import layers
+from lorajax.models import layers, vision
+from lorajax.models.family import Model, Rule, Untold, one
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "ti": (192, 12, 3),
@@ -74,7 +75,7 @@ class ViTConfig:
             raise ValueError(f"pool is {self.pool!r}; it must be 'cls' or 'mean'.")
         if self.gelu not in ("erf", "tanh"):
             raise ValueError(f"gelu is {self.gelu!r}; it must be 'erf' or 'tanh'.")
-        layers.check_statistics(self)
+        vision.check_statistics(self)
         if not self.mlp_width:
             object.__setattr__(self, "mlp_width", 4 * self.width)
 
@@ -88,6 +89,58 @@ class ViTConfig:
     def prefix(self) -> int:
         """Number of tokens in front of the patches."""
         return 2 if self.distilled else 1
+
+
+def grid_of(
+    number: int,
+    patch: int,
+    stated: tuple[int, int] | None = None,
+    known: tuple[int, int] | None = None,
+) -> tuple[int, int] | Untold:
+    """(height, width) of the images of a checkpoint with positions for `number` patches.
+
+    Args:
+      number: of patches.
+      patch: side of a patch in pixels.
+      stated: the size that its configuration states.
+      known: the size of its prepared images, where it has so many patches; else a square is.
+
+    Raises:
+      ValueError: if the stated size has another number of patches.
+    """
+
+    def patches(size: tuple[int, int]) -> int:
+        return size[0] // patch * (size[1] // patch)
+
+    if stated is not None and patches(stated) != number:
+        raise ValueError(
+            f"its configuration states images of {stated}, its tensors show {number} patches of "
+            f"{patch} pixels"
+        )
+    side = round(max(number, 0) ** 0.5)
+    square = (side * patch, side * patch) if side and side**2 == number else None
+    fits = known if known is not None and patches(known) == number else None
+    why = f"it has positions for {number} patches, which is no square grid"
+    return stated or fits or square or Untold(why)
+
+
+def patches(theirs: str, config: ViTConfig, *, torch: bool = True) -> Rule:
+    """The rule of the patch embedding: a convolution in files, a matrix on flat patches here."""
+    side, channels, width = config.patch_size, config.channels, config.width
+    ours = "embeddings.patches.kernel"
+    if torch:
+        return one(
+            theirs,
+            ours,
+            lambda x: x.transpose(2, 3, 1, 0).reshape(-1, width),
+            lambda x: x.reshape(side, side, channels, width).transpose(3, 2, 0, 1),
+        )
+    return one(
+        theirs,
+        ours,
+        lambda x: x.reshape(-1, width),
+        lambda x: x.reshape(side, side, channels, width),
+    )
 
 
 class Attention(nnx.Module):
@@ -189,7 +242,7 @@ class Embeddings(nnx.Module):
         return jnp.concatenate([prefix, x], axis=1) + self.positions[...].astype(x.dtype)
 
 
-class ViT(nnx.Module):
+class ViT(Model):
     """A vision transformer.
 
     Args:
