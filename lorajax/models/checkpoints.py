@@ -49,12 +49,12 @@ def _format(source: Source) -> tuple[Family, Format, dict[str, Tensor]]:
 
 def _infer(family: Family, form: Format, source: Source, changes: dict[str, Any]) -> Any:
     """The configuration that a checkpoint has; what it does not tell is taken from the changes."""
-    where = f"{source.path} looks like a {form.layout} checkpoint, but"
+    where = f"{source.path} looks like a {form.layout} checkpoint, but it"
     try:
         fields = form.infer(source)
     except _UNREADABLE as error:
-        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
-        raise ValueError(f"{where} its shape could not be read off: {what}.") from error
+        what = f"there is no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+        raise ValueError(f"{where} cannot be read as one: {what}.") from error
     untold = {name: value.why for name, value in fields.items() if isinstance(value, Untold)}
     if missing := [name for name in untold if name not in changes]:
         options = ", ".join(f"{name}=…" for name in missing)
@@ -274,8 +274,8 @@ def _read(
 def _misfit(source: Source, rule: Rule, wanted: list[tuple[int, ...]]) -> ValueError:
     shape = source.tensors[rule.theirs[0]].shape
     return ValueError(
-        f"{source.path}: {_some(rule.theirs)} has shape {shape}, which does not fit the rest of the "
-        f"checkpoint, whose {_some(rule.ours)} has shape {wanted[0]}."
+        f"{source.path}: {_some(rule.theirs)} has shape {shape}, which does not fit the rest of "
+        f"the checkpoint, by which {_some(rule.ours)} has shape {wanted[0]}."
     )
 
 

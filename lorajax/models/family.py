@@ -163,7 +163,7 @@ class Family:
     repeats: tuple[str, ...] = ()
 
     def find(self, name: str) -> Any | None:
-        """The configuration of a published network, None where the family does not know the name."""
+        """The configuration of a published network; None for a name of another family."""
         for pattern, make in self.named.items():
             parts = re.split(r"\{([^}]*)\}", pattern)
             choices = [
@@ -196,7 +196,7 @@ def linear(theirs: str, ours: str, optional_bias: bool = False) -> Iterator[Rule
 
 
 def conv(theirs: str, ours: str) -> Rule:
-    """The rule of torch's 2-D kernel (out, in, height, width) as Flax's (height, width, in, out)."""
+    """The rule of torch's kernel (out, in, height, width) as Flax's (height, width, in, out)."""
     return one(theirs, ours, lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
 
 
