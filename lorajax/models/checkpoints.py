@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from lorajax import downloads, memory
 from lorajax.models import catalog
 from lorajax.models.family import Family, Format, Model, Rule, Untold
-from lorajax.models.files import Source, Tensor, opened
+from lorajax.models.files import Source, Tensor, opened, said
 
 EMBEDDED = ("vit-fashion-mnist",)
 """Small models that come with the package: a ViT of 28×28 pixels (`sims/pretrain_vit.py`)."""
@@ -53,7 +53,7 @@ def _infer(family: Family, form: Format, source: Source, changes: dict[str, Any]
     try:
         fields = form.infer(source)
     except _UNREADABLE as error:
-        what = f"there is no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+        what = f"there is no {error}" if isinstance(error, KeyError) else said(error)
         raise ValueError(f"{where} cannot be read as one: {what}.") from error
     untold = {name: value.why for name, value in fields.items() if isinstance(value, Untold)}
     if missing := [name for name in untold if name not in changes]:
@@ -261,8 +261,9 @@ def _read(
     arrays: dict[str, np.ndarray] = {}
     for rule in present:
         wanted = [shapes[path] for path in rule.ours]
+        given = [tensors[name].read() for name in rule.theirs]
         try:
-            parts = rule.read(*(tensors[name].read() for name in rule.theirs))
+            parts = rule.read(*given)
         except (ValueError, IndexError) as error:
             raise _misfit(source, rule, wanted) from error
         if [part.shape for part in parts] != wanted:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -19,12 +20,26 @@ from lorajax.models.files import Source
 class Model(nnx.Module):
     """What every model here has, so that nobody else asks which family it is of.
 
-    A model is made by `Model(config, *, rngs, dtype=None, param_dtype=jnp.float32)`, keeps its
-    `config`, a frozen dataclass, and stores all arrays in NNX variables. Set `heads` and `beside`
-    where they differ.
+    Args:
+      config: a frozen dataclass that fixes the model's function, apart from its weights.
+      rngs: for the initial weights, and for dropout.
+      dtype: of the computation; that of the weights and the inputs if None.
+      param_dtype: of the weights.
+
+    A subclass adds its layers, keeps all arrays in NNX variables, and sets `heads` and `beside`
+    where they are others.
     """
 
-    config: Any
+    def __init__(
+        self,
+        config: Any,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+    ):
+        self.config = config
+        self.dtype = dtype
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's outputs, for example logits; each model says of what."""

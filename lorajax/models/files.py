@@ -6,6 +6,7 @@ for; what is refused costs a few megabytes.
 """
 
 import contextlib
+import functools
 import json
 import math
 import zipfile
@@ -188,15 +189,20 @@ def _safetensors(
         tensors = {}
         for name in file.keys():  # noqa: SIM118
             part = file.get_slice(name)
-            dtype = _DTYPES.get(part.get_dtype(), part.get_dtype())
-            tensors[name] = Tensor(tuple(part.get_shape()), dtype, _reader(file, name))
+            code = str(part.get_dtype())
+            read = functools.partial(_read, path, file.get_tensor, name)
+            shape = tuple(part.get_shape())
+            tensors[name] = Tensor(shape, _DTYPES.get(code, code), read)
         return tensors, dict(file.metadata() or {})
     except (SafetensorError, *_BROKEN) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {_said(error)}.") from error
+        raise ValueError(f"{path} is not a readable safetensors file: {said(error)}.") from error
 
 
-def _reader(file: Any, name: str) -> Callable[[], np.ndarray]:
-    return lambda: np.asarray(file.get_tensor(name))
+def _read(path: Path, get: Callable[[str], Any], name: str) -> np.ndarray:
+    try:
+        return np.asarray(get(name))
+    except (SafetensorError, *_BROKEN) as error:
+        raise ValueError(f"{path} has {name}, which cannot be read: {said(error)}.") from error
 
 
 def _npz(path: Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
@@ -213,11 +219,13 @@ def _npz(path: Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
             name = member.filename.removesuffix(".npy")
             if name == member.filename or name in tensors:
                 raise ValueError(f"it holds {member.filename!r}, twice or as no array")
-            tensors[name] = _array(file, member)
+            shape, dtype = _array(file, member)
+            read = functools.partial(_read, path, functools.partial(_member, file), name)
+            tensors[name] = Tensor(shape, dtype, read)
         return tensors
     except _BROKEN as error:
         raise ValueError(
-            f"{path} is not a readable npz file without pickles: {_said(error)}."
+            f"{path} is not a readable npz file without pickles: {said(error)}."
         ) from error
 
 
@@ -232,7 +240,8 @@ def _directory(path: Path) -> int:
     return large if small == 0xFFFFFFFF else small
 
 
-def _array(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> Tensor:
+def _array(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], str]:
+    """Shape and type of an array by its header, which must agree with the member's size."""
     form = np.lib.format
     with file.open(member) as raw:
         version = form.read_magic(raw)
@@ -247,13 +256,14 @@ def _array(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> Tensor:
         raise ValueError(f"{member.filename} holds Python objects")
     if any(side < 0 for side in shape) or math.prod(shape) * dtype.itemsize != held:
         raise ValueError(f"{member.filename} states the shape {shape} and holds {held} bytes")
-
-    def read() -> np.ndarray:
-        with file.open(member) as raw:
-            return form.read_array(raw, allow_pickle=False)
-
-    return Tensor(shape, dtype.name, read)
+    return shape, dtype.name
 
 
-def _said(error: BaseException) -> str:
+def _member(file: zipfile.ZipFile, name: str) -> np.ndarray:
+    with file.open(f"{name}.npy") as raw:
+        return np.lib.format.read_array(raw, allow_pickle=False)
+
+
+def said(error: BaseException) -> str:
+    """The first line of an error, without its full stop."""
     return str(error).split("\n")[0].rstrip(".") or type(error).__name__

@@ -159,8 +159,7 @@ class ResNet(Model):
         param_dtype: Any = jnp.float32,
     ):
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-        self.config = config
-        self.dtype = dtype
+        super().__init__(config, rngs=rngs, **dtypes)
         size, stride = (7, 2) if config.stem == "imagenet" else (3, 1)
         self.stem = _conv(config.channels, config.stem_width, size, stride, rngs=rngs, **dtypes)
         self.stem_norm = layers.BatchNorm(config.stem_width, rngs=rngs, **dtypes)

@@ -84,8 +84,7 @@ class VGG(Model):
         param_dtype: Any = jnp.float32,
     ):
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-        self.config = config
-        self.dtype = dtype
+        super().__init__(config, rngs=rngs, **dtypes)
         widths = [w for d, w in zip(config.depths, config.widths, strict=True) for _ in range(d)]
         self.convs = nnx.List(
             [

@@ -141,9 +141,9 @@ def statistics(
 
 
 def _numbers(name: str, values: Any) -> tuple[float, ...]:
-    values = tuple(values) if isinstance(values, list | tuple) else (values,)
+    given, values = values, tuple(values) if isinstance(values, list | tuple) else (values,)
     if not values or not all(type(value) in (int, float) for value in values):
-        raise ValueError(f"its {name} is {values!r}; it must be a number or a list of numbers")
+        raise ValueError(f"its {name} is {given!r}; it must be a number or a list of numbers")
     # One number stands for all channels, so that a configuration survives being written and read.
     return tuple(float(value) for value in (values[:1] if len(set(values)) == 1 else values))
 

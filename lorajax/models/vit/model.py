@@ -276,8 +276,7 @@ class ViT(Model):
         param_dtype: Any = jnp.float32,
     ):
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-        self.config = config
-        self.dtype = dtype
+        super().__init__(config, rngs=rngs, **dtypes)
         self.embeddings = Embeddings(config, rngs=rngs, **dtypes)
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs) if config.dropout else None
         self.blocks = nnx.List([Block(config, rngs=rngs, **dtypes) for _ in range(config.depth)])
