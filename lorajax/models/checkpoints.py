@@ -140,7 +140,8 @@ def load(
     """
     if classes is not None:
         changes["classes"] = classes
-    with opened(_find(source)) as read:
+    path = _find(source)
+    with opened(path) as read:
         if read.metadata.get("format") == "lorajax":
             family, config = _restored(read)
             changes = family.options(changes)
@@ -159,7 +160,7 @@ def load(
         arrays = {k: v for k, v in arrays.items() if not _within(k, abstract.heads)}
     arrays = family.fit(arrays, config, target)
     abstract = _abstract(target, dtype, param_dtype)
-    model = _assemble(abstract, arrays, _find(source), seed, re.compile(family.zeros))
+    model = _assemble(abstract, arrays, path, seed, re.compile(family.zeros))
     del arrays
     memory.release()
     return model

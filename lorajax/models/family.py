@@ -81,10 +81,11 @@ class Rule(NamedTuple):
 
 
 def _nothing(config: Any) -> None:
-    return None
+    """Refuses nothing."""
 
 
 def _no_files(config: Any) -> dict[str, dict[str, Any]]:
+    """No files."""
     return {}
 
 
@@ -138,6 +139,7 @@ def _all_start(names: Iterable[str], prefix: str) -> bool:
 def _as_it_is(
     arrays: Mapping[str, np.ndarray], config: Any, target: Any
 ) -> Mapping[str, np.ndarray]:
+    """Changes nothing."""
     return arrays
 
 
