@@ -85,7 +85,7 @@ def config(name: str, **changes: Any) -> Any:
       192
     """
     for family in families().values():
-        if (found := family.find(name)) is not None:
+        if isinstance(name, str) and (found := family.find(name)) is not None:
             return replace(found, **family.options(changes))
     known = [pattern for family in families().values() for pattern in family.named]
     raise ValueError(f"name is {name!r}; it must be one of {', '.join(known)}.")

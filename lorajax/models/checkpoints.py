@@ -155,7 +155,14 @@ def load(
             rules = list(form.rules(config))
         target = catalog.replace(config, **changes)
         abstract = _abstract(config, dtype, param_dtype)
-        arrays = _read(rules, read, _shapes(abstract), abstract.heads)
+        shapes = _shapes(abstract)
+        arrays = _read(rules, read, shapes, abstract.heads)
+    lost = [name for name in shapes if name not in arrays and _within(name, abstract.heads)]
+    if lost and "classes" not in changes:
+        raise ValueError(
+            f"{path} has no classification head ({_some(lost)}); say how many classes to make one "
+            "for."
+        )
     if getattr(config, "classes", None) != getattr(target, "classes", None):
         arrays = {k: v for k, v in arrays.items() if not _within(k, abstract.heads)}
     arrays = family.fit(arrays, config, target)

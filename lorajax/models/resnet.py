@@ -68,6 +68,7 @@ class ResNetConfig:
             raise ValueError(
                 f"widths is {self.widths}; it needs one entry a stage, as depths = {self.depths}."
             )
+        vision.check_positive(self, "depths", "widths", "classes", "channels")
         if self.shortcut == "pad" and self.block == "bottleneck":
             raise ValueError("shortcut is 'pad'; only basic blocks have such shortcuts.")
         vision.check_statistics(self)

@@ -57,6 +57,7 @@ class VGGConfig:
             raise ValueError(
                 f"widths is {self.widths}; it needs one entry a stage, as depths = {self.depths}."
             )
+        vision.check_positive(self, "depths", "widths", "hidden", "grid", "classes", "channels")
         vision.check_statistics(self)
 
 

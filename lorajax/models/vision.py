@@ -22,6 +22,14 @@ _STEPS = ("do_resize", "do_center_crop", "do_convert_rgb", "do_rescale", "do_nor
 _ODD = ("rescale_offset", "offset", "include_top")
 
 
+def check_positive(config: Any, *names: str) -> None:
+    """Raises ValueError unless fields, numbers or tuples of them, are at least 1."""
+    for name in names:
+        value = getattr(config, name)
+        if min(value if isinstance(value, tuple) else (value,)) < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1.")
+
+
 def check_statistics(config: Any) -> None:
     """Raises ValueError unless a configuration's mean and std have one entry, or one a channel."""
     for name in ("mean", "std"):
@@ -70,7 +78,7 @@ def normalize(
     return (jnp.asarray(images, jnp.float32) * scale + shift).astype(dtype)
 
 
-def pair(size: Any) -> tuple[int, int]:
+def pair(size: Any, name: str = "a size") -> tuple[int, int]:
     """(height, width) from a side, a pair, or an object with those keys.
 
     Raises:
@@ -81,14 +89,15 @@ def pair(size: Any) -> tuple[int, int]:
     sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
     whole = all(isinstance(x, int | np.integer) and not isinstance(x, bool) for x in sides)
     if len(sides) != 2 or not whole:
-        raise ValueError(f"a size is {size!r}; it must be an integer or two.")
+        raise ValueError(f"{name} is {size!r}; it must be an integer or two.")
     return int(sides[0]), int(sides[1])
 
 
 def options(given: Mapping[str, Any]) -> dict[str, Any]:
     """A caller's changes of fields, in which one side stands for a square image_size."""
-    size = {"image_size": pair(given["image_size"])} if "image_size" in given else {}
-    return {**given, **size}
+    if given.get("image_size") is None:
+        return {key: value for key, value in given.items() if key != "image_size"}
+    return {**given, "image_size": pair(given["image_size"], "image_size")}
 
 
 def statistics(

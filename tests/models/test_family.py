@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from lorajax import adapters, models
@@ -131,6 +132,17 @@ def test_a_registered_family_is_saved_and_loaded(pair, tmp_path):
     assert other(TOKENS).shape == (2, 5)
     np.testing.assert_array_equal(other.embed.embedding[...], model.embed.embedding[...])
     assert float(jnp.abs(other.second.kernel[...]).min()) > 0  # both heads are fresh, and not zero
+
+
+def test_a_file_without_one_of_its_heads_needs_a_number_of_classes(pair, tmp_path):
+    path = models.save(make(), tmp_path / "own.safetensors")
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    tensors = {k: v for k, v in load_file(path).items() if not k.startswith("second")}
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match=r"no classification head \(second\.bias, second\.kernel"):
+        models.load(path)
+    assert models.load(path, classes=3)(TOKENS).shape == (2, 3)
 
 
 def test_a_format_of_its_own_is_written_and_read(pair, tmp_path):

@@ -59,9 +59,7 @@ class ViTConfig:
     std: tuple[float, ...] = (0.5,)
 
     def __post_init__(self):
-        for name in ("patch_size", "width", "depth", "heads", "classes", "channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        vision.check_positive(self, "patch_size", "width", "depth", "heads", "classes", "channels")
         if any(side % self.patch_size or side < 1 for side in self.image_size):
             raise ValueError(
                 f"image_size is {self.image_size}; both sides must be positive multiples of "
