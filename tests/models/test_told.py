@@ -89,6 +89,27 @@ class TestTimm:
         with pytest.raises(ValueError, match=message):
             models.load(beside("timm_vit", tmp_path, config=timm(**change)))
 
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("reg_token", "has register tokens"),
+            ("norm_pre.weight", "has a norm before the blocks"),
+            ("blocks.0.ls1.gamma", "has layer scale"),
+            ("blocks.0.attn.q_norm.weight", "has norms of queries and keys"),
+            ("attn_pool.latent", "has pooling by attention"),
+            (None, "has no class token"),
+        ],
+    )
+    def test_parts_that_a_vit_has_no_place_for(self, name, message, tmp_path):
+        tensors = load_file(FIXTURES / "timm_vit" / "model.safetensors")
+        if name:
+            tensors[name] = np.ones(24, np.float32)
+        else:
+            del tensors["cls_token"]
+        save_file(tensors, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match=message):
+            models.load(tmp_path)
+
     def test_an_unknown_architecture_tells_nothing(self, tmp_path):
         folder = beside("timm_vit", tmp_path, config=timm("vit_base_patch16_clip_224"))
         message = r"does not tell heads, gelu, epsilon .*heads=…, gelu=…, epsilon=…\)"

@@ -55,8 +55,22 @@ _PLAIN = {
 }
 
 
+# Tensors of what this model has no place for, in words.
+_ODD = {
+    "reg_token": "register tokens",
+    "norm_pre.weight": "a norm before the blocks",
+    "blocks.0.ls1.gamma": "layer scale",
+    "blocks.0.attn.q_norm.weight": "norms of queries and keys",
+    "attn_pool.latent": "pooling by attention",
+}
+
+
 def _infer(source: Source) -> dict[str, Any]:
     tensors = source.tensors
+    for name in _ODD.keys() & tensors.keys():
+        raise ValueError(f"it has {_ODD[name]} ({name}), which this model has no place for")
+    if "cls_token" not in tensors:
+        raise ValueError("it has no class token, which this model has no place for")
     architecture, said = vision.timm_arguments(source, _FREE, _PLAIN)
     match = _KNOWN.fullmatch(architecture)
     width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
