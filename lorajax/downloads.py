@@ -1,12 +1,17 @@
-"""Checked downloads of public files: nothing is kept whose checksum is wrong."""
+"""Checked downloads of public files: nothing is kept whose checksum is wrong.
 
+Data sets come from their publishers' addresses, models from the Hugging Face hub by its own client.
+"""
+
+import contextlib
 import hashlib
+import json
 import os
 import re
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,6 +21,10 @@ _TIMEOUT = 30.0  # seconds without a byte
 
 class DownloadError(OSError):
     """A file could not be had, or was not what its checksum says."""
+
+
+class MissingFileError(DownloadError):
+    """The hub answers that a repository has no such file."""
 
 
 def cache_folder() -> Path:
@@ -37,7 +46,6 @@ def fetch(
     *,
     sha256: str | None = None,
     md5: str | None = None,
-    headers: Mapping[str, str] | None = None,
 ) -> Path:
     """Downloads a file unless it is there, and checks it either way.
 
@@ -46,7 +54,6 @@ def fetch(
       path: where the file is to be; its folder is made.
       sha256: expected checksum; None checks nothing.
       md5: expected MD5, for sets whose publisher gives no better one.
-      headers: sent with the request.
 
     Returns:
       `path`. The file appears there complete and checked, or not at all.
@@ -66,9 +73,7 @@ def fetch(
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
-            request = urllib.request.Request(url, headers=dict(headers or {}))
-            opener = urllib.request.build_opener(_SameOriginRedirect)
-            with opener.open(request, timeout=_TIMEOUT) as answer:
+            with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
                 while piece := answer.read(_CHUNK):
                     file.write(piece)
                 length = answer.headers.get("Content-Length")
@@ -93,21 +98,6 @@ def _check(path: Path, expected: Mapping[str, str], source: str) -> None:
             )
 
 
-class _SameOriginRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but shows a token to no other host than it was meant for."""
-
-    def redirect_request(self, request, file, code, message, headers, url):
-        following = super().redirect_request(request, file, code, message, headers, url)
-        if following is not None and urlsplit(url).netloc != urlsplit(request.full_url).netloc:
-            following.remove_header("Authorization")
-        return following
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args, **kwargs):
-        return None
-
-
 def fetch_from_hub(
     repository: str,
     file: str,
@@ -116,48 +106,100 @@ def fetch_from_hub(
     sha256: str | None = None,
     folder: str | os.PathLike | None = None,
 ) -> Path:
-    """Downloads one file of a model repository from the Hugging Face hub.
+    """Downloads one file of a model repository from the Hugging Face hub, by the hub's own client.
 
     Args:
       repository: "owner/name".
       file: path inside the repository.
       revision: branch, tag or commit; a commit makes the result reproducible.
       sha256: expected checksum. Without it, the one that the hub states for large files is used.
-      folder: where to keep it; a folder for the repository inside `cache_folder()` if None.
+      folder: where to keep it; a folder for the repository inside `cache_folder()` if None. What is
+        there already is taken without asking the hub.
 
     Returns:
-      Path of the file. The hub's address can be changed by HF_ENDPOINT, as in its own client, and
-      HF_TOKEN is sent if set.
+      Path of the file. The client's settings hold: HF_ENDPOINT is the hub's address, HF_TOKEN is
+      sent to it alone, HF_HUB_OFFLINE forbids it the network.
 
     Raises:
-      DownloadError: no network, no such file, or a wrong checksum.
+      MissingFileError: the repository has no such file.
+      DownloadError: no network, no such repository, no access, or a wrong checksum.
       ValueError: for a name that is not "owner/name".
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or ".." in f"{file}/{revision}":
         raise ValueError(f"repository is {repository!r}; it must have the form owner/name.")
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    url = f"{endpoint}/{repository}/resolve/{revision}/{file}"
-    folder = Path(folder or cache_folder() / "hub" / repository.replace("/", "--") / revision)
+    folder = Path(folder or hub_folder(repository, revision))
     path = folder / file
-    token = os.environ.get("HF_TOKEN")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    if sha256 is None and not path.is_file():
-        sha256 = _stated_checksum(url, headers)
-    return fetch(url, path, sha256=sha256, headers=headers)
+    if path.is_file():
+        _check(path, {"sha256": sha256.lower()} if sha256 else {}, str(path))
+        return path
+    # Imported here: it costs half a second, and nothing but the hub needs it.
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
 
-
-def _stated_checksum(url: str, headers: Mapping[str, str]) -> str | None:
-    """The sha256 in the hub's own answer, before it redirects to wherever the bytes are."""
-    request = urllib.request.Request(url, headers=dict(headers), method="HEAD")
+    endpoint = os.environ.get("HF_ENDPOINT")
+    url = huggingface_hub.hf_hub_url(repository, file, revision=revision, endpoint=endpoint)
     try:
-        answer = urllib.request.build_opener(_NoRedirect).open(request, timeout=_TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code >= 400:
-            raise DownloadError(f"{url} could not be downloaded: {error}.") from error
-        answer = error
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
+        stated = huggingface_hub.get_hf_file_metadata(url, endpoint=endpoint)
+        huggingface_hub.hf_hub_download(
+            repository,
+            file,
+            revision=stated.commit_hash or revision,
+            local_dir=folder,
+            endpoint=endpoint,
+        )
+    except EntryNotFoundError as error:
+        raise MissingFileError(f"{repository} has no file {file!r} at {revision}.") from error
+    except Exception as error:  # the client's, its HTTP library's, the system's: all mean the same
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise DownloadError(f"{url} could not be downloaded: {reason}.") from error
-    with answer:
-        tag = (answer.headers.get("X-Linked-Etag") or "").strip('"')
-    return tag if re.fullmatch(r"[0-9a-f]{64}", tag) else None
+    # The client compares sizes; a checksum it states for large files only.
+    if sha256 is None and re.fullmatch(r"[0-9a-f]{64}", stated.etag or ""):
+        sha256 = stated.etag
+    try:
+        _check(path, {"sha256": sha256.lower()} if sha256 else {}, url)
+    except DownloadError:
+        path.unlink()
+        raise
+    return path
+
+
+def hub_folder(repository: str, revision: str = "main") -> Path:
+    """The folder in which files of a repository are kept."""
+    return cache_folder() / "hub" / repository.replace("/", "--") / revision
+
+
+def fetch_checkpoint(repository: str, beside: Iterable[str] = ()) -> Path:
+    """Downloads a model's safetensors from the hub, in one file or in several with an index.
+
+    Args:
+      repository: "owner/name".
+      beside: names of JSON files to fetch as well, where the repository has them.
+
+    Returns:
+      The folder that holds them.
+
+    Raises:
+      DownloadError: as for `fetch_from_hub`, also for a file `beside` that the hub has and that
+        could not be had: a model would silently be read without it.
+      ValueError: for an index that names files outside its folder.
+    """
+    weights, index = "model.safetensors", "model.safetensors.index.json"
+    try:
+        fetch_from_hub(repository, weights)
+    except MissingFileError as error:
+        try:
+            listing = fetch_from_hub(repository, index)
+        except MissingFileError:
+            raise error from None
+        try:
+            names = set(json.loads(listing.read_text(encoding="utf-8"))["weight_map"].values())
+            if not all(re.fullmatch(r"[\w-][\w.-]*", name) for name in names):
+                raise ValueError("its weight_map names files outside its folder")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+            raise ValueError(f"{index} of {repository} is no index: {problem}.") from problem
+        for name in sorted(names):
+            fetch_from_hub(repository, name)
+    for name in beside:
+        with contextlib.suppress(MissingFileError):
+            fetch_from_hub(repository, name)
+    return hub_folder(repository)

@@ -1,29 +1,40 @@
-"""Vision models in Flax NNX, and their public checkpoints.
+"""Models in Flax NNX, and their public checkpoints.
 
 `load` reads a checkpoint whatever its format; `config` and `build` make a random model of a
-published shape; `normalize` scales images to what a model was trained on.
+published shape; `normalize` scales images to what a vision model was trained on. Each family of
+models is declared in one file here, or outside by `register`.
 """
 
-from lorajax.models.catalog import Model, build, config, normalize
+from lorajax.models.catalog import build, config, families, register
 from lorajax.models.checkpoints import EMBEDDED, load, notes, save, tensors
+from lorajax.models.family import Family, Format, Model, Rule, Untold
+from lorajax.models.files import Source
 from lorajax.models.resnet import ResNet, ResNetConfig
 from lorajax.models.vgg import VGG, VGGConfig
+from lorajax.models.vision import normalize
 from lorajax.models.vit import ViT, ViTConfig
 
 __all__ = [
     "EMBEDDED",
     "VGG",
+    "Family",
+    "Format",
     "Model",
     "ResNet",
     "ResNetConfig",
+    "Rule",
+    "Source",
+    "Untold",
     "VGGConfig",
     "ViT",
     "ViTConfig",
     "build",
     "config",
+    "families",
     "load",
     "normalize",
     "notes",
+    "register",
     "save",
     "tensors",
 ]

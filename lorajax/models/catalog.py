@@ -1,49 +1,80 @@
-"""Models by the names of the literature, and the scaling of images that they expect."""
+"""Where families are found: those of this package by their files, others by registration."""
 
 import dataclasses
-import re
-from collections.abc import Sequence
+import functools
+import importlib
+import numbers
+import pkgutil
+import typing
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Num
 
-from lorajax.models.layouts import Config
-from lorajax.models.resnet import SIZES as RESNETS
-from lorajax.models.resnet import ResNet, ResNetConfig
-from lorajax.models.vgg import SIZES as VGGS
-from lorajax.models.vgg import VGG, VGGConfig
-from lorajax.models.vit import SIZES as VITS
-from lorajax.models.vit import ViT, ViTConfig
+import lorajax.models
+from lorajax.models.family import Family, Model
 
-Model = ViT | ResNet | VGG
-FAMILIES: dict[str, tuple[type, type]] = {
-    "vit": (ViT, ViTConfig),
-    "resnet": (ResNet, ResNetConfig),
-    "vgg": (VGG, VGGConfig),
-}
-"""Model and configuration class of each family."""
-
-PATTERNS = (
-    "vit-{ti,s,b,l}/{4,7,8,14,16,32}",
-    "resnet{18,34,50,101,152}",
-    "cifar-resnet{20,32,44,56,110}",
-    "vgg{11,13,16,19}[-bn]",
-)
-"""The names that `config` knows."""
+_REGISTERED: dict[str, Family] = {}
 
 
-def config(name: str, **changes: Any) -> Config:
+@functools.cache
+def _own() -> tuple[Family, ...]:
+    # A family is one file: each module of this package that has a FAMILY, and no list of them here.
+    names = [info.name for info in pkgutil.iter_modules(lorajax.models.__path__)]
+    modules = [importlib.import_module(f"lorajax.models.{name}") for name in sorted(names)]
+    return tuple(module.FAMILY for module in modules if hasattr(module, "FAMILY"))
+
+
+def families() -> dict[str, Family]:
+    """Every known family by its name."""
+    return {family.name: family for family in _own()} | _REGISTERED
+
+
+def register(family: Family) -> Family:
+    """Makes a family from outside the package known to `config`, `build`, `load` and `save`.
+
+    Args:
+      family: with a name of its own; the same name again takes the place of what was registered.
+
+    Returns:
+      The family.
+
+    Raises:
+      ValueError: if its name is that of a family of this package, or its configuration no
+        dataclass.
+    """
+    if any(family.name == own.name for own in _own()):
+        raise ValueError(f"name is {family.name!r}, which is a family of this package.")
+    if not dataclasses.is_dataclass(family.config):
+        raise ValueError(f"config is {family.config!r}; it must be a frozen dataclass.")
+    _REGISTERED[family.name] = family
+    return family
+
+
+def family_of(config: Any) -> Family:
+    """The family of a configuration.
+
+    Raises:
+      ValueError: if it is of none.
+    """
+    for family in families().values():
+        if type(config) is family.config:
+            return family
+    known = ", ".join(family.config.__name__ for family in families().values())
+    raise ValueError(f"config is a {type(config).__name__}; it must be one of {known}.")
+
+
+def config(name: str, **changes: Any) -> Any:
     """The configuration of a published network.
 
     Args:
-      name: as in `PATTERNS`, for example "vit-b/16", "resnet50", "cifar-resnet20", "vgg16-bn".
+      name: for example "vit-b/16", "resnet50", "cifar-resnet20", "vgg16-bn": see `Family.named` of
+        `families()`.
       **changes: fields of the configuration to set, for example `classes=10`.
 
     Returns:
-      A ViTConfig, ResNetConfig or VGGConfig.
+      The configuration, for example a ViTConfig.
 
     Raises:
       ValueError: for an unknown name or field.
@@ -53,97 +84,62 @@ def config(name: str, **changes: Any) -> Config:
       >>> models.config("vit-ti/4", image_size=(32, 32), classes=10).width
       192
     """
-    found: Config | None = None
-    if match := re.fullmatch(r"vit-(ti|s|b|l)/(\d+)", name):
-        width, depth, heads = VITS[match[1]]
-        found = ViTConfig(
-            image_size=changes.pop("image_size", (224, 224)),
-            patch_size=int(match[2]),
-            width=width,
-            depth=depth,
-            heads=heads,
-        )
-    elif (match := re.fullmatch(r"resnet(\d+)", name)) and int(match[1]) in RESNETS:
-        block, depths = RESNETS[int(match[1])]
-        found = ResNetConfig(block=block, depths=depths)
-    elif (match := re.fullmatch(r"cifar-resnet(\d+)", name)) and int(match[1]) % 6 == 2:
-        found = ResNetConfig(
-            block="basic",
-            depths=((int(match[1]) - 2) // 6,) * 3,
-            widths=(16, 32, 64),
-            stem="cifar",
-            shortcut="pad",
-            classes=10,
-        )
-    elif (match := re.fullmatch(r"vgg(\d+)(-bn)?", name)) and int(match[1]) in VGGS:
-        found = VGGConfig(depths=VGGS[int(match[1])], batch_norm=bool(match[2]))
-    if found is None:
-        raise ValueError(f"name is {name!r}; it must be one of {', '.join(PATTERNS)}.")
-    return replace(found, **changes)
+    for family in families().values():
+        if isinstance(name, str) and (found := family.find(name)) is not None:
+            return replace(found, **family.options(changes))
+    known = [pattern for family in families().values() for pattern in family.named]
+    raise ValueError(f"name is {name!r}; it must be one of {', '.join(known)}.")
 
 
-def replace(config: Config, **changes: Any) -> Config:
+def replace(config: Any, **changes: Any) -> Any:
     """A configuration with some fields changed; ValueError names a field that does not exist."""
-    fields = [field.name for field in dataclasses.fields(config)]
-    for name in changes:
-        if name not in fields:
-            raise ValueError(
-                f"{name} is not a field of {type(config).__name__}; it has {', '.join(fields)}."
-            )
+    check_fields(type(config), changes)
     return dataclasses.replace(config, **changes)
 
 
-def build(config: Config, *, rngs: nnx.Rngs, dtype: Any = None, param_dtype: Any = jnp.float32):
+def check_fields(kind: type, fields: Mapping[str, Any]) -> None:
+    """Raises ValueError for what is no field of a class of configurations, or of another type."""
+    hints = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
+    for name, value in fields.items():
+        if name not in names:
+            raise ValueError(
+                f"{name} is not a field of {kind.__name__}; it has {', '.join(names)}."
+            )
+        if not _fits(value, hints[name]):
+            raise ValueError(f"{name} is {value!r}; it must be of the type {hints[name]}.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the simple types that JSON holds; other types are not judged."""
+    if typing.get_origin(hint) is tuple:
+        parts = [part for part in typing.get_args(hint) if part is not ...]
+        long = len(parts) == 1 and ... in typing.get_args(hint)
+        parts = parts * len(value) if long and isinstance(value, tuple) else parts
+        return (
+            isinstance(value, tuple) and len(parts) == len(value) and all(map(_fits, value, parts))
+        )
+    kinds = {int: numbers.Integral, float: numbers.Real, str: str, bool: bool}
+    if hint not in kinds:
+        return True
+    return isinstance(value, kinds[hint]) and isinstance(value, bool) == (hint is bool)
+
+
+def build(
+    config: Any, *, rngs: nnx.Rngs, dtype: Any = None, param_dtype: Any = jnp.float32
+) -> Model:
     """A randomly initialized model of any family.
 
     Args:
       config: of the model; its type decides the family.
       rngs: for the weights and for dropout.
-      dtype: of the computation; that of the weights and the images if None.
+      dtype: of the computation; that of the weights and the inputs if None.
       param_dtype: of the weights.
 
     Returns:
-      A ViT, ResNet or VGG in training mode.
-    """
-    for model, kind in FAMILIES.values():
-        if isinstance(config, kind):
-            return model(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-    raise ValueError(
-        f"config is a {type(config).__name__}; it must be a ViTConfig, ResNetConfig or VGGConfig."
-    )
-
-
-def normalize(
-    images: Num[Array | np.ndarray, "b h w _"],
-    mean: Sequence[float],
-    std: Sequence[float],
-    *,
-    channels: int = 3,
-    dtype: Any = jnp.float32,
-) -> Float[Array, "b h w {channels}"]:
-    """Scales bytes to what a model was trained on: `(x/255 − mean)/std`.
-
-    Args:
-      images: bytes, shape (batch, height, width, 1 or channels); gray ones are repeated.
-      mean: per channel, or one number for all, in units of [0, 1].
-      std: likewise.
-      channels: that the model takes.
-      dtype: of the result.
-
-    Returns:
-      Shape (batch, height, width, channels).
+      A model in training mode, for example a ViT.
 
     Raises:
-      ValueError: if the images have neither 1 nor `channels` channels, or are not bytes.
+      ValueError: if the configuration is of no known family.
     """
-    if images.dtype != jnp.uint8:
-        raise ValueError(f"images have dtype {images.dtype}; normalize takes bytes, uint8.")
-    if images.shape[-1] not in (1, channels):
-        raise ValueError(
-            f"images have {images.shape[-1]} channels; the model takes {channels} (or 1, repeated)."
-        )
-    # One multiplication and one addition a pixel instead of two divisions.
-    center, spread = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
-    scale = jnp.broadcast_to(1 / (255 * spread), (1, 1, 1, channels))
-    shift = jnp.broadcast_to(-center / spread, (1, 1, 1, channels))
-    return (jnp.asarray(images, jnp.float32) * scale + shift).astype(dtype)
+    return family_of(config).model(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)

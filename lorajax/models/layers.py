@@ -9,10 +9,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-# Per-channel statistics that nearly all ImageNet checkpoints expect (recalled; torchvision, DeiT).
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 # A frozen layer needs only gelu'(x) for the backward pass. JAX's own rule keeps several
 # intermediates of the size of the MLP's hidden layer alive until then; this one keeps a single one.
@@ -68,18 +64,6 @@ def gelu(x: Float[Array, "*shape"], form: str = "erf") -> Float[Array, "*shape"]
     if form == "tanh":
         return _gelu_tanh(x)
     raise ValueError(f"form is {form!r}; it must be 'erf' or 'tanh'.")
-
-
-def check_statistics(config: Any) -> None:
-    """Raises ValueError unless a configuration's mean and std have one entry, or one a channel."""
-    for name in ("mean", "std"):
-        values = getattr(config, name)
-        if len(values) not in (1, config.channels):
-            raise ValueError(
-                f"{name} is {values}; it must have 1 entry or {config.channels}, one a channel."
-            )
-    if not all(value > 0 for value in config.std):
-        raise ValueError(f"std is {config.std}; every entry must be positive.")
 
 
 def at_least_float32(dtype: Any) -> Any:

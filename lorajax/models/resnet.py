@@ -1,6 +1,8 @@
 """Residual networks (He et al. 2015, arXiv:1512.03385) in Flax NNX."""
 
 import dataclasses
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -8,8 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lorajax.models import layers
-from lorajax.models.layers import IMAGENET_MEAN, IMAGENET_STD
+from lorajax.models import family, layers, vision
+from lorajax.models.family import Family, Format, Model, Rule
+from lorajax.models.files import Source
+from lorajax.models.vision import IMAGENET_MEAN, IMAGENET_STD
 
 SIZES: dict[int, tuple[str, tuple[int, ...]]] = {
     18: ("basic", (2, 2, 2, 2)),
@@ -64,9 +68,10 @@ class ResNetConfig:
             raise ValueError(
                 f"widths is {self.widths}; it needs one entry a stage, as depths = {self.depths}."
             )
+        vision.check_positive(self, "depths", "widths", "classes", "channels")
         if self.shortcut == "pad" and self.block == "bottleneck":
             raise ValueError("shortcut is 'pad'; only basic blocks have such shortcuts.")
-        layers.check_statistics(self)
+        vision.check_statistics(self)
         if not self.stem_width:
             object.__setattr__(self, "stem_width", self.widths[0])
 
@@ -129,7 +134,7 @@ class Block(nnx.Module):
         return jax.nn.relu(x + y)
 
 
-class ResNet(nnx.Module):
+class ResNet(Model):
     """A residual network in torchvision's form (the stride of a bottleneck on its 3×3).
 
     Args:
@@ -155,8 +160,7 @@ class ResNet(nnx.Module):
         param_dtype: Any = jnp.float32,
     ):
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-        self.config = config
-        self.dtype = dtype
+        super().__init__(config, rngs=rngs, **dtypes)
         size, stride = (7, 2) if config.stem == "imagenet" else (3, 1)
         self.stem = _conv(config.channels, config.stem_width, size, stride, rngs=rngs, **dtypes)
         self.stem_norm = layers.BatchNorm(config.stem_width, rngs=rngs, **dtypes)
@@ -190,3 +194,98 @@ class ResNet(nnx.Module):
             for block in blocks:
                 x = block(x)
         return self.head(x.mean(axis=(1, 2)))
+
+
+# timm's architectures that are torchvision's; the others have layers of which no tensor tells.
+_PLAIN = re.compile(r"(?:tv_|gluon_|ssl_|swsl_)?resnet(?:18|26|34|50|101|152|200)(?:_v1b)?")
+_FREE = (
+    *("in_chans", "num_classes", "layers", "channels", "zero_init_last", "pretrained"),
+    *("drop_rate", "drop_path_rate", "drop_block_rate"),
+)
+_ARGUMENTS = {
+    "global_pool": "avg",
+    "output_stride": 32,
+    "act_layer": "relu",
+    "norm_layer": "batchnorm2d",
+    "stem_type": "",
+    "stem_width": 64,
+    "cardinality": 1,
+    "base_width": 64,
+    "replace_stem_pool": False,
+    "block_reduce_first": 1,
+    "down_kernel_size": 1,
+    "avg_down": False,
+}
+
+
+def _infer(source: Source) -> dict[str, Any]:
+    tensors = source.tensors
+    architecture, said = vision.timm_arguments(source, _FREE, _ARGUMENTS)
+    if architecture and not _PLAIN.fullmatch(architecture):
+        raise ValueError(
+            f"its architecture is {architecture!r}, which has layers that no tensor shows; known "
+            "are resnet18, 26, 34, 50, 101, 152 and 200"
+        )
+    stages = family.count(tensors, r"layer([1-9]\d*)\.", first=1)
+    stem = tensors["conv1.weight"]
+    cifar = "linear.weight" in tensors
+    classes = family.classes(tensors, "linear.weight" if cifar else "fc.weight")
+    family.agree(said, {"in_chans": stem.shape[1], "num_classes": classes})
+    return {
+        "block": "bottleneck" if "layer1.0.conv3.weight" in tensors else "basic",
+        "depths": tuple(family.count(tensors, rf"layer{s + 1}\.(\d+)\.") for s in range(stages)),
+        "widths": tuple(tensors[f"layer{s + 1}.0.conv1.weight"].shape[0] for s in range(stages)),
+        "stem": "cifar" if cifar else "imagenet",
+        "stem_width": stem.shape[0],
+        "shortcut": "pad" if cifar else "projection",
+        "classes": classes,
+        "channels": stem.shape[1],
+        **vision.statistics(source, IMAGENET_MEAN, IMAGENET_STD),
+    }
+
+
+def _rules(config: ResNetConfig) -> Iterator[Rule]:
+    yield family.conv("conv1.weight", "stem.kernel")
+    yield from family.batch_norm("bn1", "stem_norm")
+    convs = 2 if config.block == "basic" else 3
+    expansion = 1 if config.block == "basic" else 4
+    features = config.stem_width
+    for stage, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
+        for i in range(depth):
+            theirs, ours = f"layer{stage + 1}.{i}", f"stages.{stage}.{i}"
+            for j in range(convs):
+                yield family.conv(f"{theirs}.conv{j + 1}.weight", f"{ours}.convs.{j}.kernel")
+                yield from family.batch_norm(f"{theirs}.bn{j + 1}", f"{ours}.norms.{j}")
+            changes = (stage and not i) or features != width * expansion
+            if changes and config.shortcut == "projection":
+                yield family.conv(f"{theirs}.downsample.0.weight", f"{ours}.projection.kernel")
+                yield from family.batch_norm(f"{theirs}.downsample.1", f"{ours}.projection_norm")
+            features = width * expansion
+    yield from family.linear("linear" if config.stem == "cifar" else "fc", "head")
+
+
+TORCHVISION = Format(
+    "torchvision", ("conv1.weight", "layer1.0.conv1.weight"), _infer, _rules, side=vision.SIDE
+)
+"""Files of torchvision and of timm's plain ResNets, and akamaster's CIFAR networks."""
+
+
+def _named(size: str) -> ResNetConfig:
+    block, depths = SIZES[int(size)]
+    return ResNetConfig(block=block, depths=depths)
+
+
+def _cifar(size: str) -> ResNetConfig:
+    depth = (int(size) - 2) // 6
+    return ResNetConfig("basic", (depth,) * 3, (16, 32, 64), "cifar", shortcut="pad", classes=10)
+
+
+FAMILY = Family(
+    "resnet",
+    ResNet,
+    ResNetConfig,
+    formats=(TORCHVISION,),
+    named={"resnet{18,34,50,101,152}": _named, "cifar-resnet{20,32,44,56,110}": _cifar},
+    repeats=("depths",),
+)
+"""Residual networks, for ImageNet and for CIFAR."""

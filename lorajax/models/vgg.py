@@ -1,6 +1,8 @@
 """VGG networks (Simonyan and Zisserman 2014, arXiv:1409.1556) in Flax NNX."""
 
 import dataclasses
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -8,8 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lorajax.models import layers
-from lorajax.models.layers import IMAGENET_MEAN, IMAGENET_STD
+from lorajax.models import family, layers, vision
+from lorajax.models.family import Family, Format, Model, Rule
+from lorajax.models.files import Source
+from lorajax.models.vision import IMAGENET_MEAN, IMAGENET_STD
 
 SIZES: dict[int, tuple[int, ...]] = {
     11: (1, 1, 2, 2, 2),
@@ -53,10 +57,11 @@ class VGGConfig:
             raise ValueError(
                 f"widths is {self.widths}; it needs one entry a stage, as depths = {self.depths}."
             )
-        layers.check_statistics(self)
+        vision.check_positive(self, "depths", "widths", "hidden", "grid", "classes", "channels")
+        vision.check_statistics(self)
 
 
-class VGG(nnx.Module):
+class VGG(Model):
     """A VGG network in torchvision's form.
 
     Args:
@@ -80,8 +85,7 @@ class VGG(nnx.Module):
         param_dtype: Any = jnp.float32,
     ):
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-        self.config = config
-        self.dtype = dtype
+        super().__init__(config, rngs=rngs, **dtypes)
         widths = [w for d, w in zip(config.depths, config.widths, strict=True) for _ in range(d)]
         self.convs = nnx.List(
             [
@@ -146,3 +150,81 @@ class VGG(nnx.Module):
         for layer in self.hidden:
             x = self.dropout(jax.nn.relu(layer(x)))
         return self.head(x)
+
+
+def _infer(source: Source) -> dict[str, Any]:
+    tensors = source.tensors
+    architecture, _ = vision.timm_arguments(source, ("num_classes", "in_chans", "pretrained"), {})
+    if architecture and not re.fullmatch(r"(?:tv_)?vgg\d+(?:_bn)?", architecture):
+        raise ValueError(f"its architecture is {architecture!r}, which is another network")
+    convs = sorted(
+        int(match[1])
+        for name, value in tensors.items()
+        if (match := re.fullmatch(r"features\.(\d+)\.weight", name)) and value.ndim == 4
+    )
+    batch_norm = "features.1.running_mean" in tensors
+    within = 3 if batch_norm else 2
+    depths, widths = [1], [tensors[f"features.{convs[0]}.weight"].shape[0]]
+    for previous, place in zip(convs, convs[1:], strict=False):
+        if place - previous == within:
+            depths[-1] += 1
+        else:
+            depths.append(1)
+            widths.append(tensors[f"features.{place}.weight"].shape[0])
+    hidden, flat = tensors["classifier.0.weight"].shape
+    return {
+        "depths": tuple(depths),
+        "widths": tuple(widths),
+        "batch_norm": batch_norm,
+        "hidden": hidden,
+        "grid": round((flat / widths[-1]) ** 0.5),
+        "classes": family.classes(tensors, "classifier.6.weight"),
+        "channels": tensors["features.0.weight"].shape[1],
+        **vision.statistics(source, IMAGENET_MEAN, IMAGENET_STD),
+    }
+
+
+def _rules(config: VGGConfig) -> Iterator[Rule]:
+    grid, last = config.grid, config.widths[-1]
+    size = last * grid**2
+    place = i = 0
+    for depth in config.depths:
+        for _ in range(depth):
+            yield family.conv(f"features.{place}.weight", f"convs.{i}.kernel")
+            yield family.one(f"features.{place}.bias", f"convs.{i}.bias")
+            if config.batch_norm:
+                yield from family.batch_norm(f"features.{place + 1}", f"norms.{i}")
+            place += 3 if config.batch_norm else 2
+            i += 1
+        place += 1
+    # torch flattens (channel, row, column), Flax (row, column, channel).
+    yield family.one(
+        "classifier.0.weight",
+        "hidden.0.kernel",
+        lambda x: x.reshape(-1, last, grid, grid).transpose(2, 3, 1, 0).reshape(size, -1),
+        lambda x: x.reshape(grid, grid, last, -1).transpose(3, 2, 0, 1).reshape(-1, size),
+    )
+    yield family.one("classifier.0.bias", "hidden.0.bias")
+    yield from family.linear("classifier.3", "hidden.1")
+    yield from family.linear("classifier.6", "head")
+
+
+TORCHVISION = Format(
+    "torchvision", ("features.0.weight", "classifier.0.weight"), _infer, _rules, side=vision.SIDE
+)
+"""Files of torchvision."""
+
+
+def _named(size: str, norm: str) -> VGGConfig:
+    return VGGConfig(SIZES[int(size)], batch_norm=bool(norm))
+
+
+FAMILY = Family(
+    "vgg",
+    VGG,
+    VGGConfig,
+    formats=(TORCHVISION,),
+    named={"vgg{11,13,16,19}{,-bn}": _named},
+    repeats=("depths",),
+)
+"""VGG networks."""

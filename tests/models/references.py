@@ -58,6 +58,13 @@ def timm_vit(folder: pathlib.Path, name: str, **changes: Any):
     return save_torch(model, folder), model
 
 
+def timm_folder(folder: pathlib.Path, name: str, **changes: Any):
+    """A folder as timm itself writes it for the hub, config.json and all."""
+    model = randomize(timm.create_model(name, **changes))
+    timm.models.save_for_hf(model, folder, safe_serialization=True, model_args=changes)
+    return folder, model
+
+
 def augreg_vit(folder: pathlib.Path, name: str, **changes: Any):
     """Random arrays in the layout of Google's npz files, which timm reads."""
     model = timm.create_model(name, **changes)

@@ -73,6 +73,59 @@ def test_full_size_logits(name, tmp_path):
     assert error <= TOLERANCE
 
 
+# Small members of timm's zoo whose tensors do not show what they are.
+TOLD = {
+    "two heads": ("test_vit", {"num_classes": 7}),
+    "heads of the argument": ("vit_tiny_patch16_224", {"num_heads": 6, "depth": 1}),
+    "heads of a giant": ("vit_giant_patch14_224", {"depth": 1, "num_classes": 7}),
+    "tanh": ("vit_tiny_patch16_224", {"act_layer": "gelu_tanh", "depth": 1}),
+    "mean": ("vit_tiny_patch16_224", {"global_pool": "avg", "depth": 1}),
+    "no square": ("vit_tiny_patch16_224", {"img_size": (64, 256), "depth": 1}),
+    "resnet": ("resnet18", {"num_classes": 7}),
+    "pooled afterwards": ("vit_tiny_patch16_224", {"global_pool": "avg", "fc_norm": False}),
+    "quick": ("vit_tiny_patch16_224", {"act_layer": "quick_gelu", "depth": 1}),
+    "antialiased": ("resnetaa50", {}),
+    "blurred": ("resnetblur50", {}),
+    "clip": ("vit_base_patch32_clip_224", {"depth": 1}),
+    "registers": ("vit_wee_patch16_reg1_gap_256", {"depth": 1}),
+    "scaled layers": ("deit3_small_patch16_224", {"depth": 1}),
+}
+REFUSED = (*list(TOLD)[7:],)
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_folders_of_timm_are_read_as_timm_means_them(name, tmp_path):
+    library = references()
+    architecture, changes = TOLD[name]
+    folder, reference = library.timm_folder(tmp_path, architecture, **changes)
+    if name in REFUSED:
+        with pytest.raises(
+            ValueError, match="has no place for|must be one of|does not tell|lacks|no tensor"
+        ):
+            models.load(folder)
+        return
+    model = models.load(folder)
+    height, width = getattr(model.config, "image_size", (64, 64))
+    inputs = library.images(max(height, width), number=1)[:, :height, :width]
+    expected = library.logits(reference, inputs)
+    logits = nnx.jit(lambda m, x: m(x))(model, jnp.asarray(inputs))
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
+    cfg = reference.pretrained_cfg
+    np.testing.assert_allclose(np.broadcast_to(model.config.mean, 3), cfg["mean"])
+    np.testing.assert_allclose(np.broadcast_to(model.config.std, 3), cfg["std"])
+
+
+def test_timm_rebuilds_a_model_from_what_an_export_states(tmp_path):
+    library = references()
+    config = models.ViTConfig((16, 32), 4, 24, 2, 3, mlp_width=40, classes=5, gelu="tanh")
+    model = models.build(config, rngs=nnx.Rngs(0))
+    models.save(model, tmp_path / "model.safetensors", layout="timm")
+    rebuilt = library.timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    inputs = library.images(32, number=1)[:, :16]
+    expected = library.logits(rebuilt, inputs)
+    np.testing.assert_allclose(model(jnp.asarray(inputs)), expected, rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("name", ["huggingface ViT-B/16", "timm DeiT-Ti"])
 def test_exports_run_in_the_defining_library(name, tmp_path):
     library = references()

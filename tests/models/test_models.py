@@ -33,9 +33,28 @@ def test_published_sizes(name):
     assert sum(leaf.size for leaf in leaves) == PARAMETERS[name]
 
 
+@pytest.mark.parametrize(
+    ("config", "heads", "beside"),
+    [
+        (models.ViTConfig((8, 8), 4, 8, 1, 2), ("head",), ("embeddings",)),
+        (
+            models.ViTConfig((8, 8), 4, 8, 1, 2, distilled=True),
+            ("head", "distilled_head"),
+            ("embeddings",),
+        ),
+        (models.config("cifar-resnet20"), ("head",), ()),
+        (models.VGGConfig((1, 1), (2, 2), hidden=4), ("head",), ()),
+    ],
+)
+def test_a_model_knows_its_heads_and_what_trains_beside_them(config, heads, beside):
+    model = nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0)))
+    assert (model.heads, model.beside) == (heads, beside)
+    assert all(getattr(model, name) is not None for name in heads + beside)
+
+
 @pytest.mark.parametrize("name", ["vit-x/16", "resnet51", "cifar-resnet21", "vgg12", "bert"])
 def test_unknown_names(name):
-    with pytest.raises(ValueError, match=r"it must be one of vit-\{ti,s,b,l\}"):
+    with pytest.raises(ValueError, match=r"it must be one of .*vit-\{ti,s,b,l\}"):
         models.config(name)
 
 
@@ -50,6 +69,9 @@ def test_unknown_names(name):
         (lambda: models.config("resnet50", stem="small"), "must be one of imagenet, cifar"),
         (lambda: models.config("resnet50", widths=(64,)), "one entry a stage"),
         (lambda: models.config("resnet50", shortcut="pad"), "only basic blocks"),
+        (lambda: models.config("resnet50", classes=0), "classes is 0; it must be at least 1"),
+        (lambda: models.config("resnet18", depths=(2, 2, 0, 2)), "depths is .*at least 1"),
+        (lambda: models.config("vit-b/16", image_size="x"), "image_size is 'x'; it must be an int"),
         (lambda: models.config("vgg16", widths=(64,)), "one entry a stage"),
         (lambda: models.config("vgg16", channels=1), "must have 1 entry or 1, one a channel"),
         (lambda: models.config("vgg16", std=(0.0,)), "every entry must be positive"),

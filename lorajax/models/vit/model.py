@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lorajax.models import layers
+from lorajax.models import layers, vision
+from lorajax.models.family import Model, Rule, Untold, one
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "ti": (192, 12, 3),
@@ -58,9 +59,7 @@ class ViTConfig:
     std: tuple[float, ...] = (0.5,)
 
     def __post_init__(self):
-        for name in ("patch_size", "width", "depth", "heads", "classes", "channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        vision.check_positive(self, "patch_size", "width", "depth", "heads", "classes", "channels")
         if any(side % self.patch_size or side < 1 for side in self.image_size):
             raise ValueError(
                 f"image_size is {self.image_size}; both sides must be positive multiples of "
@@ -74,7 +73,7 @@ class ViTConfig:
             raise ValueError(f"pool is {self.pool!r}; it must be 'cls' or 'mean'.")
         if self.gelu not in ("erf", "tanh"):
             raise ValueError(f"gelu is {self.gelu!r}; it must be 'erf' or 'tanh'.")
-        layers.check_statistics(self)
+        vision.check_statistics(self)
         if not self.mlp_width:
             object.__setattr__(self, "mlp_width", 4 * self.width)
 
@@ -88,6 +87,58 @@ class ViTConfig:
     def prefix(self) -> int:
         """Number of tokens in front of the patches."""
         return 2 if self.distilled else 1
+
+
+def grid_of(
+    number: int,
+    patch: int,
+    stated: tuple[int, int] | None = None,
+    known: tuple[int, int] | None = None,
+) -> tuple[int, int] | Untold:
+    """(height, width) of the images of a checkpoint with positions for `number` patches.
+
+    Args:
+      number: of patches.
+      patch: side of a patch in pixels.
+      stated: the size that its configuration states.
+      known: the size of its prepared images, where it has so many patches; else a square is.
+
+    Raises:
+      ValueError: if the stated size has another number of patches.
+    """
+
+    def patches(size: tuple[int, int]) -> int:
+        return size[0] // patch * (size[1] // patch)
+
+    if stated is not None and patches(stated) != number:
+        raise ValueError(
+            f"its configuration states images of {stated}, its tensors show {number} patches of "
+            f"{patch} pixels"
+        )
+    side = round(max(number, 0) ** 0.5)
+    square = (side * patch, side * patch) if side and side**2 == number else None
+    fits = known if known is not None and patches(known) == number else None
+    why = f"it has positions for {number} patches, which is no square grid"
+    return stated or fits or square or Untold(why)
+
+
+def patches(theirs: str, config: ViTConfig, *, torch: bool = True) -> Rule:
+    """The rule of the patch embedding: a convolution in files, a matrix on flat patches here."""
+    side, channels, width = config.patch_size, config.channels, config.width
+    ours = "embeddings.patches.kernel"
+    if torch:
+        return one(
+            theirs,
+            ours,
+            lambda x: x.transpose(2, 3, 1, 0).reshape(-1, width),
+            lambda x: x.reshape(side, side, channels, width).transpose(3, 2, 0, 1),
+        )
+    return one(
+        theirs,
+        ours,
+        lambda x: x.reshape(-1, width),
+        lambda x: x.reshape(side, side, channels, width),
+    )
 
 
 class Attention(nnx.Module):
@@ -189,7 +240,7 @@ class Embeddings(nnx.Module):
         return jnp.concatenate([prefix, x], axis=1) + self.positions[...].astype(x.dtype)
 
 
-class ViT(nnx.Module):
+class ViT(Model):
     """A vision transformer.
 
     Args:
@@ -223,8 +274,7 @@ class ViT(nnx.Module):
         param_dtype: Any = jnp.float32,
     ):
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-        self.config = config
-        self.dtype = dtype
+        super().__init__(config, rngs=rngs, **dtypes)
         self.embeddings = Embeddings(config, rngs=rngs, **dtypes)
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs) if config.dropout else None
         self.blocks = nnx.List([Block(config, rngs=rngs, **dtypes) for _ in range(config.depth)])
@@ -235,6 +285,16 @@ class ViT(nnx.Module):
             if config.distilled
             else None
         )
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Paths of the classification heads: a distilled model has two."""
+        return ("head", "distilled_head") if self.config.distilled else ("head",)
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Paths of what trains in full beside the heads by default: the embeddings."""
+        return ("embeddings",)
 
     def tokens(self, images: Float[Array, "b h w c"]) -> Float[Array, "b t d"]:
         """All tokens after the last block, not yet normalized.
