@@ -312,7 +312,8 @@ def remove(model: nnx.Module, which: str | Sequence[str] | None = None) -> Any:
       A new model. Layers without any adapter left are plain layers again.
 
     Raises:
-      ValueError: for a model without adapters, an unknown name, or names of a merged model.
+      ValueError: for a model without adapters, an unknown name, names of a merged model, or a
+        merged Embed whose adapter acts in the lookup alone where the model attends, too.
     """
     _adapted_layers(model, "remove")
     if which is not None:
@@ -320,6 +321,14 @@ def remove(model: nnx.Module, which: str | Sequence[str] | None = None) -> Any:
         _check_names(model, which)
         _check_merged(model, False, "remove an adapter of")
     dropped = names(model) if which is None else which
+    if paths.attends(model):
+        for path, layer in layers(model).items():
+            lookup = [n for n, _ in layer.active if not layer.adapters[n].attends]
+            if layer.unmerged is not None and lookup and isinstance(layer.base, nnx.Embed):
+                raise ValueError(
+                    f"the adapter {lookup[0]!r} of {path!r} leaves attend alone, so that one "
+                    "merged table cannot serve both; keep the merged model, or unmerge it first."
+                )
 
     def edit(layer: Adapted) -> Any:
         for name in dropped:

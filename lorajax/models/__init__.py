@@ -5,8 +5,9 @@ published shape; `normalize` scales images to what a model was trained on.
 """
 
 from lorajax.models.catalog import Model, build, config, normalize
-from lorajax.models.checkpoints import EMBEDDED, load, notes, save, tensors
+from lorajax.models.checkpoints import EMBEDDED, layout_of, load, notes, save, tensors
 from lorajax.models.resnet import ResNet, ResNetConfig
+from lorajax.models.torch_names import torch_rules
 from lorajax.models.vgg import VGG, VGGConfig
 from lorajax.models.vit import ViT, ViTConfig
 
@@ -21,9 +22,11 @@ __all__ = [
     "ViTConfig",
     "build",
     "config",
+    "layout_of",
     "load",
     "normalize",
     "notes",
     "save",
     "tensors",
+    "torch_rules",
 ]

@@ -225,6 +225,28 @@ def _find(source: str | os.PathLike) -> Path:
     return Path(name) if Path(name).exists() else _from_hub(name)
 
 
+def layout_of(source: str | os.PathLike) -> str:
+    """Which layout a checkpoint has, by the names of its tensors.
+
+    Args:
+      source: as for `load`.
+
+    Returns:
+      "lorajax", "huggingface", "timm", "augreg" or "torchvision".
+
+    Raises:
+      ValueError: if the source is not there, not readable, or of no known format.
+    """
+    read = _read(_find(source))
+    if read.metadata.get("format") == "lorajax":
+        return "lorajax"
+    names = _unprefixed(read.tensors)
+    for form in FORMATS:
+        if all(name in names for name in form.signature):
+            return form.layout
+    raise ValueError(f"{read.path} is in no known format; its tensors are named {_some(names)}.")
+
+
 def notes(source: str | os.PathLike) -> dict[str, str]:
     """What a safetensors file says about itself, such as the recipe and accuracy of a model.
 
