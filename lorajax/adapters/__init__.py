@@ -36,7 +36,7 @@ from lorajax.adapters.kinds import (
     TuckerSpec,
 )
 from lorajax.adapters.layers import Adapted, Adapter, Frozen, effective_kernel
-from lorajax.adapters.layouts import Axes, layout
+from lorajax.adapters.layouts import Axes, kernel_of, layout
 from lorajax.adapters.linearization import linearized, updates_of
 from lorajax.adapters.methods import PeftLayer, PeftMethod
 from lorajax.adapters.optimizers import allora, lora_plus, scale_beside
@@ -86,6 +86,7 @@ __all__ = [
     "effective_kernel",
     "gradients",
     "input_moments",
+    "kernel_of",
     "layers",
     "layout",
     "linearized",

@@ -302,8 +302,8 @@ def _parts(path: str, module: nnx.Module) -> list[Part]:
             except ValueError as error:
                 raise ValueError(f"the module {path!r} to save in full: {error}.") from None
             found[id(kernel)] = f"{dot}weight", _part(f"{dot}weight", kernel, node)
-            if getattr(node, "bias", None) is not None:
-                found[id(node.bias)] = f"{dot}bias", _part(f"{dot}bias", node.bias)
+            if (bias := getattr(node, "bias", None)) is not None:
+                found[id(bias)] = f"{dot}bias", _part(f"{dot}bias", bias)
         elif isinstance(node, _NORMS):
             for name in ("scale", "bias", "mean", "var"):
                 if isinstance(variable := getattr(node, name, None), nnx.Variable):

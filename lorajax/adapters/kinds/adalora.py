@@ -96,8 +96,8 @@ class AdaLoRAMethod(PeftMethod):
         check_parts(module, parts, {*pair, "lora_E"})
         if offset:
             raise ValueError(f"the layer {module!r} has an offset, and AdaLoRA has none.")
-        tensors = (parts[name] for name in pair)
-        factors = read_factors(torch, base, *tensors, pair, dtype, flat=True)
+        first, second = (parts[name] for name in pair)
+        factors = read_factors(torch, base, first, second, pair, dtype, flat=True)
         rank = factors.rank
         check_shape(module, "lora_E", parts["lora_E"], (rank, 1))
         alpha = number("lora_alpha", config.get("lora_alpha", 8))

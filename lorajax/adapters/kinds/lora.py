@@ -96,7 +96,8 @@ class LoRAMethod(PeftMethod):
         pair = ("lora_embedding_A", "lora_embedding_B") if torch.embedded else ("lora_A", "lora_B")
         extra = {"lora_magnitude_vector"} if config.get("use_dora") else set()
         check_parts(module, parts, {*pair, *extra})
-        factors = read_factors(torch, base, *(parts[name] for name in pair), pair, dtype)
+        first, second = (parts[name] for name in pair)
+        factors = read_factors(torch, base, first, second, pair, dtype)
         rank = factors.rank
         told = pattern_value(config, "rank_pattern", module, config.get("r", 8))
         whole = isinstance(told, int) and told > rank and torch.parts > 1

@@ -11,7 +11,14 @@ from typing import Any
 
 from flax import nnx
 
-from lorajax.adapters.layouts.base import Axes, Layout, kernel_name, kernel_variable, with_kernel
+from lorajax.adapters.layouts.base import (
+    Axes,
+    Layout,
+    kernel_name,
+    kernel_of,
+    kernel_variable,
+    with_kernel,
+)
 from lorajax.adapters.layouts.contraction import Contraction
 from lorajax.adapters.layouts.convolution import Convolution
 from lorajax.adapters.layouts.lookup import Lookup
@@ -25,6 +32,7 @@ __all__ = [
     "Lookup",
     "is_adaptable",
     "kernel_name",
+    "kernel_of",
     "kernel_variable",
     "layout",
     "with_kernel",

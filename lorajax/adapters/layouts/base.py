@@ -76,6 +76,11 @@ def kernel_variable(module: nnx.Module) -> nnx.Variable:
     return module.embedding if isinstance(module, nnx.Embed) else module.kernel  # type: ignore
 
 
+def kernel_of(module: nnx.Module) -> Array:
+    """A layer's kernel as an array: the embedding of an Embed, else the kernel."""
+    return kernel_variable(module)[...]
+
+
 def kernel_name(module: nnx.Module) -> str:
     """The name of the attribute that `kernel_variable` reads."""
     return "embedding" if isinstance(module, nnx.Embed) else "kernel"
