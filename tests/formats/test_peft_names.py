@@ -59,6 +59,7 @@ SOURCES = {"huggingface": huggingface, "timm": timm_file, "augreg": augreg}
 TARGETS = {
     "one": "**/query",
     "ranks": {"**/query": 2, "blocks/0/**/value": {"rank": 3, "alpha": 6}, "**/mlp/*": 4},
+    "fused": {"**/query": 2, "**/key": 1, "**/value": 3},
     "patches": ["embeddings/patches", "**/out"],
 }
 METHODS = {
@@ -66,6 +67,7 @@ METHODS = {
     "rslora": {"rslora": True, "alpha": 3.0},
     "pissa": {"start": "pissa"},
     "adalora": {"kind": "adalora"},
+    "dora": {"dora": True},
 }
 
 
@@ -94,6 +96,7 @@ def logits_of(torch_model):
         ("timm", "ranks", "rslora", ["head", "norm"]),
         ("timm", "ranks", "pissa", []),
         ("timm", "ranks", "adalora", []),
+        ("timm", "fused", "dora", []),
         ("timm", "patches", "lora", ["head"]),
         ("augreg", "ranks", "lora", ["head"]),
     ],

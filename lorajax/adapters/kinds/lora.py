@@ -128,15 +128,25 @@ class LoRAMethod(PeftMethod):
 
     def fuse(self, layers: Sequence[PeftLayer | None], outputs: int) -> PeftLayer:
         """Factors side by side: A of each block above the other, B block by block."""
-        if any(x is not None and "lora_magnitude_vector" in x.tensors for x in layers):
-            raise ValueError("PEFT's DoRA has one magnitude a column, and some blocks have none")
-        return fused(layers, outputs, ("lora_A.weight", "lora_B.weight"))
+        gains = [x.tensors.get("lora_magnitude_vector") for x in layers if x is not None]
+        whole = fused(layers, outputs, ("lora_A.weight", "lora_B.weight"))
+        if any(gain is not None for gain in gains):
+            if len(gains) < len(layers):
+                raise ValueError("DoRA has a magnitude for each column, so adapt all of its parts")
+            whole.tensors["lora_magnitude_vector"] = np.concatenate(gains)  # type: ignore[arg-type]
+        return whole
 
     def split(
         self, torch: TorchLayer, parts: Mapping[str, np.ndarray], ranks: Sequence[int] | None
     ) -> dict[str, np.ndarray]:
         """The components of one block."""
-        return block_of(torch, parts, ranks, ("lora_A", "lora_B"))
+        rest = {name: x for name, x in parts.items() if name != "lora_magnitude_vector"}
+        found = block_of(torch, rest, ranks, ("lora_A", "lora_B"))
+        if found and len(rest) < len(parts):
+            outputs = torch.shape[0]
+            gains = parts["lora_magnitude_vector"].reshape(-1)
+            found["lora_magnitude_vector"] = gains[torch.part * outputs :][:outputs]
+        return found
 
 
 class LoRA(Adapter):
