@@ -113,6 +113,21 @@ def column_norms(factors: Factors) -> Float[Array, "*lanes n"]:
     return jnp.sqrt(jnp.maximum(squares, 0))
 
 
+def column_rates(factors: Factors, eta: float | int) -> Float[Array, "*lanes n"]:
+    """ALLoRA's rates: how fast each column of B learns, from the size of its update.
+
+    Args:
+      factors: any pair.
+      eta: η > 0, the rate of a column whose update is zero.
+
+    Returns:
+      `1 / √(‖(A B)_j‖ + 1/η²)`, shape (..., n).
+
+    Source: Huang, Balestriero 2024 (arXiv:2410.09692), recalled, in the form of theory section 7.
+    """
+    return 1 / jnp.sqrt(column_norms(factors) + eta**-2)
+
+
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
 def orthonormal_frame(key: PRNGKey, shape: tuple[int, int], dtype: Any) -> Array:
     """A Haar-distributed frame: orthonormal columns, shape (m, r) with m ≥ r."""

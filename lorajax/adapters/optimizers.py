@@ -8,11 +8,10 @@ all that belongs to no adapter.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from lorajax.factors import Factors, check_positive, column_norms
+from lorajax.factors import Factors, check_positive, column_rates
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
@@ -29,7 +28,10 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
 
 def _factor(path: tuple[Any, ...]) -> tuple[tuple[str, ...], str] | None:
     """The adapter that a leaf belongs to and which factor it is; None for other leaves."""
-    names = _names(path)
+    return _factor_of(_names(path))
+
+
+def _factor_of(names: tuple[str, ...]) -> tuple[tuple[str, ...], str] | None:
     if len(names) < 3 or names[-3] != "adapters" or names[-1] not in ("a", "b"):
         return None
     return names[:-1], names[-1]
@@ -43,6 +45,34 @@ def _check_found(count: int, what: str, wanted: str = "LoRA factors") -> None:
         )
 
 
+def _check_second(params: Any, what: str) -> None:
+    """Raises ValueError unless a second factor B is among the parameters, which `what` acts on."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    factors = [found for path, _ in leaves if (found := _factor(path)) is not None]
+    _check_found(len(factors), what)
+    if not any(which == "b" for _, which in factors):
+        raise ValueError(
+            f"{what} is given {'/'.join(factors[0][0])!r} with A alone, and acts on B; leave it "
+            "out of this part of the parameters, or give it B."
+        )
+
+
+def _check_pairs(params: Any, what: str) -> None:
+    """Raises ValueError for a B whose A is not among the parameters, or not all of its update."""
+    names = {_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    for place, which in filter(None, map(_factor_of, names)):
+        if which == "b" and (*place, "a") not in names:
+            raise ValueError(
+                f"{what} is given {'/'.join(place)!r} with B alone, and needs A for the size of "
+                "their product; put both factors into one part of the parameters."
+            )
+        if which == "b" and (*place, "e") in names:
+            raise ValueError(
+                f"{what} is given {'/'.join(place)!r}, an AdaLoRA, whose update is not A B; use "
+                "kind='lora'."
+            )
+
+
 def lora_plus(ratio: float | int = 16.0) -> optax.GradientTransformation:
     """LoRA+: B learns `ratio` times as fast as A.
 
@@ -53,7 +83,7 @@ def lora_plus(ratio: float | int = 16.0) -> optax.GradientTransformation:
       A stateless transformation to put behind the optimizer, where it scales B's updates.
 
     Raises:
-      ValueError: if the ratio is not positive, or (at init) the parameters hold no LoRA factors.
+      ValueError: if the ratio is not positive, or (at init) the parameters hold no LoRA factor B.
 
     Example:
       >>> import optax
@@ -66,8 +96,7 @@ def lora_plus(ratio: float | int = 16.0) -> optax.GradientTransformation:
     check_positive(ratio=ratio)
 
     def init(params: Any) -> optax.EmptyState:
-        leaves = jax.tree_util.tree_leaves_with_path(params)
-        _check_found(sum(_factor(path) is not None for path, _ in leaves), "lora_plus")
+        _check_second(params, "lora_plus")
         return optax.EmptyState()
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -130,8 +159,8 @@ def allora(eta: float | int = 1.0) -> optax.GradientTransformation:
       j of B's gradient by `√(‖(A B)_j‖ + 1/η²)`. It needs the parameters in `update`.
 
     Raises:
-      ValueError: if η is not positive, the parameters hold no LoRA factors (at init) or are not
-        given (at update).
+      ValueError: if η is not positive, the parameters hold no pairs of LoRA factors, as where a
+        partition has parted A from B, or are not given (at update).
 
     Source: Huang, Balestriero 2024 (arXiv:2410.09692), recalled, in the form of theory section 7:
     a row of PEFT's update is a column here. The method drops the scaling, and so does the norm.
@@ -140,13 +169,13 @@ def allora(eta: float | int = 1.0) -> optax.GradientTransformation:
     check_positive(eta=eta)
 
     def init(params: Any) -> optax.EmptyState:
-        leaves = jax.tree_util.tree_leaves_with_path(params)
-        _check_found(sum(_factor(path) is not None for path, _ in leaves), "allora")
+        _check_second(params, "allora")
         return optax.EmptyState()
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
             raise ValueError("allora needs the parameters: call update(grads, state, params).")
+        _check_pairs(params, "allora")
         factors = {
             found: leaf
             for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -157,9 +186,8 @@ def allora(eta: float | int = 1.0) -> optax.GradientTransformation:
             found = _factor(path)
             if found is None or found[1] != "b":
                 return leaf
-            a, b = factors[found[0], "a"], factors[found[0], "b"]
-            norm = column_norms(Factors(a, b))
-            return leaf / jnp.sqrt(norm + eta**-2)[..., None, :]
+            pair = Factors(factors[found[0], "a"], factors[found[0], "b"])
+            return leaf * column_rates(pair, eta)[..., None, :]
 
         return jax.tree_util.tree_map_with_path(scaled, updates), state
 

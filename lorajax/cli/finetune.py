@@ -340,4 +340,12 @@ def _write(
         figures.quantities(history["probe_step"], history["layers"], probes),
         folder / "probes.png",
     )
-    adapters.save_peft(tuned, folder / "adapter", heads=heads, base_model=args.model)
+    rules = models.torch_rules(tuned.config, models.layout_of(args.model))
+    target = folder / "adapter"
+    try:
+        # Only what torch can load the adapter onto is named as its base.
+        base = args.model if rules else None
+        adapters.save_peft(tuned, target, heads=heads, rules=rules, base_model=base)
+    except ValueError as why:
+        adapters.save_peft(tuned, target, heads=heads)
+        print(f"adapter/ has this package's names, for {why}")

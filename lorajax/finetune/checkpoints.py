@@ -7,20 +7,15 @@ from types import TracebackType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from lorajax.adapters.checkpoints import restored, storable, wanted_of
 from lorajax.finetune.training import State, Trainer
 
 
-def _packed(state: State) -> dict[str, Any]:
+def _numbered(tree: Any) -> dict[str, Any]:
     """The leaves by number: independent of what Flax and optax call their containers."""
-
-    def plain(leaf):
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return jax.random.key_data(leaf) if is_key else leaf
-
-    return {f"{i:05}": plain(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    return {f"{i:05}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
 
 
 class Checkpoints:
@@ -76,7 +71,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_packed(state)),
+                state=ocp.args.StandardSave(storable(_numbered(state))),
                 settings=ocp.args.JsonSave(self.settings),
                 history=ocp.args.JsonSave(dict(history)),
             ),
@@ -88,15 +83,11 @@ class Checkpoints:
         if step is None:
             return None
         like = trainer.init()
+        wanted = _numbered(like)
         args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(_packed(like)), history=ocp.args.JsonRestore()
+            state=ocp.args.StandardRestore(wanted_of(wanted)), history=ocp.args.JsonRestore()
         )
         found = self._manager.restore(step, args=args)
-        leaves, tree = jax.tree.flatten(like)
-
-        def typed(leaf, value):
-            is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            return jax.random.wrap_key_data(value) if is_key else value
-
-        values = [typed(leaf, found["state"][f"{i:05}"]) for i, leaf in enumerate(leaves)]
-        return jax.tree.unflatten(tree, values), found["history"]
+        leaves = restored(wanted, found["state"])
+        values = [leaves[name] for name in wanted]
+        return jax.tree.unflatten(jax.tree.structure(like), values), found["history"]

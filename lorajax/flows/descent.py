@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from lorajax.exact import reduce
-from lorajax.factors import Factors, check_positive, column_norms, is_adapter, is_traced
+from lorajax.factors import Factors, check_positive, column_rates, is_adapter, is_traced
 from lorajax.flows.gradient import _check_start
 from lorajax.flows.path import Path, finite_status
 from lorajax.problems import MatrixFactorization, Problem
@@ -81,8 +81,7 @@ def allora(
     def one(update: Any, value: Any) -> Any:
         if not isinstance(update, Factors):
             return update
-        root = jnp.sqrt(column_norms(value) + eta**-2)
-        return Factors(update.a, update.b / root[None, :])
+        return Factors(update.a, update.b * column_rates(value, eta)[None, :])
 
     return optax.chain(
         optax.stateless(lambda u, p: _over_adapters(one, u, p)),

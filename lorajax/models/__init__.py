@@ -6,10 +6,11 @@ models is declared in one file here, or outside by `register`.
 """
 
 from lorajax.models.catalog import build, config, families, register
-from lorajax.models.checkpoints import EMBEDDED, load, notes, save, tensors
+from lorajax.models.checkpoints import EMBEDDED, layout_of, load, notes, save, tensors
 from lorajax.models.family import Family, Format, Model, Rule, Untold
 from lorajax.models.files import Source
 from lorajax.models.resnet import ResNet, ResNetConfig
+from lorajax.models.torch_names import torch_rules
 from lorajax.models.vgg import VGG, VGGConfig
 from lorajax.models.vision import normalize
 from lorajax.models.vit import ViT, ViTConfig
@@ -31,10 +32,12 @@ __all__ = [
     "build",
     "config",
     "families",
+    "layout_of",
     "load",
     "normalize",
     "notes",
     "register",
     "save",
     "tensors",
+    "torch_rules",
 ]

@@ -180,6 +180,24 @@ def _find(source: str | os.PathLike) -> Path:
     return Path(name) if Path(name).exists() else _from_hub(name)
 
 
+def layout_of(source: str | os.PathLike) -> str:
+    """Which layout a checkpoint has, by the names of its tensors.
+
+    Args:
+      source: as for `load`.
+
+    Returns:
+      "lorajax", "huggingface", "timm", "augreg" or "torchvision".
+
+    Raises:
+      ValueError: if the source is not there, not readable, or of no known format.
+    """
+    with opened(_find(source)) as found:
+        if found.metadata.get("format") == "lorajax":
+            return "lorajax"
+        return _format(found)[1].layout
+
+
 def notes(source: str | os.PathLike) -> dict[str, str]:
     """What a safetensors file says about itself, such as the recipe and accuracy of a model.
 

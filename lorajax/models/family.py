@@ -108,6 +108,8 @@ class Format:
       express: raises ValueError for a configuration that the layout cannot tell.
       beside: JSON files to write beside the weights, by name.
       side: names of the JSON files beside the weights that `infer` reads.
+      modules: rules with the names of the torch model that the checkpoint is loaded into, where
+        they are not those of the file; for adapters, which name its modules.
     """
 
     layout: str
@@ -121,6 +123,7 @@ class Format:
     express: Callable[[Any], None] = _nothing
     beside: Callable[[Any], dict[str, dict[str, Any]]] = _no_files
     side: tuple[str, ...] = ("config.json",)
+    modules: Callable[[Any], Iterable[Rule]] | None = None
 
     def names(self, tensors: Mapping[str, Any]) -> dict[str, str] | None:
         """The layout's names → a checkpoint's own, or None if it is in another format."""

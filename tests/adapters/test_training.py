@@ -187,3 +187,41 @@ def test_optimizers_that_find_nothing_say_so(task):
     tx = adapters.allora()
     with pytest.raises(ValueError, match="needs the parameters"):
         tx.update(params, tx.init(params))
+
+
+@pytest.mark.parametrize("names", ["ab", "a", "b"])
+def test_factors_that_a_partition_has_parted(task, names):
+    """A part without A has no product, one without B nothing that LoRA+ and ALLoRA act on."""
+    model = adapters.adapt(task[0], "one", key=KEY, rank=2, start="pissa")
+    wrt = adapters.trainable(model)
+
+    def part(tree):
+        def label(path, _):
+            return "in" if any(f"'{name}'" in str(path) for name in names) else "out"
+
+        return jax.tree_util.tree_map_with_path(label, tree)
+
+    def step(transformation):
+        parts = {"in": optax.chain(transformation, optax.sgd(0.1)), "out": optax.sgd(0.1)}
+        optimizer = nnx.Optimizer(nnx.clone(model), optax.multi_transform(parts, part), wrt=wrt)
+        optimizer.update(nnx.clone(model), gradients_of(model, task))
+
+    for what, transformation in (
+        ("lora_plus", adapters.lora_plus()),
+        ("allora", adapters.allora()),
+    ):
+        if names == "a":
+            with pytest.raises(ValueError, match=f"{what} is given 'one/.*' with A alone"):
+                step(transformation)
+        elif names == "b" and what == "allora":
+            with pytest.raises(ValueError, match="allora is given 'one/.*' with B alone"):
+                step(transformation)
+        else:
+            step(transformation)
+
+
+def test_allora_knows_no_product_of_three(task):
+    model = adalora(task[0])
+    optimizer = nnx.Optimizer(model, adapters.allora(), wrt=adapters.trainable(model))
+    with pytest.raises(ValueError, match="an AdaLoRA, whose update is not A B"):
+        optimizer.update(model, gradients_of(model, task))

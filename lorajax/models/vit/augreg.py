@@ -7,6 +7,7 @@ from lorajax.models import family, vision
 from lorajax.models.family import Format, Rule
 from lorajax.models.files import Source
 from lorajax.models.vit.model import ViTConfig, grid_of, patches
+from lorajax.models.vit.timm import TIMM
 
 
 def _infer(source: Source) -> dict[str, Any]:
@@ -94,5 +95,6 @@ AUGREG = Format(
     suffix=".npz",
     express=_express,
     side=vision.SIDE,
+    modules=TIMM.rules,  # which reads these files into its own models
 )
 """Google's files; their GELU is the tanh form, and timm reads them with the exact one."""

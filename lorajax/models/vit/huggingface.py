@@ -1,5 +1,6 @@
 """`ViTForImageClassification` of transformers, as its safetensors files name things."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,6 +83,24 @@ def _rules(config: ViTConfig) -> Iterator[Rule]:
     yield from family.linear("classifier", "head")
 
 
+_VERSION_5 = (
+    (r"^vit\.encoder\.layer\.", "vit.layers."),
+    (r"\.attention\.attention\.(q|k|v)(?:uery|ey|alue)\.", r".attention.\1_proj."),
+    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+)
+"""From the names in files, which are those of the modules before version 5, to the modules'."""
+
+
+def _modules(config: ViTConfig) -> Iterator[Rule]:
+    for rule in _rules(config):
+        names = list(rule.theirs)
+        for old, new in _VERSION_5:
+            names = [re.sub(old, new, name) for name in names]
+        yield rule._replace(theirs=tuple(names))
+
+
 def _express(config: ViTConfig) -> None:
     for name, odd in (("pool", config.pool == "mean"), ("distilled", config.distilled)):
         if odd:
@@ -125,5 +144,6 @@ HUGGINGFACE = Format(
     express=_express,
     beside=_beside,
     side=vision.SIDE,
+    modules=_modules,
 )
 """Files of `ViTForImageClassification` and `ViTModel`, with their config.json."""
