@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lorajax.factors import PRNGKey, TuckerFactors, check_finite, orthonormal_frame, unfold
-from lorajax.problems.factorization import _check_spectrum
+from lorajax.problems.checks import check_precision, check_spectrum
 
 
 def _contract(
@@ -96,7 +96,7 @@ class TuckerFactorization(eqx.Module):
             raise ValueError(f"shape is {shape}; a Tucker update has at least two modes.")
         dtype = jnp.result_type(float if dtype is None else dtype)
         values = jnp.asarray(singular_values, dtype)
-        _check_spectrum(values, (min(shape), min(shape)))
+        check_spectrum(values, (min(shape), min(shape)))
         k = values.shape[0]
         keys = jax.random.split(key, len(shape))
         frames = tuple(
