@@ -1,4 +1,4 @@
-"""What every problem and every flow checks before any tracing: spectra, precision, times, starts."""
+"""What problems and flows check before any tracing: spectra, precision, times, starts."""
 
 from typing import Any
 

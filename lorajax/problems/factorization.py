@@ -34,6 +34,10 @@ class MatrixFactorization(eqx.Module):
     singular_values: Float[Array, " k"]
     v: Float[Array, "n k"]
 
+    def __check_init__(self) -> None:
+        """Raises ValueError for a precision that flows do not compute in."""
+        check_precision(u=self.u, singular_values=self.singular_values, v=self.v)
+
     @classmethod
     def from_spectrum(
         cls,
@@ -95,6 +99,7 @@ class MatrixFactorization(eqx.Module):
         """
         if target.ndim != 2:
             raise ValueError(f"target has shape {target.shape}; it must be a matrix.")
+        check_precision(target=target)
         check_finite(target=target)
         u, s, vt = jnp.linalg.svd(target, full_matrices=False)
         if tolerance is None:
@@ -202,6 +207,10 @@ class DiagonalFactorization(eqx.Module):
     singular_values: Float[Array, " k"]
     shape: tuple[int, int] = eqx.field(static=True)
 
+    def __check_init__(self) -> None:
+        """Raises ValueError for a precision that flows do not compute in."""
+        check_precision(singular_values=self.singular_values)
+
     @property
     def rank(self) -> int:
         """k, the rank of the target."""
@@ -243,6 +252,10 @@ class SymmetricFactorization(eqx.Module):
     """
 
     target: Float[Array, "n n"]
+
+    def __check_init__(self) -> None:
+        """Raises ValueError for a precision that flows do not compute in."""
+        check_precision(target=self.target)
 
     @property
     def shape(self) -> tuple[int, int]:

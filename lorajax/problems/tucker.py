@@ -60,6 +60,10 @@ class TuckerFactorization(eqx.Module):
     core: Float[Array, "..."]
     frames: tuple[Float[Array, "_ _"], ...]
 
+    def __check_init__(self) -> None:
+        """Raises ValueError for a precision that flows do not compute in."""
+        check_precision(core=self.core, frames=self.frames)
+
     @classmethod
     def from_spectrum(
         cls,
@@ -124,6 +128,7 @@ class TuckerFactorization(eqx.Module):
         """
         if target.ndim < 2:
             raise ValueError(f"target has shape {target.shape}; it must have at least two modes.")
+        check_precision(target=target)
         check_finite(target=target)
         frames = []
         for mode in range(target.ndim):
