@@ -2,9 +2,10 @@
 
 `Q(t) = e^{Ft} Q C^{−1/2}` with `C = I + Qᵀ (∫₀ᵗ e^{2Fs} ds) Q` (theory section 2.1) loses all
 digits at large t as it stands, because the top mode swamps all others. It keeps them once the
-columns of Q follow the modes (`exact.lanes`): rotate Q from the right, which is free, until what it has along
-the growing eigenvectors of the modes is in echelon form, and divide column j by e^{κ_j t}. What is
-left is bounded whatever t is, and so are its derivatives.
+columns of Q follow the modes (`exact.lanes`): rotate Q from the right, which is free, until what
+it has along the growing eigenvectors of the modes is in echelon form, and divide column j by
+e^{κ_j t}.
+What is left is bounded whatever t is, and so are its derivatives.
 """
 
 from typing import NamedTuple
