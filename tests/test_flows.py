@@ -18,6 +18,7 @@ from lorajax import (
     spectra,
 )
 from lorajax.flows import stepping
+from lorajax.flows.gradient import amplitude
 
 TIMES = np.linspace(0.0, 12.0, 61)
 
@@ -79,8 +80,10 @@ def test_float32_stays_float32(problem, start):
 
 
 def test_numbers_change_without_a_new_trace(problem, start, traces):
-    flows.gradient_flow(problem, start, TIMES, rtol=1e-6)
-    flows.gradient_flow(problem, start, TIMES, rtol=1e-6)
+    default = flows.gradient_flow(problem, start, TIMES)
+    explicit = flows.gradient_flow(problem, start, TIMES, rtol=1e-8)
+    assert int(default.steps) == int(explicit.steps)
+    np.testing.assert_array_equal(default.core.a, explicit.core.a)
     with traces() as names:
         other = jax.tree.map(lambda x: 2.0 * x, start)
         flows.gradient_flow(problem, other, 0.5 * TIMES, rtol=1e-7, weight_decay=0.1, b_rate=2.0)
@@ -148,10 +151,11 @@ def test_spectral_descent_steps_have_unit_singular_values(key):
 
 
 def test_sequential_descent_uses_the_new_left_factor(problem, start):
-    step = 0.03
+    step, start = 0.03, start._replace(b=0.1 * start.a[: problem.shape[1]].T)  # B = 0 hides it
     path = flows.sequential_descent(problem, start, step, 1)
     a = start.a - step * problem.gradient(start).a
     b = start.b - step * problem.gradient(Factors(a, start.b)).b
+    assert float(jnp.max(jnp.abs(b - start.b + step * problem.gradient(start).b))) > 1e-6
     np.testing.assert_allclose(path.core.a[1], a, atol=1e-15)
     np.testing.assert_allclose(path.core.b[1], b, atol=1e-15)
 
@@ -402,3 +406,9 @@ def test_a_lane_fails_only_where_its_own_time_stands_still(dtype):
         lambda y: y,
     )
     assert 1e-6 < np.max(np.abs(seen.observed[0, :, 0] / exact - 1)) < 1e-4
+
+
+def test_two_adapters_are_resolved_at_the_smaller_scale():
+    small, large = (Factors(jnp.full((3, 2), x), jnp.zeros((2, 3))) for x in (1e-6, 0.5))
+    assert float(amplitude(TwoLayerFactors(small, large))) == 1e-6
+    assert float(amplitude(small._replace(b=large.a.T))) == 0.5
