@@ -4,7 +4,9 @@
 * `descend` runs any optax transformation; `lora_plus`, `allora`, `scaled_gradient` and
   `spectral_descent` are the descents of the LoRA literature in that form.
 * `balanced_flow` is the closed form, `solve` picks the cheapest of all that is exact and says
-which.
+which; `plan` says it without running.
+* `sweeping.sweep_flows` (`lorajax.sweep_flows`) runs many of them over named axes by the engines of
+`lanes`.
 """
 
 from lorajax.flows.descent import (
@@ -18,10 +20,12 @@ from lorajax.flows.descent import (
 )
 from lorajax.flows.gradient import gradient_flow
 from lorajax.flows.path import CONVERGED, FAILED, MAX_STEPS, NON_FINITE, STATUS, Path
-from lorajax.flows.solve import Plan, balanced_flow, plan, solve
+from lorajax.flows.plan import Engine, Plan, plan
+from lorajax.flows.solve import balanced_flow, solve
 
 __all__ = [
     "CONVERGED",
+    "Engine",
     "FAILED",
     "MAX_STEPS",
     "NON_FINITE",
