@@ -22,6 +22,7 @@ from lorajax.flows.gradient import gradient_flow
 from lorajax.flows.path import CONVERGED, FAILED, MAX_STEPS, NON_FINITE, STATUS, Path
 from lorajax.flows.plan import Engine, Plan, plan
 from lorajax.flows.solve import balanced_flow, solve
+from lorajax.flows.starts import start_of
 
 __all__ = [
     "CONVERGED",
@@ -43,4 +44,5 @@ __all__ = [
     "sequential_descent",
     "solve",
     "spectral_descent",
+    "start_of",
 ]

@@ -121,27 +121,31 @@ def reduced_ode(
     times: Float[Array, " t"],
     *,
     one_sided: bool,
+    observe: tuple[str, ...] = ("singular_values",),
     rtol: float | Float[Array, ""] = RTOL,
     max_steps: int = 2**17,
     bucket: int = 16,
 ) -> LanePaths:
-    """Singular values of flows from any start, integrated in the reduced frames.
+    """Observables of flows from any start, integrated in the reduced frames.
 
     Args:
       problem: one for all lanes, or one a lane.
       factors: starts, shapes (lanes, m, r) and (lanes, r, n).
       times: shape (t,), increasing, from 0 on.
-      one_sided: whether B is 0 in all lanes; conservation of `AᵀA − BBᵀ` then leaves 2kr unknowns.
+      one_sided: whether B is 0 in all lanes; conservation of `AᵀA − BBᵀ` then leaves 2kr unknowns
+        where no losses are observed, which need what A has across the modes.
+      observe: of "singular_values" and "losses".
       rtol: relative tolerance of a step; the absolute one is this times the start's amplitude.
       max_steps: lanes that need more end with status "max steps".
       bucket: lanes that step together.
 
     Returns:
-      LanePaths with "singular_values".
+      LanePaths with what `observe` names.
 
     Source: theory section 1 (derived). The elimination of A across the modes is derived here.
     """
-    run = _lora_bucket if one_sided else _frames_bucket
+    one_sided = one_sided and "losses" not in observe
+    run = _lora_bucket if one_sided else functools.partial(_frames_bucket, observe)
     run = functools.partial(run, times, jnp.asarray(rtol, times.dtype), max_steps)
     count = factors.a.shape[0]
     s = _per_lane(problem, count)
@@ -205,7 +209,15 @@ def _product_values(a: Array, bt: Array) -> Array:
     return jnp.where(fine[..., None], values[..., :keep], jnp.nan)
 
 
-def _frames_bucket(times, rtol, max_steps, s, start) -> LanePaths:
+def _frames_losses(s: Array, a: Array, bt: Array) -> Array:
+    """`½‖diag(s) − A B‖²` for A (lanes, t, p, r), Bᵀ (lanes, t, q, r) and s (lanes, k)."""
+    product, k = a @ turn(bt), s.shape[-1]
+    target = jnp.zeros((s.shape[0], 1, *product.shape[-2:]), s.dtype)
+    target = target.at[:, 0, jnp.arange(k), jnp.arange(k)].set(s)
+    return 0.5 * jnp.sum((target - product) ** 2, axis=(-2, -1))
+
+
+def _frames_bucket(names, times, rtol, max_steps, s, start) -> LanePaths:
     state = jnp.moveaxis(start.a, 0, -1), jnp.moveaxis(jnp.swapaxes(start.b, 1, 2), 0, -1)
 
     def observe(state):
@@ -221,8 +233,12 @@ def _frames_bucket(times, rtol, max_steps, s, start) -> LanePaths:
         axis=-1,
         max_steps=max_steps,
     )
-    values = _product_values(*found.observed)
-    return LanePaths({"singular_values": values}, found.status, found.steps)
+    functions = {
+        "singular_values": _product_values,
+        "losses": functools.partial(_frames_losses, s),
+    }
+    observed = {name: functions[name](*found.observed) for name in names}
+    return LanePaths(observed, found.status, found.steps)
 
 
 def full_ode(
@@ -319,7 +335,7 @@ def spectra(
 
 
 _closed_form = jax.jit(closed_form, static_argnames=("one_sided", "observe"))
-_reduced_ode = jax.jit(reduced_ode, static_argnames=("one_sided", "max_steps", "bucket"))
+_reduced_ode = jax.jit(reduced_ode, static_argnames=("one_sided", "observe", "max_steps", "bucket"))
 
 __all__ = [
     "RTOL",

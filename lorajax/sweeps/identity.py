@@ -140,7 +140,7 @@ def _array(value: Any, of: Any) -> str:
         return f"numpy object{list(array.shape)}({of(array.ravel().tolist())})"
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    shape = "scalar" if isinstance(value, np.generic) else list(array.shape)
+    shape = " scalar" if isinstance(value, np.generic) else list(array.shape)
     shown = f" {array[()]}" if array.ndim == 0 else ""
     names = f":{array.dtype.descr}" if array.dtype.names else ""
     return f"{kind} {weak}{array.dtype}{shape}{names}{shown}#{digest(array.tobytes())}"
@@ -160,14 +160,19 @@ def _function(value: Any, of: Any) -> str:
         )
     bound = [of(inner) for inner in value.__defaults__ or ()]
     bound += [f"{n}={of(v)}" for n, v in sorted((value.__kwdefaults__ or {}).items())]
+    # What `jax.vmap` and the like return holds marks of JAX's own beside the function.
+    by_jax = value.__globals__.get("__name__", "").startswith("jax.")
     for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
         try:
-            bound.append(f"{name}={of(cell.cell_contents)}")
-        except Unstable:
-            raise
+            inner = cell.cell_contents
         except ValueError:  # a cell that has not been filled
-            bound.append(f"{name}=?")
-    bound += [f"{n}={_global(v, of)}" for n, v in _globals(value)]
+            continue
+        bound.append(
+            f"{name}={_leniently(inner, of) if by_jax and not callable(inner) else of(inner)}"
+        )
+    if by_jax:
+        return f"{_name(value)}[{_short(_joined(bound), 'bound', len(bound))}]"
+    bound += [f"{n}={_leniently(v, of)}" for n, v in _globals(value)]
     return _name(value) + (f"[{_short(_joined(bound), 'bound', len(bound))}]" if bound else "")
 
 
@@ -187,7 +192,8 @@ def _globals(function: types.FunctionType) -> list[tuple[str, Any]]:
     ]
 
 
-def _global(value: Any, of: Any) -> str:
+def _leniently(value: Any, of: Any) -> str:
+    """Its identity, or its type where it has none."""
     try:
         return of(value)
     except Unstable:  # a logger, a cache: nothing that was handed over

@@ -100,7 +100,7 @@ KINDS = {
     "vector": np.array([1.0]),
     "row": np.array([[1.0]]),
     "jax array": jnp.array(1.0),
-    "weak jax array": jnp.asarray(1.0) * 1,
+    "weak jax array": jax.jit(lambda: 1.0)(),
     "zero": 0.0,
     "minus zero": -0.0,
     "array of minus zero": np.array([-0.0]),
