@@ -27,6 +27,7 @@ _MODULES = (
     "ranks",
     "report",
     "spectra",
+    "studies",
     "sweeps",
 )
 _NAMES = {
