@@ -30,8 +30,8 @@ class Parameter:
     default: Any
     kind: type = int
     choices: tuple[Any, ...] = ()
-    least: float | None = None
-    above: float | None = None
+    least: int | float | None = None
+    above: int | float | None = None
 
     @property
     def is_list(self) -> bool:
