@@ -41,6 +41,14 @@ def reduced_shape(problem: MatrixFactorization, rank: int) -> tuple[int, int]:
     return k + min(rank, m - k), k + min(rank, n - k)
 
 
+@jax.jit
+def _levels(factors: Factors) -> tuple[Array, Array]:
+    """Whether all starts are balanced, and the λ of each."""
+    lanes = factors.a.ndim > 2
+    level = (jax.vmap(balance) if lanes else balance)(factors)[0]
+    return jnp.all(is_balanced(factors)), level
+
+
 def _are_lanes(factors: Any) -> bool:
     return any(getattr(x, "ndim", 0) == 3 for x in jax.tree.leaves(factors))
 
@@ -63,12 +71,11 @@ def choose(problem: Any, factors: Any) -> tuple[Engine, str]:
         return "reduced ODE", "the start is traced, so that whether it is balanced is unknown"
     # A concrete start may meet a trace, where its balance would be staged instead of known.
     with jax.ensure_compile_time_eval():
-        balanced = bool(jnp.all(is_balanced(factors)))
-        level = None if not balanced or factors.a.ndim > 2 else float(balance(factors)[0])
+        balanced, level = _levels(factors)
     if not balanced:
         (p, q), (m, n) = reduced_shape(problem, factors.rank), problem.shape
         return "reduced ODE", f"the start is not balanced; frames of {p}×{q} hold the {m}×{n} flow"
-    shown = "λI" if level is None else f"{level:.3g} I"
+    shown = "λI" if level.ndim else f"{float(level):.3g} I"
     return "closed form", f"the start is balanced, AᵀA − BBᵀ = {shown}"
 
 

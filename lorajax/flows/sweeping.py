@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -331,13 +332,16 @@ def _sample(
     flows: _Flows, key: Array, static: Mapping[str, Any], values: Mapping[str, Any]
 ) -> tuple[Any, Any]:
     """A problem of a group, and the starts of its first and its last lane, stacked."""
+    # One program a group, in place of one for each operation of a start.
+    start = eqx.filter_jit(
+        lambda problem, key, traced: flows.factors_of(problem, key, {**static, **traced})
+    )
     found = []
     for index in (0, -1):
         traced = {n: np.asarray(v)[index] for n, v in values.items() if n not in (*static, "seed")}
         lane = jax.random.fold_in(key, index % 2)
-        here = {**static, **traced}
-        problem = flows.problem_of(_problem_key(lane), here)
-        found.append(flows.factors_of(problem, lane, here))
+        problem = flows.problem_of(_problem_key(lane), {**static, **traced})
+        found.append(start(problem, lane, {n: jnp.asarray(v) for n, v in traced.items()}))
     return problem, jax.tree.map(lambda *x: jnp.stack(x), *found)  # pyright: ignore
 
 
