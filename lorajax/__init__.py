@@ -27,6 +27,7 @@ _MODULES = (
     "ranks",
     "report",
     "spectra",
+    "studies",
     "sweeps",
 )
 _NAMES = {
@@ -49,6 +50,7 @@ _NAMES = {
     "gradient_flow": "flows",
     "plan": "flows",
     "solve": "flows",
+    "sweep_flows": "flows.sweeping",
 }
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from lorajax.flows import gradient_flow as gradient_flow
     from lorajax.flows import plan as plan
     from lorajax.flows import solve as solve
+    from lorajax.flows.sweeping import sweep_flows as sweep_flows
     from lorajax.problems import Decayed as Decayed
     from lorajax.problems import DiagonalFactorization as DiagonalFactorization
     from lorajax.problems import LinearAttention as LinearAttention

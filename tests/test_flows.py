@@ -167,13 +167,13 @@ def test_solve_says_what_it_chose(problem, start, key):
     expected = {"closed form": even, "reduced ODE": start}
     for method, factors in expected.items():
         path, plan = flows.solve(problem, factors, TIMES)
-        assert plan.method == method and plan.flops > 0 and plan.reason in str(plan)
-        insisted, other = flows.solve(problem, factors, TIMES, method="full ODE", rtol=1e-10)
-        assert other.method == "full ODE"
+        assert plan.engine == method and plan.flops > 0 and plan.reason in str(plan)
+        insisted, other = flows.solve(problem, factors, TIMES, engine="full ODE", rtol=1e-10)
+        assert other.engine == "full ODE"
         np.testing.assert_allclose(path.factors.product, insisted.factors.product, atol=1e-6)
     layers = TwoLayer(jnp.eye(3), jnp.eye(3), jnp.eye(3))
     small = initializers.small(key, (3, 3), 1, 0.1)
-    assert flows.plan(layers, TwoLayerFactors(small, small), TIMES).method == "full ODE"
+    assert flows.plan(layers, TwoLayerFactors(small, small), TIMES).engine == "full ODE"
 
 
 BAD_TIMES = {

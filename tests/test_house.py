@@ -29,12 +29,12 @@ CORE = {
     "problems": set(),
     "initializers": set(),
     "exact": {"problems"},
-    "flows": {"problems", "exact"},
     "spectra": set(),
+    "sweeps": set(),
+    "flows": {"problems", "initializers", "exact", "spectra", "sweeps"},
     "laws": {"problems"},
     "optima": {"problems"},
     "ranks": {"spectra"},
-    "sweeps": set(),
 }
 MIDDLE = {
     "claims": set(CORE),
@@ -48,20 +48,18 @@ MIDDLE = {
 BELOW = {*CORE, *MIDDLE}
 TOP = {
     "plots": BELOW,
-    "presets": BELOW,
-    "simulation": BELOW | {"plots", "presets"},
-    "comparison": BELOW | {"plots"},
-    "report": BELOW | {"plots", "comparison"},
-    "cli": BELOW | {"plots", "presets", "comparison", "report"},
+    "studies": BELOW | {"plots"},
+    "report": BELOW | {"plots"},
+    "cli": BELOW | {"plots", "studies", "report"},
     "__main__": {"cli"},
-    "__init__": BELOW | {"plots", "presets", "comparison", "report"},
+    "__init__": BELOW | {"plots", "studies", "report"},
 }
 ROOMS = CORE | MIDDLE | TOP
 # Packages that cost seconds to import, and the only rooms that may pay for them.
 HEAVY = {
     "flax": {"adapters", "models", "finetune", *TOP},
     "matplotlib": set(TOP),
-    "xarray": {"sweeps", "claims", *TOP},
+    "xarray": {"sweeps", "flows", "claims", *TOP},
     "zarr": {"sweeps", *TOP},
 }
 

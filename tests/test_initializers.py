@@ -238,3 +238,26 @@ def test_superdiagonal_is_balanced_and_along_the_tensor(key):
         initializers.superdiagonal(jnp.zeros((3, 3, 3)), 2)
     with pytest.raises(ValueError, match="mode is 3"):
         unfold(tensor, 3)
+
+
+def test_starts_are_found_by_what_they_return_and_asked_what_they_need():
+    offered = initializers.offered()
+    assert {"lora", "orthogonal", "spectral", "pissa", "eva", "hosvd"} <= set(offered)
+    assert not {"resolve_scale", "check_ranks", "random_matrix"} & set(offered)
+    for name, start in offered.items():
+        assert initializers.resolve(name) is start is getattr(initializers, name)
+        assert initializers.name_of(start) == name
+    assert initializers.asks_for("lora")["scale"] is False
+    assert "scale" not in initializers.asks_for("pissa")
+    bound = functools.partial(initializers.spectral, scale=1.0)
+    assert list(initializers.asks_for(bound)) == ["matrix", "rank", "directions"]
+    with pytest.raises(ValueError, match="must be one of balanced"):
+        initializers.resolve("nope")
+    with pytest.raises(ValueError, match="needs rank; give one"):
+        initializers.call(
+            "lora", {"key": 0, "shape": (2, 2), "rank": None}, remedies={"rank": "one"}
+        )
+    with pytest.raises(ValueError, match="parameter 'matrix' that nothing fills"):
+        initializers.call("spectral", {"rank": 1})
+    with pytest.raises(AttributeError, match="no attribute"):
+        _ = initializers.nothing

@@ -15,8 +15,6 @@ An initializer is called with those of the following that its signature names, s
 """
 
 import dataclasses
-import functools
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,7 +27,7 @@ from jaxtyping import Array
 from lorajax import initializers
 from lorajax.adapters.layouts import Layout, kernel_variable
 from lorajax.factors import Factors, any_nonzero, check_factors, is_traced
-from lorajax.initializers import PRNGKey, Start, TuckerFactors
+from lorajax.initializers import PRNGKey, Start, TuckerFactors, name_of, resolve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,70 +56,11 @@ class Site:
         return given if given is None or isinstance(given, jax.Array) else given.matrix
 
 
+_GRADIENTS = "gradients=adapters.gradients(model, loss, batches), with this layer among its targets"
 _SUPPLIED = {
-    "gradient": "gradients=adapters.gradients(model, loss, batches)",
-    "matrix": "gradients=adapters.gradients(model, loss, batches)",
-    "target": "gradients=adapters.gradients(model, loss, batches)",
-    "inputs": "inputs=adapters.input_moments(model, batches)",
+    **dict.fromkeys(("gradient", "matrix", "target", "tensor"), _GRADIENTS),
+    "inputs": "inputs=adapters.input_moments(model, batches), with this layer among its targets",
 }
-_KNOWN = {"key", "shape", "rank", "dtype", "weight", "outputs", "scaling", *_SUPPLIED}
-
-
-def resolve(start: str | Callable[..., Any]) -> Callable[..., Any]:
-    """The initializer of a name, or the callable itself.
-
-    Args:
-      start: the name of a function of `lorajax.initializers`, or any callable with parameters among
-        those listed above.
-
-    Returns:
-      The initializer.
-
-    Raises:
-      ValueError: for an unknown name.
-    """
-    if not isinstance(start, str):
-        return start
-    known = [
-        name for name in initializers.__all__ if inspect.isfunction(getattr(initializers, name))
-    ]
-    known.remove("resolve_scale")
-    if start not in known:
-        raise ValueError(
-            f"start is {start!r}; a named start must be one of {', '.join(sorted(known))}."
-        )
-    return getattr(initializers, start)
-
-
-def name_of(start: str | Callable[..., Any]) -> str:
-    """A short name for `describe`: the function's, with the arguments bound to it."""
-    if isinstance(start, str):
-        return start
-    if isinstance(start, functools.partial):
-        bound = ", ".join(f"{key}={value!r}" for key, value in start.keywords.items())
-        return f"{name_of(start.func)}({bound})"
-    return getattr(start, "__name__", type(start).__name__).strip("<>")
-
-
-def _arguments(initializer: Callable[..., Any], values: dict[str, Any], path: str) -> dict:
-    bound = initializer.keywords if isinstance(initializer, functools.partial) else {}
-    arguments = {}
-    for name, parameter in inspect.signature(initializer).parameters.items():
-        if name in bound or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        if name in values:
-            if values[name] is None:
-                raise ValueError(
-                    f"the start of {path!r} needs {name}; give {_SUPPLIED[name]}, with this layer "
-                    "among its targets."
-                )
-            arguments[name] = values[name]
-        elif parameter.default is parameter.empty:
-            raise ValueError(
-                f"the start of {path!r} has a parameter {name!r} that nothing fills; bind it with "
-                f"functools.partial, or use one of {', '.join(sorted(_KNOWN))}."
-            )
-    return arguments
 
 
 def fill(
@@ -186,7 +125,8 @@ def fill(
             "target": descent,
             "inputs": inputs,
         }
-        result = initializer(**_arguments(initializer, values, site.path))
+        where = f"the start of {site.path!r}"
+        result = initializers.call(initializer, values, where=where, remedies=_SUPPLIED)
         if not isinstance(result, (Factors, Start)):
             raise ValueError(
                 f"the start of {site.path!r} returned a {type(result).__name__}; it must return "
@@ -228,18 +168,17 @@ def fill_tucker(
     Raises:
       ValueError: if the start needs what is missing, returns something else, or cannot move.
     """
-    initializer = resolve(start)
-    bound = initializer.keywords if isinstance(initializer, functools.partial) else {}
     tensor = None if gradient is None else -gradient.astype(dtype)
-    values = {"key": key, "shape": shape, "ranks": ranks, "dtype": dtype, "tensor": tensor}
-    names = [name for name in inspect.signature(initializer).parameters if name not in bound]
-    if "ranks" not in names:
+    if "ranks" not in initializers.asks_for(start):
         raise ValueError(
             f"start is {name_of(start)!r}; a Tucker update starts with 'tucker' or 'hosvd'."
         )
-    if "tensor" in names and tensor is None:
-        raise ValueError(f"the start of {path!r} needs a gradient; give {_SUPPLIED['gradient']}.")
-    result = initializer(**{name: values[name] for name in names if name in values})
+    result = initializers.call(
+        start,
+        {"key": key, "shape": shape, "ranks": ranks, "dtype": dtype, "tensor": tensor},
+        where=f"the start of {path!r}",
+        remedies=_SUPPLIED,
+    )
     if not isinstance(result, TuckerFactors):
         raise ValueError(
             f"the start of {path!r} returned a {type(result).__name__}; it must return "
@@ -255,3 +194,6 @@ def fill_tucker(
             "critical point that no flow leaves; at most one of them may be zero."
         )
     return result
+
+
+__all__ = ["Site", "fill", "fill_tucker", "name_of", "resolve"]

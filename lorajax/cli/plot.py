@@ -13,13 +13,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draws and says where."""
-    from lorajax import sweeps
-    from lorajax.plots import sweeps as figures
+    from lorajax import studies, sweeps
 
     found = sweeps.open_sweep(args.store)
     missing = int((found["status"] == sweeps.NOT_RUN).sum())
     if missing:
         print(f"{missing} of {found['status'].size} lanes have not been run yet")
     path = args.out or f"{args.store.removesuffix('/').removesuffix('.zarr')}.png"
-    print(f"figure: {figures.draw(found, path)}")
+    print(f"figure: {studies.draw(found, path)}")
     return 0

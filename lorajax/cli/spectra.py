@@ -11,7 +11,6 @@ import argparse
 from lorajax.cli.output import output_folder, prepare_jax
 
 HELP = "compare simulated with analytic spectra for a problem given by options"
-STARTS = ("lora", "orthogonal", "small", "balanced", "spectral")
 LAWS = ("lora", "logistic", "lazy", "tanh_squared")
 
 
@@ -28,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of the oracle update, in decreasing order",
     )
     add("--rank", type=int, default=5, help="of the adapter")
-    add("--start", choices=STARTS, default="lora", help="initialization")
+    add("--start", default="lora", help="initialization by name; one that has a scale")
     add(
         "--scales",
         nargs="+",
@@ -66,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
 
     import numpy as np
 
-    from lorajax import comparison, plots, report
+    from lorajax import plots, report
+    from lorajax.studies import comparison
 
     result = comparison.compare_spectra(
         shape=tuple(args.shape),

@@ -1,58 +1,112 @@
-"""Sweep a preset of the papers over scale, rank, spectrum or samples, into a Zarr store.
+"""Sweep flows over scales, ranks, spectra or seeds, into a Zarr store.
 
-A run that was stopped goes on where it was when it is started again with the same store. On
-several processes (`--distributed`; JAX finds Slurm, Kubernetes, Open MPI and TPU pods by itself)
-each writes its own part of the store.
+`flow` takes a problem of your own; the other studies are those of the papers. Lists are values,
+`--scales 1e-1 1e-3 1e-5`; consecutive whole numbers may be written `--seeds 0:30` (0 to 29). A
+sweep that was stopped goes on where it was when it is started again with the same store. On several
+processes (`--distributed`; JAX finds Slurm, Kubernetes, Open MPI and TPU pods by itself) each
+writes its own part of the store.
 """
 
 import argparse
 import sys
 import time
+from typing import Any
 
+from lorajax import studies
 from lorajax.cli.output import prepare_jax
 
-HELP = "run a sweep that the papers make, into a store"
-# Name, what it shows, and the defaults: size, rank, seeds and number of scales (or noise levels).
-PRESETS = {
-    "init-scale": (
-        "two frozen layers over the initialization scale (Xu et al., Fig. 1)",
-        32,
-        4,
-        30,
-        6,
-    ),
-    "rank-scale": ("ranks against initialization scales", 128, 8, 10, 9),
-    "spectrum-gap": ("two modes whose singular values approach", 64, 4, 10, 8),
-    "rank-rule": ("rank rules over label noise and samples", 60, 5, 20, 8),
-}
+HELP = "run flows over scales, ranks and seeds, or a study of the papers, into a store"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the subcommand's arguments."""
-    add = parser.add_argument
-    shown = "; ".join(f"{name}: {about}" for name, (about, *_) in PRESETS.items())
-    add("preset", choices=list(PRESETS), metavar="PRESET", help=shown)
-    add("--store", metavar="DIR", help="Zarr store (default lorajax-sweep-PRESET.zarr)")
-    add("--seeds", type=int, help="repetitions")
-    add("--scales", type=int, help="number of scales or noise levels")
-    add("--size", type=int, help="side of the matrices")
-    add(
-        "--rank", type=int, help="of the adapter (rank-scale: the largest; rank-rule: the target's)"
-    )
-    add("--chunk", type=int, help="lanes that are run and written together")
-    add("--memory", type=float, metavar="MIB", help="for a chunk's results and temporaries")
-    add("--devices", type=int, help="how many to spread lanes over (default all)")
-    add("--distributed", action="store_true", help="join the other processes of this job")
-    add("--coordinator", metavar="HOST:PORT", help="of the job, where JAX cannot find it")
-    add("--processes", type=int, help="in the job, where JAX cannot find it")
-    add("--process", type=int, help="number of this one, where JAX cannot find it")
+    """Adds a subcommand for each study, with the study's own options."""
+    inner = parser.add_subparsers(dest="study", metavar="STUDY", required=True)
+    for name in studies.names():
+        study = studies.find(name)
+        own = inner.add_parser(name, help=study.about, description=f"{study.about}.")
+        for parameter in study.parameters:
+            _add(own, parameter)
+        _configure_run(own, name)
+
+
+def _add(parser: argparse.ArgumentParser, parameter: studies.Parameter) -> None:
+    shown = parameter.about
+    if parameter.default not in (None, ()):
+        shown += f" (default {_spelled(parameter.default)})"
+    options: dict[str, Any] = {"help": shown.replace("%", "%%"), "default": None}
+    if parameter.is_list:
+        options["nargs"] = "+"
+    if parameter.choices:
+        options["choices"] = parameter.choices
+    else:
+        metavar = {int: "N", float: "X", str: "NAME"}[parameter.kind]
+        # Runs such as 0:30 are taken apart later, with an error that names the option.
+        options |= {"metavar": metavar}
+    parser.add_argument(parameter.option, **options)
+
+
+def _spelled(default: Any) -> str:
+    values = default if isinstance(default, tuple) else (default,)
+    run = range(values[0], values[-1] + 1) if isinstance(values[0], int) else ()
+    if len(values) > 2 and values == tuple(run):
+        return f"{values[0]}:{values[-1] + 1}"
+    return " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+
+
+def _configure_run(parser: argparse.ArgumentParser, name: str) -> None:
+    add = parser.add_argument_group("running").add_argument
+    add("--store", metavar="DIR", help=f"Zarr store (default lorajax-sweep-{name}.zarr)")
     add("--plot", metavar="FILE", help="figure (default beside the store, as PNG)")
     add("--dry-run", action="store_true", help="print lanes, engine, memory and time, and stop")
+    add("--chunk", type=int, metavar="N", help="lanes that are run and written together")
+    add("--memory", type=float, metavar="MIB", help="for a chunk's results and temporaries")
+    add("--devices", type=int, metavar="N", help="how many to spread lanes over (default all)")
+    add("--distributed", action="store_true", help="join the other processes of this job")
+    add("--coordinator", metavar="HOST:PORT", help="of the job, where JAX cannot find it")
+    add("--processes", type=int, metavar="N", help="in the job, where JAX cannot find it")
+    add("--process", type=int, metavar="N", help="number of this one, where JAX cannot find it")
+
+
+def given_values(study: studies.Study, args: argparse.Namespace) -> dict[str, Any]:
+    """The study's parameters that the command line gives, checked.
+
+    Raises:
+      ValueError: naming the option and the value.
+    """
+    given = {}
+    for parameter in study.parameters:
+        words = getattr(args, parameter.name)
+        if words is None:
+            continue
+        several = [words] if isinstance(words, str) else words
+        values = [v for word in several for v in _values(parameter, word)]
+        if not parameter.is_list and len(values) != 1:
+            raise ValueError(f"{parameter.option} is {words}; give one value.")
+        value = tuple(values) if parameter.is_list else values[0]
+        given[parameter.name] = parameter.check(value, parameter.option)
+    return given
+
+
+def _values(parameter: studies.Parameter, word: str) -> list[Any]:
+    """What one word stands for: a value, or a run of whole numbers."""
+    try:
+        if parameter.kind is int and ":" in word:
+            first, last = (int(part) for part in word.split(":"))
+            if last <= first or last - first > 10**7:
+                raise ValueError
+            return list(range(first, last))
+        return [parameter.kind(word)]
+    except ValueError:
+        wanted = {int: "a whole number, or a run such as 0:30", float: "a number"}
+        kind = wanted.get(parameter.kind, "a name")
+        raise ValueError(f"{parameter.option} has {word!r}; it must be {kind}.") from None
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the sweep, prints a summary and draws it."""
-    for name in ("seeds", "scales", "size", "rank", "chunk", "memory", "devices"):
+    study = studies.find(args.study)
+    given = given_values(study, args)
+    for name in ("chunk", "memory", "devices"):
         value = getattr(args, name)
         if value is not None and not value >= 1:
             raise ValueError(f"--{name} is {value}; it must be at least 1.")
@@ -61,53 +115,45 @@ def run(args: argparse.Namespace) -> int:
 
     if args.distributed or args.coordinator:
         jax.distributed.initialize(args.coordinator, args.processes, args.process)
-    from lorajax import presets, sweeps
+    from lorajax import sweeps
 
-    _, size, rank, seeds, scales = PRESETS[args.preset]
-    preset = presets.PRESETS[args.preset](
-        args.size or size, args.rank or rank, args.seeds or seeds, args.scales or scales
-    )
-    store = args.store or f"lorajax-sweep-{args.preset}.zarr"
-    options = dict(preset.options)
     devices = jax.local_devices()
-    if args.devices is not None:
-        if args.devices > len(devices):
-            raise ValueError(f"--devices is {args.devices}; this process has {len(devices)}.")
-        devices = devices[: args.devices]
-    options |= {"devices": devices, "store": store}
+    if args.devices is not None and args.devices > len(devices):
+        raise ValueError(f"--devices is {args.devices}; this process has {len(devices)}.")
+    store = args.store or f"lorajax-sweep-{args.study}.zarr"
+    ready = study.prepare(**given)
+    options = {**ready.options, "devices": devices[: args.devices], "store": store}
     if args.chunk:
         options["chunk"] = args.chunk
     if args.memory:
         options["memory"] = int(args.memory * 2**20)
-    print(f"engine: {preset.engine} ({preset.reason})", flush=True)
+    print(f"engine: {ready.engine}", flush=True)
     if args.dry_run:
-        _say(sweeps.plan(preset.function, preset.axes, **options), len(devices))
+        _say(sweeps.estimate(ready.function, ready.axes, **options), len(options["devices"]))
         return 0
-    found = sweeps.sweep(
-        preset.function, preset.axes, settings=preset.settings, progress=Line(), **options
-    )
+    settings = {**study.settings(**given), "engine": ready.engine}
+    found = sweeps.sweep(ready.function, ready.axes, settings=settings, progress=Line(), **options)
     if jax.process_index() != 0:
         return 0
-    print(summary(found, preset.headline))
+    headline = study.headline if study.headline in found else next(iter(found.data_vars))
+    print(summary(found, str(headline)))
     print(f"store: {store}")
     path = args.plot or f"{store.removesuffix('/').removesuffix('.zarr')}.png"
-    from lorajax.plots import sweeps as figures
-
-    print(f"figure: {figures.draw(found, path)}")
+    print(f"figure: {studies.draw(found, path)}")
     return 0
 
 
-def _say(plan, devices: int) -> None:
-    chunk = " × ".join(map(str, plan.chunk))
-    print(f"lanes: {plan.lanes} in {plan.chunks} chunks of {chunk}, on {devices} device(s)")
-    print(f"programs to compile: {plan.programs}")
-    print(f"memory: {plan.chunk_bytes / 2**20:.1f} MiB a call")
-    print(f"results: {plan.bytes / 2**20:.1f} MiB before compression")
-    for name, v in plan.variables.items():
+def _say(found, devices: int) -> None:
+    chunk = " × ".join(map(str, found.chunk))
+    print(f"lanes: {found.lanes} in {found.chunks} chunks of {chunk}, on {devices} device(s)")
+    print(f"programs to compile: {found.programs}")
+    print(f"memory: {found.chunk_bytes / 2**20:.1f} MiB a call")
+    print(f"results: {found.bytes / 2**20:.1f} MiB before compression")
+    for name, v in found.variables.items():
         print(
             f"    {name}: {v.dtype} {'×'.join(map(str, v.shape)) or 'scalar'}  {' '.join(v.dims)}"
         )
-    print(f"time: about {plan.seconds:.1f} s, and the compilation")
+    print(f"time: about {found.seconds:.1f} s, and the compilation")
 
 
 class Line:
@@ -140,7 +186,7 @@ def summary(found, headline: str) -> str:
     from lorajax.sweeps import STATUS
 
     values = found[headline]
-    for dim in ("time", "mode"):
+    for dim in ("time", "mode", "target_mode"):
         if dim in values.dims:
             values = values.isel({dim: -1})
     axes = [d for d in values.dims if d != "seed"]

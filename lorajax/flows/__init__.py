@@ -4,7 +4,9 @@
 * `descend` runs any optax transformation; `lora_plus`, `allora`, `scaled_gradient` and
   `spectral_descent` are the descents of the LoRA literature in that form.
 * `balanced_flow` is the closed form, `solve` picks the cheapest of all that is exact and says
-which.
+which; `plan` says it without running.
+* `sweeping.sweep_flows` (`lorajax.sweep_flows`) runs many of them over named axes by the engines of
+`lanes`.
 """
 
 from lorajax.flows.descent import (
@@ -27,10 +29,13 @@ from lorajax.flows.path import (
     Path,
     drift_of,
 )
-from lorajax.flows.solve import Plan, balanced_flow, plan, solve
+from lorajax.flows.plan import Engine, Plan, plan
+from lorajax.flows.solve import balanced_flow, solve
+from lorajax.flows.starts import start_of
 
 __all__ = [
     "CONVERGED",
+    "Engine",
     "FAILED",
     "MAX_STEPS",
     "NON_FINITE",
@@ -50,4 +55,5 @@ __all__ = [
     "sequential_descent",
     "solve",
     "spectral_descent",
+    "start_of",
 ]

@@ -4,73 +4,29 @@
 |---|---|---|
 | `closed_form` | λ-balanced starts of a matrix factorization | `exact.lanes`, no steps at all |
 | `reduced_ode` | any start of a matrix factorization | Dopri8 in the frames, `stepping` |
-| `two_layer` | two frozen layers, which have no reduction | Dopri8, constants folding all lanes |
+| `two_layer` | two frozen layers, which have no reduction | Dopri8, constants fold all lanes |
 | `full_ode` | any problem | Dopri8 on the problem's own gradient |
 
-`choose` says which one a problem and a start allow. All engines are pure functions that may be
+`plan.choose` says which one a problem and a start allow. All engines are pure functions that may be
 traced, so that `sweep(…, batched=True)` can run them.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from lorajax.exact import is_balanced, lanes, reduce
-from lorajax.factors import Factors, is_traced
-from lorajax.flows import gradient, stepping
+from lorajax.exact import lanes, reduce
+from lorajax.factors import Factors
+from lorajax.flows import stepping
+from lorajax.flows.buckets import RTOL, LanePaths, absolute, by_amplitude, turn
 from lorajax.flows.path import CONVERGED, NON_FINITE
-from lorajax.problems import MatrixFactorization, TwoLayer, TwoLayerFactors, check_times
-
-Engine = Literal["closed form", "reduced ODE", "full ODE"]
-
-RTOL = 3e-10
-"""Relative tolerance of a step that keeps singular values within 1e-8 of s_1 over whole flows."""
-
-
-class LanePaths(NamedTuple):
-    """Observables of many flows.
-
-    Attributes:
-      observed: arrays of shape (lanes, times, …), or pytrees of them, by name.
-      status: int32 code of each lane; see `flows.STATUS`.
-      steps: int32, steps of each lane; 0 for the closed form, which takes none.
-    """
-
-    observed: dict[str, Any]
-    status: Int[Array, " lanes"]
-    steps: Int[Array, " lanes"]
-
-
-def choose(problem: Any, factors: Any) -> tuple[Engine, str]:
-    """The cheapest engine that is exact for a start, and why.
-
-    Args:
-      problem: any problem.
-      factors: one concrete start, or a batch of them with lanes on the first axis.
-
-    Returns:
-      The engine's name and the reason in a sentence.
-    """
-    if not isinstance(problem, MatrixFactorization):
-        return "full ODE", f"a {type(problem).__name__} has neither a closed form nor a reduction"
-    if is_traced(factors):
-        return "reduced ODE", "the start is traced, so that whether it is balanced is unknown"
-    if not bool(jnp.all(is_balanced(factors))):
-        p, q = reduced_shape(problem, factors.rank)
-        (m, n) = problem.shape
-        return "reduced ODE", f"the start is not balanced; frames of {p}×{q} hold the {m}×{n} flow"
-    return "closed form", "the start is balanced, AᵀA − BBᵀ = λI"
-
-
-def reduced_shape(problem: MatrixFactorization, rank: int) -> tuple[int, int]:
-    """Size of the frames in which flows of a rank stay: k and at most r more on each side."""
-    (m, n), k = problem.shape, problem.rank
-    return k + min(rank, m - k), k + min(rank, n - k)
+from lorajax.flows.plan import Engine, choose, reduced_shape
+from lorajax.flows.two_layer import two_layer
+from lorajax.problems import MatrixFactorization, TwoLayer, check_times
 
 
 def _per_lane(problem: MatrixFactorization, count: int) -> Array:
@@ -140,27 +96,6 @@ def _finished(observed: dict[str, Array], steps: Array) -> LanePaths:
     return LanePaths(observed, jnp.where(finite, CONVERGED, NON_FINITE).astype(jnp.int32), steps)
 
 
-def _amplitude(factors: Any) -> Array:
-    return jax.vmap(gradient.amplitude)(factors)
-
-
-def _by_amplitude(run: Callable[..., LanePaths], bucket: int, *trees: Any) -> LanePaths:
-    """Runs lanes in buckets of like amplitude: a bucket is done when its slowest lane is.
-
-    The last bucket is filled up, however few its lanes: the program of a bucket is then the same
-    for any number of lanes. Where stability limits the steps, their sizes follow rounding errors,
-    and programs of other shapes round otherwise: lanes would differ within the tolerance.
-    """
-    count = jax.tree.leaves(trees[-1])[0].shape[0]
-    order = jnp.argsort(_amplitude(trees[-1]))
-    buckets = -(-count // bucket)
-    index = jnp.concatenate([order, jnp.repeat(order[-1:], buckets * bucket - count)])
-    split = jax.tree.map(lambda x: x[index].reshape(buckets, bucket, *x.shape[1:]), trees)
-    found = jax.lax.map(lambda part: run(*part), split)
-    back = jnp.argsort(order)
-    return jax.tree.map(lambda x: x.reshape(buckets * bucket, *x.shape[2:])[:count][back], found)
-
-
 def _descending_values(y: Array, root: Array) -> Array:
     """Singular values of `[R yᵀ; y yᵀ]` for y (lanes, t, k, r) and R = diag(root), (lanes, r)."""
     flat = jnp.moveaxis(y.reshape(-1, *y.shape[2:]), 0, -1)
@@ -186,37 +121,41 @@ def reduced_ode(
     times: Float[Array, " t"],
     *,
     one_sided: bool,
+    observe: tuple[str, ...] = ("singular_values",),
     rtol: float | Float[Array, ""] = RTOL,
     max_steps: int = 2**17,
     bucket: int = 16,
 ) -> LanePaths:
-    """Singular values of flows from any start, integrated in the reduced frames.
+    """Observables of flows from any start, integrated in the reduced frames.
 
     Args:
       problem: one for all lanes, or one a lane.
       factors: starts, shapes (lanes, m, r) and (lanes, r, n).
       times: shape (t,), increasing, from 0 on.
-      one_sided: whether B is 0 in all lanes; conservation of `AᵀA − BBᵀ` then leaves 2kr unknowns.
+      one_sided: whether B is 0 in all lanes; conservation of `AᵀA − BBᵀ` then leaves 2kr unknowns
+        where no losses are observed, which need what A has across the modes.
+      observe: of "singular_values" and "losses".
       rtol: relative tolerance of a step; the absolute one is this times the start's amplitude.
       max_steps: lanes that need more end with status "max steps".
       bucket: lanes that step together.
 
     Returns:
-      LanePaths with "singular_values".
+      LanePaths with what `observe` names.
 
     Source: theory section 1 (derived). The elimination of A across the modes is derived here.
     """
-    run = _lora_bucket if one_sided else _frames_bucket
+    one_sided = one_sided and "losses" not in observe
+    run = _lora_bucket if one_sided else functools.partial(_frames_bucket, observe)
     run = functools.partial(run, times, jnp.asarray(rtol, times.dtype), max_steps)
     count = factors.a.shape[0]
     s = _per_lane(problem, count)
     if one_sided:
         along, _ = _along(problem.u, factors.a)
         turned, weights = jax.lax.map(_turned, (factors.a, along))
-        start = Factors(turned, jnp.zeros_like(_turn(turned)))
-        return _by_amplitude(run, bucket, s, weights, start)
+        start = Factors(turned, jnp.zeros_like(turn(turned)))
+        return by_amplitude(run, bucket, s, weights, start)
     core = _reduce(problem, factors).factors
-    return _by_amplitude(run, bucket, s, core)
+    return by_amplitude(run, bucket, s, core)
 
 
 def _turned(lane: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -233,7 +172,7 @@ def _lora_bucket(times, rtol, max_steps, s, weights, start) -> LanePaths:
         (x, jnp.zeros_like(x)),
         times,
         rtol,
-        _absolute(rtol, start),
+        absolute(rtol, start),
         lambda state: jnp.moveaxis(state[1], -1, 0),
         axis=-1,
         max_steps=max_steps,
@@ -241,11 +180,6 @@ def _lora_bucket(times, rtol, max_steps, s, weights, start) -> LanePaths:
     k, r = start.a.shape[1:]
     values = _descending_values(found.observed, jnp.sqrt(weights))[..., : min(k, r)]
     return LanePaths({"singular_values": values}, found.status, found.steps)
-
-
-def _absolute(rtol: Array, start: Any) -> Array:
-    amplitude = _amplitude(start)
-    return jnp.maximum(rtol * amplitude, jnp.finfo(amplitude.dtype).tiny)
 
 
 def _frames_field(s: Array, state: Any) -> Any:
@@ -269,13 +203,21 @@ def _product_values(a: Array, bt: Array) -> Array:
     fine = jnp.all(jnp.isfinite(both), axis=(0, -2, -1))
     # One call for both: two that do not depend on each other can block XLA's threads for good.
     upper = jnp.linalg.qr(jnp.where(fine[..., None, None], both, 0), mode="r")
-    columns = jnp.moveaxis(upper[0] @ _turn(upper[1]), (-1, -2), (0, 1))
+    columns = jnp.moveaxis(upper[0] @ turn(upper[1]), (-1, -2), (0, 1))
     values = jnp.moveaxis(lanes.jacobi(columns), 0, -1)
     keep = min(a.shape[-2], bt.shape[-2], a.shape[-1])
     return jnp.where(fine[..., None], values[..., :keep], jnp.nan)
 
 
-def _frames_bucket(times, rtol, max_steps, s, start) -> LanePaths:
+def _frames_losses(s: Array, a: Array, bt: Array) -> Array:
+    """`½‖diag(s) − A B‖²` for A (lanes, t, p, r), Bᵀ (lanes, t, q, r) and s (lanes, k)."""
+    product, k = a @ turn(bt), s.shape[-1]
+    target = jnp.zeros((s.shape[0], 1, *product.shape[-2:]), s.dtype)
+    target = target.at[:, 0, jnp.arange(k), jnp.arange(k)].set(s)
+    return 0.5 * jnp.sum((target - product) ** 2, axis=(-2, -1))
+
+
+def _frames_bucket(names, times, rtol, max_steps, s, start) -> LanePaths:
     state = jnp.moveaxis(start.a, 0, -1), jnp.moveaxis(jnp.swapaxes(start.b, 1, 2), 0, -1)
 
     def observe(state):
@@ -286,165 +228,17 @@ def _frames_bucket(times, rtol, max_steps, s, start) -> LanePaths:
         state,
         times,
         rtol,
-        _absolute(rtol, start),
+        absolute(rtol, start),
         observe,
         axis=-1,
         max_steps=max_steps,
     )
-    values = _product_values(*found.observed)
-    return LanePaths({"singular_values": values}, found.status, found.steps)
-
-
-class _Rows(NamedTuple):
-    """Both adapters with the rank on the second axis: constants then fold lanes and rank."""
-
-    a1: Array
-    b1: Array
-    a2: Array
-    b2: Array
-
-
-def _turn(x: Array) -> Array:
-    return jnp.swapaxes(x, -1, -2)
-
-
-class _Frozen(NamedTuple):
-    """Two frozen layers in the singular frames of W2, where it is a diagonal.
-
-    Attributes:
-      scale: singular values of W2, padded to the larger of its sides.
-      w1: W1 in the frame of the hidden layer.
-      shift: E in the frame of the output; its two thin factors where its rank is low.
-      output, hidden: the frames, one vector a column.
-    """
-
-    scale: Array
-    w1: Array
-    shift: tuple[Array, ...]
-    output: Array
-    hidden: Array
-
-
-def _freeze(problem: TwoLayer) -> _Frozen:
-    """Frames that turn the two products with W2 into scalings, and thin factors of a thin E."""
-    xp: Any = jnp if is_traced(problem) else np  # concrete even while a caller is being traced
-    w1, w2, shift = (xp.asarray(x) for x in (problem.w1, problem.w2, problem.shift))
-    output, scale, hidden = xp.linalg.svd(w2)
-    scale = xp.pad(scale, (0, max(w2.shape) - scale.shape[0]))
-    w1, shift = hidden @ w1, output.T @ shift
-    factors: tuple[Any, ...] = (shift,)
-    if not is_traced(problem):
-        u, s, vt = np.linalg.svd(shift, full_matrices=False)
-        rank = int(np.sum(s > max(shift.shape) * np.finfo(s.dtype).eps * s[0]))
-        if 3 * rank <= min(shift.shape):
-            factors = (u[:, :rank] * s[:rank], vt[:rank])
-    return jax.tree.map(jnp.asarray, _Frozen(scale, w1, factors, output, hidden.T))
-
-
-def _scaled_to(rows: Array, scale: Array, size: int) -> Array:
-    """Rows times the diagonal W2 (or its transpose), with `size` columns."""
-    keep = min(rows.shape[-1], size)
-    found = rows[..., :keep] * scale[None, None, :keep]
-    return jnp.pad(found, ((0, 0), (0, 0), (0, size - keep)))
-
-
-def _two_layer_terms(frozen: _Frozen, state: _Rows):
-    """Rows V, A2 of the left and B1, C of the right: the residual is `E − VB1 − A2C`."""
-    a1, b1, a2, b2 = state
-    inner = b2 @ _turn(a1)
-    v = _scaled_to(a1, frozen.scale, a2.shape[-1]) + _turn(inner) @ a2
-    left = jnp.concatenate([v, a2], axis=1)
-    right = jnp.concatenate([b1, b2 @ frozen.w1], axis=1)
-    return inner, left, right
-
-
-def _two_layer_field(frozen: _Frozen, state: _Rows) -> _Rows:
-    """Minus the gradient: constants times (lanes · rank) rows, and r×r Gram matrices of a lane."""
-    a1, b1, a2, b2 = state
-    r = a1.shape[1]
-    inner, left, right = _two_layer_terms(frozen, state)
-    by_right, by_left = right, left
-    for factor in reversed(frozen.shift):
-        by_right = by_right @ factor.T
-    for factor in frozen.shift:
-        by_left = by_left @ factor
-    by_right = by_right - (right @ _turn(right)) @ left
-    by_left = by_left - (left @ _turn(left)) @ right
-    by_b1, by_c = by_right[:, :r], by_right[:, r:]
-    by_v, by_a2 = by_left[:, :r], by_left[:, r:]
-    both = by_a2 @ _turn(b1)  # A2ᵀ R B1ᵀ
-    return _Rows(
-        _scaled_to(by_b1, frozen.scale, a1.shape[-1]) + _turn(both) @ b2,
-        by_v,
-        by_c + inner @ by_b1,
-        by_a2 @ frozen.w1.T + both @ a1,
-    )
-
-
-def _two_layer_losses(frozen: _Frozen, state: _Rows) -> Array:
-    _, left, right = _two_layer_terms(frozen, state)
-    shift = frozen.shift[0] if len(frozen.shift) == 1 else frozen.shift[0] @ frozen.shift[1]
-    return 0.5 * jnp.sum((shift[None] - _turn(left) @ right) ** 2, axis=(1, 2))
-
-
-def two_layer(
-    problem: TwoLayer,
-    factors: TwoLayerFactors,
-    times: Float[Array, " t"],
-    *,
-    observe: Callable[[TwoLayerFactors], dict[str, Any]] | None = None,
-    units: Float[Array, " lanes"] | None = None,
-    rtol: float | Float[Array, ""] = RTOL,
-    max_steps: int = 2**17,
-    bucket: int = 8,
-) -> LanePaths:
-    """Flows of two frozen layers that all lanes share.
-
-    Args:
-      problem: one for all lanes.
-      factors: starts with lanes on the first axis.
-      times: shape (t,), increasing, from 0 on.
-      observe: what to look at besides the losses, from the factors of one lane.
-      units: unit of time of each lane, shape (lanes,), so that lanes with different horizons share
-        `times`; 1 if None.
-      rtol: relative tolerance of a step; the absolute one is this times the start's amplitude.
-      max_steps: lanes that need more end with status "max steps".
-      bucket: lanes that step together.
-
-    Returns:
-      LanePaths with "losses" and what `observe` returns.
-
-    Source: theory section 1: every product is a constant matrix times a thin one, or smaller. In
-    the singular frames of W2 its products are scalings, and those of a concrete E of low rank are
-    thin; neither changes the flow.
-    """
-    (a1, b1), (a2, b2) = factors
-    frozen = _freeze(problem)
-    start = _Rows(_turn(a1) @ frozen.hidden, b1, _turn(a2) @ frozen.output, b2 @ frozen.hidden)
-    rtol = jnp.asarray(rtol, times.dtype)
-
-    def look(state: _Rows) -> dict[str, Any]:
-        seen: dict[str, Any] = {"losses": _two_layer_losses(frozen, state)}
-        if observe is not None:
-            a1, b1, a2, b2 = state
-            a1, a2, b2 = a1 @ frozen.hidden.T, a2 @ frozen.output.T, b2 @ frozen.hidden.T
-            full = TwoLayerFactors(Factors(_turn(a1), b1), Factors(_turn(a2), b2))
-            seen |= jax.vmap(observe)(full)
-        return seen
-
-    def run(start: _Rows, units: Array | None, factors: TwoLayerFactors) -> LanePaths:
-        def field(state: _Rows) -> _Rows:
-            slope = _two_layer_field(frozen, state)
-            if units is None:
-                return slope
-            pace = units[:, None, None]
-            return jax.tree.map(lambda x: pace * x, slope)
-
-        atol = _absolute(rtol, factors)
-        found = stepping.integrate(field, start, times, rtol, atol, look, max_steps=max_steps)
-        return LanePaths(found.observed, found.status, found.steps)
-
-    return _by_amplitude(run, bucket, start, units, factors)
+    functions = {
+        "singular_values": _product_values,
+        "losses": functools.partial(_frames_losses, s),
+    }
+    observed = {name: functions[name](*found.observed) for name in names}
+    return LanePaths(observed, found.status, found.steps)
 
 
 def full_ode(
@@ -482,13 +276,13 @@ def full_ode(
         return jax.tree.map(jnp.negative, jax.vmap(problem.gradient)(state))
 
     def run(start: Any) -> LanePaths:
-        atol = _absolute(rtol, start)
+        atol = absolute(rtol, start)
         found = stepping.integrate(
             field, start, times, rtol, atol, jax.vmap(look), max_steps=max_steps
         )
         return LanePaths(found.observed, found.status, found.steps)
 
-    return _by_amplitude(run, bucket, factors)
+    return by_amplitude(run, bucket, factors)
 
 
 def spectra(
@@ -541,4 +335,16 @@ def spectra(
 
 
 _closed_form = jax.jit(closed_form, static_argnames=("one_sided", "observe"))
-_reduced_ode = jax.jit(reduced_ode, static_argnames=("one_sided", "max_steps", "bucket"))
+_reduced_ode = jax.jit(reduced_ode, static_argnames=("one_sided", "observe", "max_steps", "bucket"))
+
+__all__ = [
+    "RTOL",
+    "LanePaths",
+    "choose",
+    "closed_form",
+    "full_ode",
+    "reduced_ode",
+    "reduced_shape",
+    "spectra",
+    "two_layer",
+]

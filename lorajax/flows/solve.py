@@ -1,7 +1,6 @@
 """The closed form as a run, and `solve`, which picks the cheapest exact way."""
 
-import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,12 +9,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lorajax.exact import balance, balanced_core, check_balanced, is_balanced, reduce
-from lorajax.factors import Factors, is_traced
+from lorajax.factors import Factors
 from lorajax.flows.gradient import gradient_flow
 from lorajax.flows.path import UNBALANCED, Path, drift_of, finite_status
-from lorajax.problems import MatrixFactorization, Problem, check_flow, check_times
-
-Method = Literal["closed form", "reduced ODE", "full ODE"]
+from lorajax.flows.plan import Engine, Plan, plan
+from lorajax.problems import MatrixFactorization, Problem, check_flow
 
 
 def balanced_flow(
@@ -77,82 +75,12 @@ def _balanced(problem: MatrixFactorization, factors: Factors, times: Array) -> P
     return Path(times, core, reduced, frames, status, found.steps, drift, start, run)
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """How `solve` will run a problem, and at what predicted cost.
-
-    Attributes:
-      method: "closed form", "reduced ODE" or "full ODE".
-      reason: why, in a sentence.
-      flops: predicted floating point operations, an order of magnitude.
-    """
-
-    method: Method
-    reason: str
-    flops: float
-
-    def __str__(self) -> str:
-        """One line for a terminal."""
-        return f"{self.method} (about {self.flops:.1e} flop): {self.reason}"
-
-
-def _ode_flops(matrix_entries: float, gram: float, horizon: float) -> float:
-    # Dopri8 takes 13 field evaluations a step; at rtol 1e-8 a step covers about one e-folding.
-    return 13.0 * (50.0 + horizon) * 2.0 * (matrix_entries + gram)
-
-
-def plan(problem: Problem, factors: Any, times: Float[Array, " t"] | np.ndarray) -> Plan:
-    """Says how `solve` would run, without running.
-
-    Args:
-      problem: anything with `loss` and `gradient`.
-      factors: the start; concrete, since whether it is balanced is looked at.
-      times: when to save, shape (t,).
-
-    Returns:
-      A Plan.
-
-    Raises:
-      ValueError: for times that do not increase.
-    """
-    check_times(times)
-    span = 1.0 if is_traced(times) else float(np.asarray(times)[-1])
-    if not isinstance(problem, MatrixFactorization):
-        entries = float(sum(x.size for x in _leaves(problem)))
-        columns = 8.0 * float(max(min(x.shape) for x in _leaves(factors)))
-        reason = f"a {type(problem).__name__} has neither a closed form nor a reduction"
-        return Plan("full ODE", reason, _ode_flops(entries * columns, 0.0, span))
-    check_flow(problem, factors, times)
-    (m, n), k, r = problem.shape, problem.rank, factors.rank
-    p, q = k + min(r, m - k), k + min(r, n - k)
-    top = 1.0 if is_traced(problem) else float(np.asarray(problem.singular_values)[0])
-    horizon = span * top
-    setup = 4.0 * (m + n) * r * (k + r)
-    if not is_traced(factors):
-        with jax.ensure_compile_time_eval():  # a concrete start may meet a trace
-            balanced, level = bool(is_balanced(factors)), float(balance(factors)[0])
-        if balanced:
-            step = 8.0 * (p + q) * r**2
-            reason = f"the start is balanced, AᵀA − BBᵀ = {level:.3g} I"
-            return Plan("closed form", reason, setup + step * np.shape(times)[0])
-    reason = (
-        f"the start is not balanced, but the flow stays in frames of {p}×{q} instead of {m}×{n}"
-    )
-    return Plan(
-        "reduced ODE", reason, setup + _ode_flops(2.0 * (p + q) * r**2, 2.0 * k * r, horizon)
-    )
-
-
-def _leaves(tree: Any) -> list[Array]:
-    return [x for x in jax.tree.leaves(tree) if getattr(x, "ndim", 0) == 2]
-
-
 def solve(
     problem: Problem,
     factors: Any,
     times: Float[Array, " t"] | np.ndarray,
     *,
-    method: Method | None = None,
+    engine: Engine | None = None,
     rtol: float | None = None,
 ) -> tuple[Path, Plan]:
     """Gradient flow by the cheapest way that is exact, with the plan that was followed.
@@ -161,30 +89,30 @@ def solve(
       problem: anything with `loss` and `gradient`.
       factors: the start.
       times: when to save, shape (t,), increasing, from 0 on.
-      method: "closed form", "reduced ODE" or "full ODE" to insist on one; None chooses.
+      engine: "closed form", "reduced ODE" or "full ODE" to insist on one; None chooses.
       rtol: relative tolerance where an ODE is solved.
 
     Returns:
       The Path and the Plan.
 
     Raises:
-      ValueError: for an unknown method, or one that the problem or the start does not allow.
+      ValueError: for an unknown engine, or one that the problem or the start does not allow.
     """
     chosen = plan(problem, factors, times)
-    if method is not None and method != chosen.method:
-        chosen = Plan(method, "asked for", chosen.flops)
-    if chosen.method == "closed form":
+    if engine is not None and engine != chosen.engine:
+        chosen = Plan(engine, "asked for", chosen.flops)
+    if chosen.engine == "closed form":
         if not isinstance(problem, MatrixFactorization):
             raise ValueError(
-                f"a {type(problem).__name__} has no closed form; leave method at None."
+                f"a {type(problem).__name__} has no closed form; leave engine at None."
             )
         return balanced_flow(problem, factors, times), chosen
-    if chosen.method not in ("reduced ODE", "full ODE"):
+    if chosen.engine not in ("reduced ODE", "full ODE"):
         raise ValueError(
-            f"method is {method!r}; it must be 'closed form', 'reduced ODE' or 'full ODE'."
+            f"engine is {engine!r}; it must be 'closed form', 'reduced ODE' or 'full ODE'."
         )
-    is_reduced = chosen.method == "reduced ODE"
+    is_reduced = chosen.engine == "reduced ODE"
     return gradient_flow(problem, factors, times, rtol=rtol, reduced=is_reduced), chosen
 
 
-__all__ = ["Method", "Plan", "balanced_flow", "plan", "solve"]
+__all__ = ["balanced_flow", "solve"]

@@ -15,11 +15,18 @@ the libraries are plain numbers, which `SCALES` lists, so any `scale` may also b
 
 Starts whose product has to be taken off the weight (`pissa`, `milora`, `olora`, `lora_ga`) return a
 `Start`, whose `offset` says what; the weight itself is never touched.
+
+A new start is one function in one of these files, or in a file of its own: `offered` finds it by
+what it returns, and `resolve` by its name, wherever a start is asked for. Whether it has a `scale`
+or needs a `gradient` is asked of its signature.
 """
+
+from typing import TYPE_CHECKING
 
 from lorajax.factors import TuckerFactors
 from lorajax.initializers.blind import balanced, lora, orthogonal, small
 from lorajax.initializers.directed import eva, lora_ga, lora_one, nystrom, spectral
+from lorajax.initializers.starts import asks_for, call, name_of, offered, resolve
 from lorajax.initializers.tensors import hosvd, superdiagonal, tucker
 from lorajax.initializers.units import (
     SCALES,
@@ -38,21 +45,34 @@ __all__ = [
     "PRNGKey",
     "Start",
     "TuckerFactors",
+    "asks_for",
     "balanced",
+    "call",
     "eva",
     "hosvd",
     "lora",
     "lora_ga",
     "lora_one",
     "milora",
+    "name_of",
     "nora",
     "nystrom",
+    "offered",
     "olora",
     "orthogonal",
     "pissa",
+    "resolve",
     "resolve_scale",
     "small",
     "spectral",
     "superdiagonal",
     "tucker",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        """Starts in files that nothing here imports."""
+        if not name.startswith("_") and name in offered():
+            return offered()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

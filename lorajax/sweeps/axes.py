@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, UInt32
 
+from lorajax.sweeps.identity import identity
+
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
@@ -214,7 +216,7 @@ def _bits(values: np.ndarray) -> np.ndarray:
         return np.where(whole, as_integers, wide.view(np.uint64))
     digests = [
         hashlib.blake2b(
-            repr(v).encode()
+            (repr(v) if isinstance(v, str) else identity(v)).encode()
             if values.dtype == object
             else (np.asarray(v, np.float64) + 0.0).tobytes(),
             digest_size=8,

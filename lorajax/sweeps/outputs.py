@@ -51,15 +51,26 @@ def with_status(out: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
     Args:
       out: arrays with a leading axis of lanes. If there is a `status` it is taken as it is, so that
-        a function may return NaN as a value; if not, a lane fails where a number is not finite.
+        a function may return NaN as a value (codes that `STATUS` does not have are "failed"); if
+        not, a lane fails where a number is not finite.
 
     Returns:
       The outputs with `status`, int8, and NaN in every floating-point entry of a failed lane.
+
+    Raises:
+      ValueError: for a status that is not one integer a lane.
     """
     out = dict(out)
     floats = [n for n, x in out.items() if jnp.issubdtype(x.dtype, jnp.inexact)]
     if "status" in out:
-        status = out.pop("status").astype(jnp.int8)
+        codes = out.pop("status")
+        if not jnp.issubdtype(codes.dtype, jnp.integer) or codes.ndim != 1:
+            raise ValueError(
+                f"function returns a status of dtype {codes.dtype} and shape {codes.shape[1:]} a "
+                "lane; it must be one integer, a code of sweeps.STATUS (0 is good)."
+            )
+        known = (codes >= 0) & (codes < len(STATUS))
+        status = jnp.where(known, codes, STATUS.index("failed")).astype(jnp.int8)
     else:
         lanes = next(iter(out.values())).shape[0]
         finite = jnp.ones((lanes,), bool)
@@ -116,7 +127,7 @@ def describe(
                 raise ValueError(
                     f"dimension {dim!r} has size {sizes[dim]} and, in {name!r}, {size}; rename one."
                 )
-        variables[name] = Variable(own, tuple(leaf.shape), np.dtype(leaf.dtype))
+        variables[name] = Variable(own, tuple(leaf.shape), _plain_dtype(name, leaf.dtype))
     for dim, values in coords.items():
         if dim not in sizes:
             raise ValueError(
@@ -139,6 +150,25 @@ def coordinates(grid: Grid, coords: Mapping[str, Any]) -> dict[str, tuple[tuple[
             values = np.array([v if isinstance(v, str) else repr(v) for v in values], dtype=str)
         found[name] = ((grid.names[p.axis], *own), values)
     return found | {dim: ((dim,), np.asarray(values)) for dim, values in coords.items()}
+
+
+def _plain_dtype(name: str, dtype: Any) -> np.dtype:
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+        raise ValueError(
+            f"function returns {name!r} of dtype {dtype}; return numbers (of a PRNG key "
+            "jax.random.key_data)."
+        )
+    return np.dtype(dtype)
+
+
+def check_storable(variables: Mapping[str, Variable]) -> None:
+    """Raises ValueError for an output whose dtype a Zarr store does not have."""
+    for name, variable in variables.items():
+        if variable.dtype.isbuiltin != 1:
+            raise ValueError(
+                f"function returns {name!r} of dtype {variable.dtype}, which a store cannot hold; "
+                "return it as float32, or sweep without a store."
+            )
 
 
 STATUS_ATTRIBUTES = {

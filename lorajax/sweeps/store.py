@@ -5,8 +5,6 @@ A chunk of the store is a chunk of the sweep. Its variables are written first an
 does not is run again and overwritten by the same bytes.
 """
 
-import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -20,10 +18,12 @@ import zarr
 from jax.experimental import multihost_utils
 
 from lorajax.sweeps.axes import Block, Grid
+from lorajax.sweeps.identity import Unstable, digest, identity
 from lorajax.sweeps.outputs import (
     NOT_RUN,
     STATUS_ATTRIBUTES,
     Variable,
+    check_storable,
     coordinates,
     fill_value,
 )
@@ -32,30 +32,54 @@ ATTRIBUTE = "lorajax_sweep"
 _SHOWN = 32  # longer lists of values are told apart by a digest
 
 
-def function_name(function: Callable[..., Any]) -> str:
-    """Where a function is defined, with the arguments that a partial has fixed."""
-    if isinstance(function, functools.partial):
-        fixed = [repr(a) for a in function.args]
-        fixed += [f"{name}={value!r}" for name, value in sorted(function.keywords.items())]
-        return f"{function_name(function.func)}({', '.join(fixed)})"
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    return f"{getattr(function, '__module__', '?')}.{name}"
+def told(function: Callable[..., Any], settings: Mapping[str, Any]) -> str:
+    """What a store says of a function, in the same words in any process.
+
+    Args:
+      function: what is swept.
+      settings: what its user says of it.
+
+    Returns:
+      Its `identity`; its type where it has none but `settings` tell the rest.
+
+    Raises:
+      ValueError: where it has none and there are no settings.
+    """
+    try:
+        return identity(function)
+    except Unstable as error:
+        if settings:
+            return f"a {type(function).__qualname__}, told by settings"
+        raise ValueError(
+            f"a store cannot tell this sweep from another: {error}. Give what it stands for as "
+            "JSON in settings, or define it at the top of a module."
+        ) from error
 
 
 def _summary(values: Any) -> Any:
     """Values as JSON, or their size and digest where there are many."""
     array = np.asarray(values)
     if array.dtype == object:
-        array = np.array([v if isinstance(v, str) else repr(v) for v in array])
+        array = np.array([v if isinstance(v, str) else identity(v) for v in array])
     if array.size <= _SHOWN:
         return array.tolist()
-    digest = hashlib.blake2b(json.dumps(array.tolist()).encode(), digest_size=8).hexdigest()
     ends = [array.ravel()[0].item(), array.ravel()[-1].item()]
-    return {"shape": list(array.shape), "ends": ends, "digest": digest}
+    shown = json.dumps(array.tolist()).encode()
+    return {"shape": list(array.shape), "ends": ends, "digest": digest(shown)}
+
+
+def _seed(key: Any) -> Any:
+    """A PRNG key's words; with the generator's name where it is not the usual one."""
+    if key is None:
+        return None
+    if not jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return np.asarray(key).tolist()
+    words, name = np.asarray(jax.random.key_data(key)).tolist(), str(jax.random.key_impl(key))
+    return words if name in ("fry", "threefry2x32") else {"generator": name, "words": words}
 
 
 def configuration(
-    function: Callable[..., Any],
+    function: str,
     grid: Grid,
     variables: Mapping[str, Variable],
     coords: Mapping[str, Any],
@@ -66,7 +90,7 @@ def configuration(
     """All that determines the results, as JSON.
 
     Args:
-      function: what is swept, told by its name; `settings` say what its name does not.
+      function: what is swept, from `told`.
       grid: the lanes.
       variables: the outputs.
       coords: coordinates of output dimensions.
@@ -78,23 +102,20 @@ def configuration(
       Nested dictionaries of JSON values, the same for the same sweep in any process.
 
     Raises:
-      ValueError: if the settings cannot be written as JSON.
+      ValueError: if the settings cannot be written as JSON, or an output not as Zarr.
     """
+    check_storable(variables)
     axes: dict[str, dict[str, Any]] = {name: {} for name in grid.names}
     for name, p in grid.parameters.items():
         axes[grid.names[p.axis]][name] = _summary(p.values)
-    seed = None
-    if key is not None:
-        typed = jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key)
-        seed = np.asarray(jax.random.key_data(key) if typed else key).tolist()
     try:
         settings = json.loads(json.dumps(dict(settings)))
     except TypeError as error:
         raise ValueError(f"settings cannot be written as JSON: {error}.") from error
     return {
-        "function": function_name(function),
+        "function": function,
         "axes": axes,
-        "key": seed,
+        "key": _seed(key),
         "fold": fold,
         "outputs": {
             name: {"dims": list(v.dims), "shape": list(v.shape), "dtype": str(v.dtype)}
@@ -116,8 +137,14 @@ def differences(stored: Any, now: Any, where: str = "") -> Iterator[str]:
                 yield f"{inner}: {stored[name]} in the store, not there now"
             else:
                 yield from differences(stored[name], now[name], inner)
-    elif stored != now:
+    elif json.dumps(stored) != json.dumps(now):  # 1, 1.0 and True differ, NaN is NaN
         yield f"{where}: {stored} in the store, now {now}"
+
+
+def _damaged(path: str, what: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"store {path} is damaged: {what} cannot be read ({error}); delete it and sweep again."
+    )
 
 
 def _group(path: str) -> zarr.Group | None:
@@ -125,6 +152,8 @@ def _group(path: str) -> zarr.Group | None:
         return zarr.open_group(path, mode="r")
     except FileNotFoundError:
         return None
+    except ValueError as error:  # a file of the store that is no JSON
+        raise _damaged(path, "its description", error) from error
 
 
 def _saved(path: str) -> dict[str, Any] | None:
@@ -156,12 +185,17 @@ def open_sweep(path: str | os.PathLike[str]) -> xarray.Dataset:
       The data set; lanes that were not run yet have status −1.
 
     Raises:
-      ValueError: if there is no sweep at the path.
+      ValueError: if there is no sweep at the path, or its status cannot be read; running the same
+        sweep again mends what is damaged.
     """
     path = os.fspath(path)
     if _saved(path) is None:
         raise ValueError(f"store {path} does not exist; run the sweep first.")
-    return xarray.open_zarr(path, consolidated=False, chunks=None)
+    try:
+        found = xarray.open_zarr(path, consolidated=False, chunks=None)
+        return found.assign(status=found["status"].load())
+    except (KeyError, OSError, RuntimeError, ValueError) as error:
+        raise _damaged(path, "its status", error) from error
 
 
 class ZarrStore:
@@ -202,9 +236,11 @@ class ZarrStore:
                 self._create(wanted, coords)
             self._sweep_up()
         self.wait("open")
-        group = zarr.open_group(self._path, mode="r+")
-        self._arrays = {name: _array(group, name) for name in variables}
-        self._status = np.asarray(self._arrays["status"][...])
+        try:
+            group = zarr.open_group(self._path, mode="r+")
+            self._arrays = {name: _array(group, name) for name in variables}
+        except (KeyError, ValueError) as error:
+            raise _damaged(self._path, "the description of its arrays", error) from error
 
     def _create(self, wanted: dict[str, Any], coords: Mapping[str, Any]) -> None:
         group = zarr.open_group(self._path, mode="w", attributes={ATTRIBUTE: {"creating": True}})
@@ -245,8 +281,15 @@ class ZarrStore:
             multihost_utils.sync_global_devices(f"lorajax sweep {name} {self._path}")
 
     def is_done(self, block: Block) -> bool:
-        """Whether a block's status has been written."""
-        return bool(np.all(self._status[block.slices] != NOT_RUN))
+        """Whether a block has been written and can be read: what is damaged is run again."""
+        try:
+            if np.any(np.asarray(self._arrays["status"][block.slices]) == NOT_RUN):
+                return False
+            for array in self._arrays.values():
+                _ = array[block.slices]
+        except (OSError, RuntimeError, ValueError):  # what codecs raise
+            return False
+        return True
 
     def write(self, block: Block, results: dict[str, np.ndarray]) -> None:
         """Writes a block's variables, then its status."""

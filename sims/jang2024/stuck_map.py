@@ -19,9 +19,10 @@ os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from lorajax import Factors, optima, plots, simulation, sweeps  # noqa: E402
+from lorajax import Factors, optima, plots, sweeps  # noqa: E402
 from lorajax.claims import jang2024, ntk  # noqa: E402
 from lorajax.plots.sweeps import heat  # noqa: E402
+from lorajax.studies import simulation  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,8 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from lorajax import LinearAttention, gradient_flow, laws, plots, simulation, sweeps  # noqa: E402
+from lorajax import LinearAttention, gradient_flow, laws, plots, sweeps  # noqa: E402
+from lorajax.studies import simulation  # noqa: E402
 
 CONTEXTS = (4.0, 31.0)
 HEADS = 4

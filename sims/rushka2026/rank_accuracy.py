@@ -25,9 +25,9 @@ from lorajax import (  # noqa: E402
     initializers,
     laws,
     plots,
-    simulation,
     sweeps,
 )
+from lorajax.studies import simulation  # noqa: E402
 
 TRACE = 3.0
 SCALE = 0.5

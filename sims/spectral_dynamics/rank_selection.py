@@ -12,8 +12,9 @@ os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
 
 import jax  # noqa: E402
 
-from lorajax import data, finetune, models, plots, simulation  # noqa: E402
+from lorajax import data, finetune, models, plots  # noqa: E402
 from lorajax.finetune.contest import METHODS, contest  # noqa: E402
+from lorajax.studies import simulation  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,9 +25,9 @@ from lorajax import (  # noqa: E402
     laws,
     models,
     plots,
-    simulation,
     spectra,
 )
+from lorajax.studies import simulation  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,8 @@ os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
 
 import jax  # noqa: E402
 
-from lorajax import comparison, laws, simulation  # noqa: E402
+from lorajax import laws  # noqa: E402
+from lorajax.studies import comparison, simulation  # noqa: E402
 
 SPECTRUM = (4.0, 2.0, 1.0)
 RANK = 5

@@ -23,10 +23,10 @@ from lorajax import (  # noqa: E402
     initializers,
     laws,
     plots,
-    simulation,
     spectra,
     sweeps,
 )
+from lorajax.studies import simulation  # noqa: E402
 
 SHAPE = (12, 10, 8)
 SPECTRUM = (4.0, 2.0, 1.0)

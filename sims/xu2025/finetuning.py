@@ -23,9 +23,9 @@ from lorajax import (  # noqa: E402
     initializers,
     models,
     plots,
-    simulation,
     sweeps,
 )
+from lorajax.studies import simulation  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import xarray
 
-from lorajax.sweeps import NOT_RUN, open_sweep, plan, sweep
+from lorajax.sweeps import NOT_RUN, estimate, open_sweep, sweep
 
 WORKER = pathlib.Path(__file__).with_name("worker.py")
 AXES = {"scale": np.logspace(-3, 0, 4), "seed": range(45)}
@@ -116,13 +116,13 @@ def test_what_is_no_sweep_is_left_alone(tmp_path):
         open_sweep(tmp_path / "none")
 
 
-def test_a_plan_tells_lanes_chunks_and_bytes_and_writes_nothing(tmp_path):
-    found = plan(draw, AXES, key=jax.random.key(0), chunk=50, store=tmp_path / "s")
+def test_an_estimate_tells_lanes_chunks_and_bytes_and_writes_nothing(tmp_path):
+    found = estimate(draw, AXES, key=jax.random.key(0), chunk=50, store=tmp_path / "s")
     assert (found.lanes, found.chunk, found.chunks, found.programs) == (180, (1, 45), 4, 1)
     assert found.bytes == 180 * (3 * 8 + 1)
     assert found.seconds is not None and found.seconds > 0 and found.flops > 0
     assert not (tmp_path / "s").exists()
-    assert plan(draw, AXES, key=jax.random.key(0), probe=False).seconds is None
+    assert estimate(draw, AXES, key=jax.random.key(0), probe=False).seconds is None
 
 
 def test_a_sweep_that_is_killed_and_resumed_is_the_same_bit_for_bit(tmp_path):
@@ -168,3 +168,54 @@ def test_an_adaptive_solver_takes_the_same_steps_on_any_device(tmp_path):
         np.testing.assert_allclose(
             found["singular_values"], want["singular_values"], rtol=0, atol=1e-12
         )
+
+
+def triple(scale):
+    return {"y": scale * jnp.ones(3)}
+
+
+@pytest.mark.parametrize("which", ["status", "y"])
+@pytest.mark.parametrize("left", [0, 9])
+def test_a_damaged_chunk_is_run_again(which, left, tmp_path):
+    options = dict(store=tmp_path / "s", chunk=2)
+    axes = {"scale": [1.0, 2.0, 3.0, 4.0]}
+    sweep(triple, axes, **options)
+    chunk = sorted(p for p in (tmp_path / "s" / which / "c").rglob("*") if p.is_file())[-1]
+    chunk.write_bytes(chunk.read_bytes()[:left])
+    if which == "status":
+        with pytest.raises(ValueError, match="damaged"):
+            open_sweep(tmp_path / "s")
+    seen = []
+    found = sweep(triple, axes, progress=seen.append, **options)
+    assert seen[0].resumed == 2
+    np.testing.assert_array_equal(found["y"][:, 0], axes["scale"])
+
+
+def test_a_damaged_description_is_named(tmp_path):
+    sweep(triple, {"scale": [1.0]}, store=tmp_path / "s")
+    (tmp_path / "s" / "zarr.json").write_text("")
+    with pytest.raises(ValueError, match="damaged"):
+        sweep(triple, {"scale": [1.0]}, store=tmp_path / "s")
+
+
+def test_kinds_of_settings_and_generators_differ(tmp_path):
+    def run(settings, key):
+        sweep(draw, {"scale": [1.0]}, key=key, store=tmp_path / "s", settings=settings)
+
+    nan = {"x": 1, "y": float("nan"), "z": 0.0}
+    run(nan, jax.random.key(0, impl="rbg"))
+    run(nan, jax.random.key(0, impl="rbg"))
+    for other in ({**nan, "x": 1.0}, {**nan, "x": True}, {**nan, "z": -0.0}):
+        with pytest.raises(ValueError, match="differs in settings"):
+            run(other, jax.random.key(0, impl="rbg"))
+    with pytest.raises(ValueError, match="generator"):
+        run(nan, jax.random.key(0, impl="unsafe_rbg"))
+
+
+def test_outputs_that_no_store_holds_are_named(tmp_path):
+    def rounded(scale):
+        return {"y": jnp.asarray(scale, jnp.bfloat16)}
+
+    assert sweep(rounded, {"scale": [1.0]})["y"].dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match="dtype bfloat16"):
+        sweep(rounded, {"scale": [1.0]}, store=tmp_path / "s")

@@ -123,7 +123,7 @@ def test_one_function_compiles_once(traces):
     sweep(once, AXES, key=jax.random.key(0), chunk=7)
     with traces() as names:
         sweep(once, {**AXES, "seed": range(45, 90)}, key=jax.random.key(1), chunk=7)
-    assert "once" not in names and "_run" not in names
+    assert "once" not in names and "run_lanes" not in names
 
 
 def test_chunks_fit_the_memory():
@@ -172,6 +172,18 @@ def identity(x):
 def test_bad_input_is_named(arguments, words):
     with pytest.raises(ValueError, match=words):
         sweep(identity, **arguments)
+
+
+def test_a_status_is_one_of_the_codes():
+    def whole(code):
+        return {"x": jnp.ones(()), "status": code}
+
+    found = sweep(whole, {"code": [0, 1, 200, -7]})
+    assert found["status"].values.tolist() == [0, 1, STATUS.index("failed"), STATUS.index("failed")]
+    with pytest.raises(ValueError, match="status of dtype float64"):
+        sweep(whole, {"code": [0.0, 1.0]})
+    with pytest.raises(ValueError, match="key"):
+        sweep(lambda x, key: {"k": key}, {"x": [1.0]}, key=jax.random.key(0))
 
 
 def test_outputs_must_not_depend_on_static_values():

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lorajax import plots, presets, sweeps
+from lorajax import plots
+from lorajax.studies.base import Study
 
 
 def command(
@@ -55,27 +56,20 @@ def _plain(value: Any) -> Any:
     return np.asarray(value).tolist()
 
 
-def swept(
-    make: Callable[..., presets.Preset],
-    draw: Callable[[Any], Any],
-    statements: Callable[[Any], Mapping[str, Any]],
-) -> Callable[[Mapping[str, int], int], tuple[Any, Mapping[str, Any]]]:
-    """The `run` of a figure that is a preset's sweep.
+def swept(study: Study) -> Callable[[Mapping[str, Any], int], tuple[Any, Mapping[str, Any]]]:
+    """The `run` of a figure that is a study's sweep.
 
     Args:
-      make: the preset, from a profile's parameters by name.
-      draw: the figure of the sweep's data set.
-      statements: what it shows, in numbers.
+      study: with statements.
 
     Returns:
-      A function of a profile and a seed, for `command`.
+      A function of a profile (parameters by name) and a seed, for `command`.
     """
 
-    def run(profile: Mapping[str, int], seed: int) -> tuple[Any, Mapping[str, Any]]:
-        preset = make(**profile)
-        options = {**preset.options, "key": jax.random.key(seed)}
-        found = sweeps.sweep(preset.function, preset.axes, settings=preset.settings, **options)
+    def run(profile: Mapping[str, Any], seed: int) -> tuple[Any, Mapping[str, Any]]:
+        found = study.sweep(key=jax.random.key(seed), **profile)
+        numbers = {} if study.statements is None else study.statements(found)
         with plots.style():
-            return draw(found), statements(found)
+            return study.figure(found), numbers
 
     return run

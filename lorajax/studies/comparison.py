@@ -1,14 +1,16 @@
 """Simulated against analytic spectra for one problem: the numbers, the table and the figure."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from lorajax import initializers, plots, spectra
+from lorajax import plots, spectra
 from lorajax.factors import check_rank
-from lorajax.flows import solve
+from lorajax.flows import solve, start_of
+from lorajax.initializers import name_of
 from lorajax.laws import MODE_LAWS, deflated_amplitudes, half_time
 from lorajax.problems import MatrixFactorization
 
@@ -120,29 +122,12 @@ def warp_error(times: np.ndarray, simulated: np.ndarray, predicted: np.ndarray, 
     return error((low + high) / 2)
 
 
-def make_start(name: str, key: Any, problem: MatrixFactorization, rank: int, scale: float):
-    """A start by name: lora, orthogonal, small, balanced or spectral."""
-    if name == "spectral":
-        return initializers.spectral(problem.target, rank, scale)
-    makers = {
-        "lora": initializers.lora,
-        "orthogonal": initializers.orthogonal,
-        "small": initializers.small,
-        "balanced": initializers.balanced,
-    }
-    if name not in makers:
-        raise ValueError(
-            f"start is {name!r}; it must be one of {', '.join([*makers, 'spectral'])}."
-        )
-    return makers[name](key, problem.shape, rank, scale)
-
-
 def compare_spectra(
     *,
     shape: tuple[int, int],
     singular_values: tuple[float, ...],
     rank: int,
-    start: str,
+    start: str | Callable[..., Any],
     scales: tuple[float, ...],
     laws: tuple[str, ...],
     until: float | None = None,
@@ -154,7 +139,7 @@ def compare_spectra(
       shape: (m, n) of the update.
       singular_values: of the oracle update, in decreasing order.
       rank: of the adapter.
-      start: name of the initialization.
+      start: name of a start that has a scale, or a function; see `flows.start_of`.
       scales: of the start.
       laws: names in `laws.MODE_LAWS`.
       until: last time in 1/s; by default 1.5 times the largest half-time that theory predicts.
@@ -169,7 +154,7 @@ def compare_spectra(
     check_rank(rank, shape)
     key_problem, key_start = jax.random.split(jax.random.key(seed))
     problem = MatrixFactorization.from_spectrum(key_problem, shape, singular_values)
-    starts = {a: make_start(start, key_start, problem, rank, a) for a in scales}
+    starts = {a: start_of(problem, start, key=key_start, rank=rank, scale=a) for a in scales}
     s = np.asarray(problem.singular_values)
     count = min(rank, problem.rank)
     if until is None:
@@ -206,7 +191,7 @@ def compare_spectra(
         "shape": list(shape),
         "singular_values": list(singular_values),
         "rank": rank,
-        "start": start,
+        "start": name_of(start),
         "scales": list(scales),
         "laws": list(laws),
         "until": until,
