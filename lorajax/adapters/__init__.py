@@ -13,8 +13,9 @@ in bfloat16 with adapters in float32 (their default) is the path for mixed preci
 | file | holds |
 |---|---|
 | `layouts` | how the kernel of each kind of layer is read as a matrix |
-| `layers` | LoRA with rsLoRA and DoRA, AdaLoRA, Tucker, and the layer that carries them |
-| `surgery`, `building`, `paths` | adapt, activate, merge, remove, trainable; path patterns |
+| `layers` | what adapters have in common, and the layer that carries them |
+| `kinds` | LoRA with rsLoRA and DoRA, AdaLoRA, Tucker; one file a kind |
+| `surgery`, `paths` | adapt, activate, merge, remove, trainable; path patterns |
 | `starts` | filling a layer from any of `lorajax.initializers` |
 | `gradients`, `selection` | streamed gradients and inputs; ranks from them |
 | `linearization` | a model in the NTK regime, for `optima.certify` |
@@ -25,23 +26,25 @@ in bfloat16 with adapters in float32 (their default) is the path for mixed preci
 from lorajax.adapters.budget import RankBudget, cubic_budget, orthogonality
 from lorajax.adapters.checkpoints import load_checkpoint, save_checkpoint
 from lorajax.adapters.gradients import Gradient, gradients, input_moments
-from lorajax.adapters.layers import (
+from lorajax.adapters.kinds import (
     AdaLoRA,
-    Adapted,
-    Adapter,
-    Frozen,
+    AdaLoRASpec,
     LoRA,
+    LoRASpec,
+    Spec,
     Tucker,
-    effective_kernel,
+    TuckerSpec,
 )
+from lorajax.adapters.layers import Adapted, Adapter, Frozen, effective_kernel
 from lorajax.adapters.layouts import Axes, layout
 from lorajax.adapters.linearization import linearized, updates_of
+from lorajax.adapters.methods import PeftLayer, PeftMethod
 from lorajax.adapters.optimizers import allora, lora_plus, scale_beside
 from lorajax.adapters.paths import Trainable
 from lorajax.adapters.peft import load_peft, save_peft
 from lorajax.adapters.selection import Selected, Selection, select_ranks
+from lorajax.adapters.starts import Site
 from lorajax.adapters.surgery import (
-    Options,
     activate,
     adapt,
     layers,
@@ -55,6 +58,7 @@ from lorajax.adapters.tables import Description, Row, describe
 
 __all__ = [
     "AdaLoRA",
+    "AdaLoRASpec",
     "Adapted",
     "Adapter",
     "Axes",
@@ -62,13 +66,18 @@ __all__ = [
     "Frozen",
     "Gradient",
     "LoRA",
-    "Options",
+    "LoRASpec",
     "RankBudget",
+    "PeftLayer",
+    "PeftMethod",
     "Row",
     "Selected",
     "Selection",
+    "Site",
+    "Spec",
     "Trainable",
     "Tucker",
+    "TuckerSpec",
     "activate",
     "adapt",
     "allora",

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lorajax.adapters.layers import AdaLoRA
+from lorajax.adapters import paths
+from lorajax.adapters.kinds import AdaLoRA
 from lorajax.adapters.surgery import layers
 
 
@@ -143,7 +144,7 @@ class RankBudget(nnx.Module):
         scores = []
         for index, path in enumerate(self.paths):
             adapter = found[path]
-            place = (*(path.split("/") if path else ()), "adapters", self.name)
+            place = (*paths.segments(path), "adapters", self.name)
             score = {}
             for part in ("a", "b", "e"):
                 if (*place, part) not in flat:

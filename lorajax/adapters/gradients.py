@@ -19,9 +19,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lorajax.adapters import paths
-from lorajax.adapters.layers import Adapted, LoRA
+from lorajax.adapters.kinds import LoRA, axes_of
+from lorajax.adapters.layers import Adapted
 from lorajax.adapters.layouts import kernel_name, layout
-from lorajax.adapters.surgery import Options, Targets
+from lorajax.adapters.surgery import Targets
 from lorajax.factors import Factors
 from lorajax.initializers import PRNGKey
 
@@ -178,10 +179,10 @@ def estimate(
     for path, entry, _ in paths.select(copy, targets, found):
         layer = found[path]
         base = layer.base if isinstance(layer, Adapted) else layer
-        axes[path] = Options().merged_with(entry, path).axes
+        axes[path] = axes_of(entry, path)
         views[path] = layout(base, axes[path])
         inside = ("base",) if isinstance(layer, Adapted) else ()
-        kernels[path] = (*_split(path), *inside, kernel_name(base))
+        kernels[path] = (*paths.segments(path), *inside, kernel_name(base))
     columns = width + _HELD_OUT
     sketched = _plan(views, memory, columns, channels)
     if sketched and iter(batches) is batches:
@@ -192,7 +193,7 @@ def estimate(
     key_probe, key_signs = jax.random.split(key)
     probes = {}
     for path in sketched:
-        (m, n), lead = views[path].shape, views[path].stack + views[path].lanes
+        (m, n), lead = views[path].shape, views[path].stack + views[path].slices
         probe_key = jax.random.fold_in(key_probe, zlib.crc32(path.encode()))
         omega = jax.random.normal(probe_key, (*lead, columns, n), jnp.float32)
         zero = jnp.zeros((*lead, m, columns), jnp.float32)
@@ -224,10 +225,6 @@ def estimate(
     return Estimates(layers, samples, 2 if probes else 1)
 
 
-def _split(path: str) -> tuple[str, ...]:
-    return tuple(path.split("/")) if path else ()
-
-
 def _leaf(state: Mapping[tuple[Any, ...], Any], location: tuple[str, ...]) -> Array:
     for path, value in state.items():
         if tuple(map(str, path)) == location:
@@ -239,7 +236,7 @@ def _plan(views: Mapping[str, Any], memory: int, columns: int, channels: int) ->
     """The layers to sketch: the largest ones, until the sum of all gradients fits the memory."""
     cost, saving = {}, {}
     for path, view in views.items():
-        (m, n), lead = view.shape, int(np.prod(view.stack + view.lanes, dtype=int))
+        (m, n), lead = view.shape, int(np.prod(view.stack + view.slices, dtype=int))
         cost[path] = 4 * channels * lead * m * n
         saving[path] = cost[path] - 4 * channels * lead * (m + n) * columns
     total, chosen = sum(cost.values()), []
@@ -270,7 +267,7 @@ def _is_probe(path: tuple[Any, ...], factor: str) -> bool:
 
 
 def _probe_leaf(state: Mapping[tuple[Any, ...], Any], path: str, factor: str) -> Array:
-    return _leaf(state, (*_split(path), "adapters", _PROBE, factor))
+    return _leaf(state, (*paths.segments(path), "adapters", _PROBE, factor))
 
 
 def _accumulate(
@@ -473,11 +470,11 @@ def input_moments(
     chosen: dict[str, Any] = {}
     found = paths.find(copy)
     for path, entry, _ in paths.select(copy, targets, found):
-        chosen[path] = Options().merged_with(entry, path).axes
+        chosen[path] = axes_of(entry, path)
         layer = found[path]
         base = layer.base if isinstance(layer, Adapted) else layer
         view = layout(base, chosen[path])
-        if view.stack or view.lanes or isinstance(base, nnx.Embed):
+        if view.stack or view.slices or isinstance(base, nnx.Embed):
             raise ValueError(
                 f"the layer {path!r} has no second moment of inputs: "
                 + (

@@ -7,10 +7,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lorajax.adapters import paths
-from lorajax.adapters.gradients import _split
-from lorajax.adapters.layers import Adapted, LoRA
+from lorajax.adapters.kinds import LoRA, axes_of
+from lorajax.adapters.layers import Adapted
 from lorajax.adapters.layouts import kernel_name, kernel_variable, layout
-from lorajax.adapters.surgery import Options, Targets, layers
+from lorajax.adapters.surgery import Targets, layers
 from lorajax.problems import Linearized
 
 
@@ -80,14 +80,14 @@ def linearized(
         layer = found[path]
         if isinstance(layer, Adapted):
             raise ValueError(f"layer {path!r} has an adapter; give the model before `adapt`.")
-        view = layout(layer, Options().merged_with(entry, path).axes)
-        if view.stack or view.lanes:
+        view = layout(layer, axes_of(entry, path))
+        if view.stack or view.slices:
             raise ValueError(
                 f"layer {path!r} has a stack of kernels, of shape "
                 f"{kernel_variable(layer)[...].shape}; choose layers with one matrix each."
             )
         matrices[path] = view.matrix(kernel_variable(layer)[...])
-        views.append((path, (*_split(path), kernel_name(layer)), view))
+        views.append((path, (*paths.segments(path), kernel_name(layer)), view))
     graph, state = nnx.split(model)
     function = _Kernels(graph, state, tuple(views))
     return Linearized.from_function(function, matrices, inputs, targets, loss, block=block)

@@ -2,7 +2,10 @@
 
 import dataclasses
 import difflib
+import dis
+import inspect
 import re
+import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -273,3 +276,37 @@ class Trainable:
 def escape(path: str) -> str:
     """The pattern that matches this path and no other."""
     return re.sub(r"([*?[])", r"[\1]", path)
+
+
+def segments(path: str) -> tuple[str, ...]:
+    """The keys that a path joins; none for the model itself."""
+    return tuple(path.split("/")) if path else ()
+
+
+def attends(model: nnx.Module) -> bool:
+    """Whether a model's code calls `attend`, so that an Embed's table may make logits as well.
+
+    Args:
+      model: an NNX module, adapted or not.
+
+    Returns:
+      True if a method of one of its modules' classes, other than Flax's own layers, reads an
+      attribute of that name. A function outside of the model that calls it goes unseen.
+    """
+    kinds = {kind for module in modules(model).values() for kind in type(module).__mro__}
+    return any(
+        _reads(code, "attend")
+        for kind in kinds
+        if not kind.__module__.startswith(("flax.", "lorajax.adapters."))
+        for value in vars(kind).values()
+        if (code := getattr(inspect.unwrap(value), "__code__", None)) is not None
+    )
+
+
+def _reads(code: types.CodeType, name: str) -> bool:
+    found = any(
+        step.opname.startswith(("LOAD_ATTR", "LOAD_METHOD")) and step.argval == name
+        for step in dis.get_instructions(code)
+    )
+    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return found or any(_reads(each, name) for each in inner)

@@ -11,9 +11,10 @@ from jaxtyping import Array, Float
 from lorajax import ranks
 from lorajax.adapters import paths
 from lorajax.adapters.gradients import Gradient, Loss, estimate
+from lorajax.adapters.kinds import axes_of
 from lorajax.adapters.layers import Adapted
 from lorajax.adapters.layouts import layout
-from lorajax.adapters.surgery import Options, Targets
+from lorajax.adapters.surgery import Targets
 from lorajax.adapters.tables import table
 from lorajax.initializers import PRNGKey
 
@@ -24,8 +25,8 @@ class Selected(NamedTuple):
     Attributes:
       path: the layer's path.
       shape: (m, n) of its kernel, read as a matrix.
-      rank: 0 leaves the layer alone. For layers with a stack or lanes the largest of their ranks.
-      singular_values: of the gradient, in decreasing order; of all slices, for stack and lanes.
+      rank: 0 leaves the layer alone. For layers with a stack or slices the largest of their ranks.
+      singular_values: of the gradient, in decreasing order; of all matrices, for stack and slices.
       floor: below it, a singular value is noise; 0 for rules without a floor.
       error: bound on how far the singular values may be too small, 0 where they are exact.
       cost: parameters that one rank costs.
@@ -201,7 +202,7 @@ def select_ranks(
     selected = []
     for path, (mean, noisy) in found.layers.items():
         values = mean.singular_values
-        shape, lanes = shapes[path]
+        shape, count = shapes[path]
         if rule == "energy":
             counts, floor = ranks.energy(values, fraction), 0.0
         else:
@@ -219,7 +220,7 @@ def select_ranks(
         rank = int(jnp.max(counts))
         rank = rank if max_rank is None else min(rank, max_rank)
         error = float(jnp.max(mean.error))
-        cost = lanes * sum(shape)
+        cost = count * sum(shape)
         selected.append(Selected(path, shape, rank, values, floor, error, cost))
     if budget is not None:
         selected = _within(selected, budget)
@@ -232,8 +233,8 @@ def _shapes(model: nnx.Module, targets: Targets) -> dict[str, tuple[tuple[int, i
     for path, entry, _ in paths.select(model, targets, found):
         layer = found[path]
         base = layer.base if isinstance(layer, Adapted) else layer
-        view = layout(base, Options().merged_with(entry, path).axes)
-        shapes[path] = view.shape, int(np.prod(view.stack + view.lanes, dtype=int))
+        view = layout(base, axes_of(entry, path))
+        shapes[path] = view.shape, int(np.prod(view.stack + view.slices, dtype=int))
     return shapes
 
 

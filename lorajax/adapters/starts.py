@@ -14,47 +14,48 @@ An initializer is called with those of the following that its signature names, s
 | `scaling` | the adapter's scaling s |
 """
 
+import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from flax import nnx
 from jaxtyping import Array
 
 from lorajax import initializers
+from lorajax.adapters.layouts import Layout, kernel_variable
 from lorajax.factors import Factors, any_nonzero, check_factors, is_traced
 from lorajax.initializers import PRNGKey, Start, TuckerFactors
 
 
-class Site(NamedTuple):
-    """What an initializer may look at in one layer. Arrays lead with the layer's stack and lanes.
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A layer that is to get an adapter, and what is known of it.
 
     Attributes:
       path: the layer's path.
+      base: the layer itself.
       key: a PRNG key that depends on the path, so that no layer's start depends on the targets.
-      shape: (m, n).
-      lead: sizes of stack and lanes; every slice is filled on its own.
-      rank: r.
-      scaling: s.
-      dtype: dtype of the factors.
-      weight: (*lead, m, n), in the dtype of the factors.
-      gradient: (*lead, m, n), or None where none was given.
-      inputs: (m, m), or None where none was given.
+      estimate: the gradient of the kernel, read as a matrix, or anything with such a `matrix`; None
+        where none was given.
+      inputs: second moment of the layer's inputs, (m, m), or None where none was given.
     """
 
     path: str
+    base: nnx.Module
     key: PRNGKey
-    shape: tuple[int, int]
-    lead: tuple[int, ...]
-    rank: int
-    scaling: float
-    dtype: Any
-    weight: Array
-    gradient: Array | None = None
+    estimate: Any = None
     inputs: Array | None = None
+
+    @property
+    def gradient(self) -> Array | None:
+        """The gradient as an array (*stack, *slices, m, n), formed here and now."""
+        given = self.estimate
+        return given if given is None or isinstance(given, jax.Array) else given.matrix
 
 
 _SUPPLIED = {
@@ -123,42 +124,62 @@ def _arguments(initializer: Callable[..., Any], values: dict[str, Any], path: st
     return arguments
 
 
-def fill(start: str | Callable[..., Any], site: Site) -> Start:
+def fill(
+    start: str | Callable[..., Any],
+    site: Site,
+    view: Layout,
+    *,
+    rank: int,
+    scaling: float,
+    dtype: Any,
+) -> Start:
     """The factors and the offset of one layer.
 
     Args:
       start: as for `resolve`.
       site: the layer.
+      view: its layout, with the axes that the adapter has.
+      rank: r.
+      scaling: s.
+      dtype: dtype of the factors.
 
     Returns:
-      A Start with factors (*lead, m, r), (*lead, r, n) and an offset, whose factors have rank 0
-      where the initializer has none.
+      A Start with factors (*stack, *slices, m, r), (*stack, *slices, r, n) and an offset, whose
+      factors have rank 0 where the initializer has none. Every slice is filled on its own.
 
     Raises:
-      ValueError: if the initializer needs what the site lacks, or its factors do not fit the layer
-        or are both zero.
+      ValueError: if the initializer needs what the site lacks, its factors do not fit the layer or
+        are both zero, or the site's gradient is that of another layer.
     """
     initializer = resolve(start)
-    count = int(np.prod(site.lead, dtype=int))
+    lead = view.stack + view.slices
+    count = math.prod(lead)
     keys = jax.random.split(site.key, count) if count > 1 else [site.key]
+    gradient = site.gradient
+    if gradient is not None and gradient.shape[-2:] != view.shape:
+        raise ValueError(
+            f"gradients hold a matrix of shape {gradient.shape} for {site.path!r}, whose kernel "
+            f"reads as {view.shape}; estimate them on this model."
+        )
 
-    def slices(array: Array | None) -> Sequence[Array | None]:
+    def matrices(array: Array | None) -> Sequence[Array | None]:
         if array is None:
             return [None] * count
-        return list(array.astype(site.dtype).reshape((count, *site.shape)))
+        return list(array.astype(dtype).reshape((count, *view.shape)))
 
-    weights, gradients = slices(site.weight), slices(site.gradient)
-    inputs = None if site.inputs is None else site.inputs.astype(site.dtype)
+    weights = matrices(view.matrix(kernel_variable(site.base)[...]))
+    gradients = matrices(gradient)
+    inputs = None if site.inputs is None else site.inputs.astype(dtype)
     filled = []
     for key, weight, gradient in zip(keys, weights, gradients, strict=True):
         descent = None if gradient is None else -gradient
         values = {
             "key": key,
-            "shape": site.shape,
-            "rank": site.rank,
-            "dtype": site.dtype,
-            "scaling": site.scaling,
-            "outputs": site.shape[1],
+            "shape": view.shape,
+            "rank": rank,
+            "dtype": dtype,
+            "scaling": scaling,
+            "outputs": view.shape[1],
             "weight": weight,
             "gradient": gradient,
             "matrix": descent,
@@ -174,10 +195,10 @@ def fill(start: str | Callable[..., Any], site: Site) -> Start:
         if isinstance(result, Factors):
             empty = Factors(result.a[:, :0], result.b[:0])
             result = Start(result, empty)
-        result = jax.tree.map(lambda x: x.astype(site.dtype), result)
-        check_factors(result.factors, site.shape, f"the factors of {site.path!r}")
+        result = jax.tree.map(lambda x: x.astype(dtype), result)
+        check_factors(result.factors, view.shape, f"the factors of {site.path!r}")
         filled.append(result)
-    return jax.tree.map(lambda *x: jnp.stack(x).reshape(site.lead + x[0].shape), *filled)
+    return jax.tree.map(lambda *x: jnp.stack(x).reshape(lead + x[0].shape), *filled)
 
 
 def fill_tucker(

@@ -5,18 +5,20 @@ the old one, so that a frozen base costs no memory twice and nothing done to the
 seen in the old one.
 """
 
-import dataclasses
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lorajax.adapters import building, paths
-from lorajax.adapters.building import Options
+from lorajax.adapters import paths
+from lorajax.adapters.kinds import Kind, Spec, target_spec
 from lorajax.adapters.layers import Adapted, Adapter, effective_kernel
 from lorajax.adapters.layouts import kernel_variable
+from lorajax.adapters.starts import Site
 from lorajax.initializers import PRNGKey
 
 Targets = str | Callable[[str, nnx.Module], bool] | Sequence[Any] | Mapping[str, Any]
@@ -27,6 +29,7 @@ def adapt(
     targets: Targets = "**",
     *,
     key: PRNGKey,
+    kind: Kind = "lora",
     name: str = "default",
     gradients: Mapping[str, Any] | None = None,
     inputs: Mapping[str, Float[Array, "m m"]] | None = None,
@@ -40,15 +43,17 @@ def adapt(
     Args:
       model: an NNX module. It is not changed.
       targets: path patterns (`"**/attention/query"`; `*` is one segment, `**` any number), a
-        predicate `(path, layer) -> bool`, a sequence of these, or a mapping from patterns to a rank
-        or to options: `{"**/query": 16, "**/mlp/*": {"rank": 4, "alpha": 8}}`. The first that
-        matches a layer wins; one that matches nothing is an error.
+        predicate `(path, layer) -> bool`, a sequence of these, or a mapping from patterns to a
+        rank, options or a Spec: `{"**/query": 16, "**/mlp/*": {"rank": 4, "alpha": 8}}`. The first
+        that matches a layer wins; one that matches nothing is an error.
       key: a PRNG key. Each layer draws from it by its path, whatever the other targets are.
+      kind: what is put in: "lora", "adalora", "tucker", or a `Spec` of your own; a class of them,
+        or an instance whose fields hold where neither `targets` nor options say otherwise.
       name: the adapter's name.
       gradients: for starts that need one, the gradient of each layer, from `gradients(…)`.
       inputs: for EVA, the second moment of each layer's inputs, from `input_moments(…)`.
-      **options: fields of `Options` for all layers: `rank`, `alpha`, `start`, `kind`, `rslora`,
-        `dora`, `axes`, `dropout`, `recenter`, `tied`, `dtype`.
+      **options: fields of the kind's Spec for all layers; for LoRA `rank`, `alpha`, `start`,
+        `rslora`, `dora`, `recenter`, `axes`, `dropout`, `attends`, `dtype`.
 
     Returns:
       A new model of the same type that shares the base's arrays.
@@ -68,48 +73,75 @@ def adapt(
       >>> sorted(adapters.layers(adapted))
       ['layers/0', 'layers/2']
     """
-    if not name or any(c in name for c in "/. "):
-        raise ValueError(f"name is {name!r}; it must be a word without '/', '.' and spaces.")
-    fields = {field.name for field in dataclasses.fields(Options)}
-    if unknown := sorted(set(options) - fields):
-        raise ValueError(
-            f"adapt has no option {unknown[0]!r}; options are {', '.join(sorted(fields))}."
-        )
-    defaults = Options(**options)
+    check_name(name)
     model = nnx.clone(model)
     found = paths.find(model)
+    entries: dict[int, tuple[Spec, list[Site]]] = {}
     chosen: dict[str, Adapter] = {}
-    groups: dict[int, list[tuple[str, Options]]] = {}
     for path, entry, index in paths.select(model, targets, found):
-        layer = found[path]
-        if isinstance(layer, Adapted):
-            if layer.unmerged is not None:
-                raise ValueError(f"the layer {path!r} is merged; unmerge the model first.")
-            if name in layer.adapters:
-                raise ValueError(
-                    f"the layer {path!r} has an adapter {name!r} already; choose another name, or "
-                    "remove that one first."
-                )
-            layer = layer.base
-        spec = defaults.merged_with(entry, path)
-        spec.check(path)
-        if spec.tied:
-            groups.setdefault(index, []).append((path, spec))
+        spec = target_spec(entry, path, kind, **options)
+        if spec.skips:
             continue
-        if spec.rank == 0 and not isinstance(spec.rank, bool):
-            continue
-        path_key = building.key_of(key, path)
-        gradient = None if gradients is None else gradients.get(path)
-        if spec.kind == "tucker":
-            chosen[path] = building.single_tucker(layer, path, spec, path_key, gradient)
-        else:
-            moment = None if inputs is None else inputs.get(path)
-            chosen[path] = building.low_rank(layer, path, spec, path_key, gradient, moment)
-    for members in groups.values():
-        bases = {path: getattr(found[path], "base", found[path]) for path, _ in members}
-        chosen.update(building.tied_tucker(bases, members[0][1], key, gradients or {}))
+        base = base_of(path, found[path], name)
+        estimate = None if gradients is None else gradients.get(path)
+        moment = None if inputs is None else inputs.get(path)
+        site = Site(path, base, key_of(key, path), estimate, moment)
+        entries.setdefault(index, (spec, []))[1].append(site)
+    for spec, sites in entries.values():
+        chosen |= spec.build_all(sites)
     if not chosen:
         raise ValueError("every rank is 0, so that no layer is adapted; give at least one a rank.")
+    return insert(model, chosen, name)
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for a name that no path and no key of a file could hold."""
+    if not name or any(c in name for c in "/. "):
+        raise ValueError(f"name is {name!r}; it must be a word without '/', '.' and spaces.")
+
+
+def key_of(key: PRNGKey, path: str) -> PRNGKey:
+    """A key that depends on the layer's path alone, whatever the other targets are."""
+    return jax.random.fold_in(key, zlib.crc32(path.encode()))
+
+
+def base_of(path: str, layer: nnx.Module, name: str) -> nnx.Module:
+    """The base of a layer that is to get an adapter of a name.
+
+    Args:
+      path: the layer's path, for errors.
+      layer: adapted already or not.
+      name: of the adapter.
+
+    Returns:
+      The base layer.
+
+    Raises:
+      ValueError: for a merged layer, or one that has an adapter of this name.
+    """
+    if not isinstance(layer, Adapted):
+        return layer
+    if layer.unmerged is not None:
+        raise ValueError(f"the layer {path!r} is merged; unmerge the model first.")
+    if name in layer.adapters:
+        raise ValueError(
+            f"the layer {path!r} has an adapter {name!r} already; choose another name, or remove "
+            "that one first."
+        )
+    return layer.base
+
+
+def insert(model: nnx.Module, chosen: Mapping[str, Adapter], name: str) -> Any:
+    """Puts adapters into layers, in place; they become active beside what is active there.
+
+    Args:
+      model: an NNX module; it is changed, so give a copy.
+      chosen: adapters by path, for layers that `base_of` lets pass.
+      name: of the adapters.
+
+    Returns:
+      The model, or what takes its place where the model is itself such a layer.
+    """
 
     def visit(path: str, layer: nnx.Module) -> Any:
         adapter = chosen.get(path)

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
-from lorajax.adapters.layers import Adapted, Tucker
+from lorajax.adapters.layers import Adapted
 from lorajax.adapters.layouts import kernel_variable
 from lorajax.adapters.surgery import layers
 
@@ -17,7 +17,7 @@ class Row(NamedTuple):
       layer: type of the base layer.
       shape: shape of its kernel.
       adapter: the adapter's name, with its weight where that is not 1; "(off)" if it is not active.
-      kind: "LoRA", "DoRA", "AdaLoRA" or "Tucker".
+      kind: "LoRA", "DoRA", "AdaLoRA", "Tucker", or that of a kind of your own.
       rank: r, or the multilinear ranks of a Tucker update.
       parameters: trainable entries; those of a tied update are counted in its first layer only.
       start: name of the start.
@@ -119,16 +119,16 @@ def _row(path: str, layer: Adapted, name: str, adapter: Any, seen: set[int]) -> 
     weight = dict(layer.active).get(name)
     label = name if weight == 1 else f"{name} (off)" if weight is None else f"{weight:g}·{name}"
     parameters = adapter.parameters
-    if isinstance(adapter, Tucker) and adapter.layer is not None:
-        parameters = 0 if id(adapter.core) in seen else parameters
-        seen.add(id(adapter.core))
+    if adapter.shared is not None:
+        parameters = 0 if id(adapter.shared) in seen else parameters
+        seen.add(id(adapter.shared))
     return Row(
         path=path,
         layer=type(layer.base).__name__,
         shape=tuple(kernel_variable(layer.base).shape),
         adapter=label,
         kind=adapter.kind,
-        rank=adapter.ranks if isinstance(adapter, Tucker) else adapter.rank,
+        rank=getattr(adapter, "ranks", adapter.rank),
         parameters=parameters,
         start=adapter.start,
         scaling=adapter.scaling,

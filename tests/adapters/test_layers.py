@@ -156,7 +156,7 @@ def adapted(layer, method, dtype, rank=2):
     chosen = dict(METHODS[method])
     if chosen.pop("gradients", False):
         view = adapters.layout(layer)
-        chosen["gradients"] = {"": data(view.lanes + view.shape, None, dtype)}
+        chosen["gradients"] = {"": data(view.slices + view.shape, None, dtype)}
     return adapters.adapt(layer, key=KEY, rank=rank, dtype=dtype, **chosen)
 
 
@@ -256,8 +256,8 @@ def test_dora_keeps_its_magnitudes_as_column_norms(name):
 def test_columns_and_bias_fit_the_output(name):
     layer, shape = LAYERS[name](F64)
     view = adapters.layout(layer)
-    if view.lanes:
-        pytest.skip("lanes have no columns in common")
+    if view.slices:
+        pytest.skip("slices have no columns in common")
     x = data(shape, layer, F64)
     y = layer(x)
     scale = jnp.arange(1.0, view.shape[1] + 1)
@@ -272,19 +272,19 @@ def test_columns_and_bias_fit_the_output(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "axes", "lanes"),
+    ("name", "axes", "slices"),
     [
         ("general-query", adapters.Axes((0,), (2,)), (2,)),
         ("general-out", adapters.Axes((1,), (2,)), (2,)),
         ("einsum-ellipsis", adapters.Axes((0,), (-1,)), (2,)),
     ],
 )
-def test_named_axes_give_each_head_its_own_factors(name, axes, lanes):
+def test_named_axes_give_each_head_its_own_factors(name, axes, slices):
     layer, shape = LAYERS[name](F64)
-    assert adapters.layout(layer, axes).lanes == lanes
+    assert adapters.layout(layer, axes).slices == slices
     model = shaken(adapters.adapt(layer, key=KEY, rank=2, start="pissa", axes=axes, dtype=F64))
     factors = model.adapters["default"].factors
-    assert factors.a.shape[0] == factors.b.shape[0] == lanes[0]
+    assert factors.a.shape[0] == factors.b.shape[0] == slices[0]
     x = data(shape, layer, F64)
     np.testing.assert_allclose(adapters.merge(model)(x), model(x), atol=1e-12)
     assert float(jnp.max(jnp.abs(model(x) - layer(x)))) > 1e-3

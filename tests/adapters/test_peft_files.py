@@ -153,7 +153,7 @@ def test_target_modules_never_hit_a_neighbor():
 @pytest.mark.parametrize(
     ("layer", "options", "message"),
     [
-        (lambda r: nnx.Linear(4, 4, rngs=r), {"kind": "tucker"}, "PEFT has no core"),
+        (lambda r: nnx.Linear(4, 4, rngs=r), {"kind": "tucker"}, "a Tucker update, for which PEFT"),
         (lambda r: nnx.Conv(4, 4, (3,), feature_group_count=2, rngs=r), {}, "has 2 groups"),
         (lambda r: nnx.Conv(4, 4, (3,), kernel_dilation=2, rngs=r), {}, "is dilated"),
         (lambda r: nnx.Conv(4, 4, (3,), padding="CIRCULAR", rngs=r), {}, "pads as CIRCULAR"),
@@ -162,7 +162,7 @@ def test_target_modules_never_hit_a_neighbor():
         (
             lambda r: nnx.LinearGeneral(4, (2, 4), rngs=r),
             {"axes": adapters.Axes((0,), (2,))},
-            "has 2 lanes",
+            "has 2 slices",
         ),
     ],
 )

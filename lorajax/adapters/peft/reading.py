@@ -3,35 +3,31 @@
 import json
 import os
 import pathlib
-import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 from flax import nnx
-from jaxtyping import Array
 
-from lorajax import initializers
 from lorajax.adapters import paths
-from lorajax.adapters.layers import AdaLoRA, Adapted, LoRA
-from lorajax.adapters.layouts import kernel_variable, layout
+from lorajax.adapters.layers import Adapter
+from lorajax.adapters.methods import PeftMethod, check_shape, first_line
 from lorajax.adapters.peft.shared import (
-    ADALORA_EPSILON,
+    BASE,
+    BLOCKS,
     CONFIG,
     LARGEST_CONFIG,
     OFFSETS,
     PREFIX,
     WEIGHTS,
-    Rename,
-    dotted,
-    first_line,
-    from_conv_rows,
-    saved_parts,
+    check_layer,
+    check_whole,
 )
-from lorajax.factors import Factors
-from lorajax.initializers import Start
+from lorajax.adapters.surgery import base_of, check_name, insert
+from lorajax.adapters.torch_layers import Names, Rename, TensorRule, Whole, base_layers
 
 # Options of PEFT that change what an adapter computes and that lorajax has no layer for.
 _FOREIGN = (
@@ -47,6 +43,13 @@ _FOREIGN = (
     "use_qalora",
     "velora_config",
 )
+
+
+# What NumPy and safetensors raise for dtypes and sizes that they do not know.
+_ODD = (KeyError, AttributeError, OverflowError, MemoryError)
+
+# Torch's names of embeddings that PEFT saves along with an adapter, changed or not.
+_EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
 def read_peft(
@@ -67,6 +70,7 @@ def read_peft(
     source = pathlib.Path(folder)
     config_file, weights_file = source / CONFIG, source / WEIGHTS
     for file in (config_file, weights_file):
+        _check_link(source, file)
         if not file.is_file():
             pickled = (source / "adapter_model.bin").is_file() and file is weights_file
             raise ValueError(
@@ -87,25 +91,48 @@ def read_peft(
         raise ValueError(
             f"{str(config_file)!r} holds a {type(config).__name__}; it must be a dict."
         )
+    return config, *_tensors(weights_file)
+
+
+def _check_link(folder: pathlib.Path, file: pathlib.Path) -> None:
+    """Raises ValueError for a link out of the folder, but for those of the hub's own cache."""
+    if not file.is_symlink():
+        return
+    inside = folder.resolve()
+    # The hub keeps the files of snapshots/<revision>/ in the blobs/ beside snapshots.
+    allowed = (inside, *(parent / "blobs" for parent in inside.parents[1:2]))
+    if not any(file.resolve().is_relative_to(place) for place in allowed):
+        raise ValueError(
+            f"{str(file)!r} is a link out of its folder; copy the file that it means there."
+        )
+
+
+def _tensors(weights_file: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays of a safetensors file, checked, and its metadata."""
     tensors = {}
     try:
         with safetensors.safe_open(weights_file, framework="np") as file:
             metadata = dict(file.metadata() or {})
             for key in file.keys():  # noqa: SIM118, it is no mapping
                 tensors[key] = np.asarray(file.get_tensor(key))
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError, OverflowError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, *_ODD) as error:
         raise ValueError(
             f"{str(weights_file)!r} is not a whole safetensors file: {first_line(error)}"
         ) from None
-    for key, tensor in tensors.items():
+    for key, tensor in list(tensors.items()):
+        if key.endswith(".num_batches_tracked"):
+            del tensors[key]  # torch's batch norms count, and nothing here reads it
+            continue
         if not (np.issubdtype(tensor.dtype, np.floating) or tensor.dtype.name == "bfloat16"):
             raise ValueError(
                 f"{str(weights_file)!r} holds {key!r} of dtype {tensor.dtype}; weights must be "
                 "floating point."
             )
-        if not np.all(np.isfinite(tensor.astype(np.float32))):
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(tensor.astype(np.float32))
+        if not np.all(finite):
             raise ValueError(f"{str(weights_file)!r} holds {key!r} with NaNs or infinities.")
-    return config, tensors, metadata
+    return tensors, metadata
 
 
 def load_peft(
@@ -114,6 +141,7 @@ def load_peft(
     *,
     name: str = "default",
     rename: Rename | None = None,
+    rules: Iterable[TensorRule] | None = None,
     dtype: Any = jnp.float32,
 ) -> Any:
     """Puts an adapter that PEFT (or `save_peft`) wrote into a model.
@@ -123,73 +151,87 @@ def load_peft(
       folder: the adapter's folder.
       name: the adapter's name in the model.
       rename: from a layer's path to the name of its torch module; "/" becomes "." if None.
+      rules: in place of `rename`, those of the checkpoint that the base was read from; as for
+        `save_peft`.
       dtype: dtype of the adapter's parameters.
 
     Returns:
       A new model with the adapter active in it. Modules that PEFT saved in full
-      (`modules_to_save`) are replaced in it, too.
+      (`modules_to_save`) and bases that it saved along are replaced in it, too. Like PEFT's, the
+      adapter of an Embed leaves `attend` alone.
 
     Raises:
       ValueError: for files as `read_peft` refuses them, an adapter of another model, shapes or
-        ranks that do not fit, and options of PEFT that no layer here has.
+        ranks that do not fit, a merged model, options of PEFT that no layer here has, and whatever
+        `save_peft` refuses to write.
     """
-    rename = rename or dotted
+    check_name(name)
     config, tensors, metadata = read_peft(folder)
+    method = _method(config)
+    offsets, ranks = _metadata(metadata)
+    model = nnx.clone(model)
+    names = Names(model, rename, rules)
+    file = _sorted(tensors, names, model, method, _modules_to_save(config))
+    _check_targets(config, file.adapters)
+    found, bases = paths.find(model), base_layers(model)
+    chosen: dict[str, Adapter] = {}
+    for module, parts in file.adapters.items():
+        for path in file.paths[module]:
+            base = base_of(path, found[path], name)
+            check_layer(path, base, method)
+            torch, mine = names.layer(path, base), parts
+            if torch.parts > 1:
+                mine = method.split(torch, parts, ranks.get(module))
+            if mine:
+                options = {"offset": module in offsets, "dtype": dtype}
+                chosen[path] = method.read(torch, base, mine, config, **options)
+    for path, parts in file.bases.items():
+        _fill(path, names.base(path, bases[path]), parts, partly=True)
+    for path, parts in file.whole.items():
+        check_whole(path, model)
+        _fill(path, names.whole(path), parts)
+    return insert(model, chosen, name)
+
+
+def _method(config: Mapping[str, Any]) -> PeftMethod:
+    """The method of a configuration; raises ValueError for one that no kind declares."""
+    known: dict[str, PeftMethod] = {}
+
+    def walk(kind: type[Adapter]) -> None:
+        if kind.peft is not None:
+            known[kind.peft.type] = kind.peft
+        for child in kind.__subclasses__():
+            walk(child)
+
+    walk(Adapter)
     kind = config.get("peft_type")
-    if kind not in ("LORA", "ADALORA"):
-        raise ValueError(f"peft_type is {kind!r}; 'LORA' and 'ADALORA' can be loaded.")
+    if not isinstance(kind, str) or kind not in known:
+        names = " and ".join(map(repr, sorted(known, reverse=True)))
+        raise ValueError(f"peft_type is {kind!r}; {names} can be loaded.")
     for option in _FOREIGN:
         if config.get(option):
             raise ValueError(f"the adapter uses PEFT's {option}, which no layer here has.")
     if config.get("bias", "none") != "none":
         raise ValueError(f"the adapter trains biases (bias={config['bias']!r}); only 'none' loads.")
+    return known[kind]
+
+
+def _metadata(metadata: Mapping[str, str]) -> tuple[set[str], dict[str, list[int]]]:
+    """Which modules have offsets, and the ranks of blocks, as `save_peft` noted them."""
     try:
-        offsets = set(json.loads(metadata.get(OFFSETS, "[]")))
-    except (ValueError, TypeError):
-        raise ValueError(f"the metadata {OFFSETS!r} is not a list of module names.") from None
-
-    model = nnx.clone(model)
-    found = paths.find(model)
-    by_module = {rename(path): path for path in found}
-    modules = paths.modules(model)
-    whole = {rename(path): path for path in modules}
-    grouped, saved = _grouped(tensors, by_module, whole, _modules_to_save(config))
-    chosen: dict[str, LoRA] = {}
-    for module, parts in grouped.items():
-        layer = found[by_module[module]]
-        if isinstance(layer, Adapted) and name in layer.adapters:
-            raise ValueError(
-                f"the layer {by_module[module]!r} has an adapter {name!r} already; choose another "
-                "name, or remove that one first."
-            )
-        base = layer.base if isinstance(layer, Adapted) else layer
-        adapter = _read_layer(module, base, parts, config, module in offsets, dtype)
-        chosen[by_module[module]] = adapter
-    for module, parts in saved.items():
-        _fill_head(whole[module], modules[whole[module]], parts)
-
-    def visit(path: str, layer: nnx.Module) -> Any:
-        if path not in chosen:
-            return layer if isinstance(layer, Adapted) else None
-        adapted = layer if isinstance(layer, Adapted) else Adapted(layer)
-        adapted.adapters[name] = chosen[path]
-        adapted.active = (*adapted.active, (name, 1.0))
-        return adapted
-
-    return paths.replace(model, visit)
-
-
-_SUFFIXES = (
-    "lora_A.weight",
-    "lora_B.weight",
-    "lora_A",
-    "lora_B",
-    "lora_E",
-    "lora_embedding_A",
-    "lora_embedding_B",
-    "lora_magnitude_vector",
-    "lora_magnitude_vector.weight",
-)
+        offsets = json.loads(metadata.get(OFFSETS, "[]"))
+        blocks = json.loads(metadata.get(BLOCKS, "{}"))
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError(f"the metadata {OFFSETS!r} and {BLOCKS!r} are not valid JSON.") from None
+    if not isinstance(offsets, list) or not all(isinstance(x, str) for x in offsets):
+        raise ValueError(f"the metadata {OFFSETS!r} is not a list of module names.")
+    good = isinstance(blocks, dict) and all(
+        isinstance(ranks, list) and all(type(r) is int and r >= 0 for r in ranks)
+        for ranks in blocks.values()
+    )
+    if not good:
+        raise ValueError(f"the metadata {BLOCKS!r} is not a mapping from modules to ranks.")
+    return set(offsets), blocks
 
 
 def _modules_to_save(config: Mapping[str, Any]) -> list[str]:
@@ -199,200 +241,123 @@ def _modules_to_save(config: Mapping[str, Any]) -> list[str]:
     return listed
 
 
-def _grouped(
+def _check_targets(config: Mapping[str, Any], modules: Mapping[str, Any]) -> None:
+    """Raises ValueError for a layer in the file that PEFT would leave out."""
+    targets = config.get("target_modules")
+    if not isinstance(targets, list) or "all-linear" in targets:
+        return
+    for module in modules:
+        if not any(f".{module}".endswith(f".{target}") for target in targets):
+            raise ValueError(
+                f"the file holds the layer {module!r}, which target_modules in the configuration "
+                "leaves out, so that PEFT does without it."
+            )
+
+
+class _File(NamedTuple):
+    """The tensors of a file by what they belong to.
+
+    Attributes:
+      adapters: those of adapters, by torch module and suffix.
+      paths: the layers of each of these modules.
+      whole: those of modules saved in full, by path and name inside the module.
+      bases: those of adapted layers and embeddings that PEFT saved along, likewise.
+    """
+
+    adapters: dict[str, dict[str, np.ndarray]]
+    paths: dict[str, list[str]]
+    whole: dict[str, dict[str, np.ndarray]]
+    bases: dict[str, dict[str, np.ndarray]]
+
+
+def _sorted(
     tensors: Mapping[str, np.ndarray],
-    by_module: Mapping[str, str],
-    whole: Mapping[str, str],
-    saved_names: list[str],
-) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, np.ndarray]]]:
-    """Tensors by module and suffix: those of adapters, and those of modules saved in full."""
-    grouped: dict[str, dict[str, np.ndarray]] = {}
-    saved: dict[str, dict[str, np.ndarray]] = {}
+    names: Names,
+    model: nnx.Module,
+    method: PeftMethod,
+    saved: list[str],
+) -> _File:
+    """Sorts a file's tensors; raises ValueError for one that belongs to nothing in the model."""
+    layers: dict[str, list[str]] = {}
+    for path in paths.find(model):
+        if names.knows(path):
+            layers.setdefault(names.module(path)[0], []).append(path)
+    embeddings = {
+        module: where[0]
+        for module, where in layers.items()
+        if isinstance(base_layers(model)[where[0]], nnx.Embed)
+        or module.rpartition(".")[2] in _EMBEDDINGS
+    }
+    file = _File({}, {}, {}, {})
+    whole: dict[str, str] | None = None
     for key, tensor in tensors.items():
         body = key.removeprefix(PREFIX)
         if body == key:
             raise ValueError(f"the file holds {key!r}; names of PEFT begin with {PREFIX!r}.")
-        for suffix in sorted(_SUFFIXES, key=len, reverse=True):
-            if body.endswith("." + suffix):
-                target, module = grouped, body.removesuffix("." + suffix)
-                suffix = suffix.removesuffix(".weight")
-                break
-        else:
-            pieces = body.split(".")
-            parents = [".".join(pieces[:i]) for i in range(1, len(pieces))]
-            listed = [p for p in parents if any(f".{p}".endswith(f".{s}") for s in saved_names)]
-            if not listed:
-                raise ValueError(f"the file holds {key!r}, which belongs to no LoRA adapter.")
+        module, suffix = _suffix(body, method)
+        if suffix:
+            _check_known(module, layers)
+            file.paths[module] = layers[module]
+            file.adapters.setdefault(module, {})[suffix] = tensor
+            continue
+        parent, _, last = body.rpartition(".")
+        base = parent.removesuffix(f".{BASE[:-1]}")
+        if base != parent and base in layers:
+            file.bases.setdefault(layers[base][0], {})[last] = tensor
+            continue
+        parents = [".".join(body.split(".")[:i]) for i in range(1, body.count(".") + 1)]
+        listed = [p for p in parents if any(f".{p}".endswith(f".{s}") for s in saved)]
+        if listed:
             # PEFT keeps the outermost module of a name that is listed.
-            module = listed[0]
-            target, suffix = saved, body.removeprefix(f"{module}.")
-        known = by_module if target is grouped else whole
-        if module not in known:
-            near = ", ".join(map(repr, paths.near_misses(module, known)))
-            raise ValueError(
-                f"the adapter is of another model: it has a layer {module!r}, and this one has "
-                f"none of that name; near misses: {near or 'none'}. Pass rename if names differ."
-            )
-        target.setdefault(module, {})[suffix] = tensor
-    if not grouped:
-        raise ValueError("the file holds no LoRA factors.")
-    return grouped, saved
-
-
-def _pattern_value(config: Mapping[str, Any], field: str, module: str, default: Any) -> Any:
-    """The value that PEFT gives a module by its suffix patterns; the first that matches wins."""
-    pattern = config.get(field) or {}
-    if not isinstance(pattern, dict):
-        raise ValueError(f"{field} in the configuration is not a mapping.")
-    for key, value in pattern.items():
-        # Repeated groups can take a regular expression exponential time.
-        if len(key) > 500 or re.search(r"\)[*+{]", key):
-            raise ValueError(f"{field} has the key {key[:60]!r}, too complex to be matched safely.")
-        try:
-            if re.match(rf"(.*\.)?({key})$", module):
-                return value
-        except re.error as error:
-            raise ValueError(
-                f"{field} has the key {key!r}, not a regular expression: {first_line(error)}"
-            ) from None
-    return default
-
-
-def _number(config: Mapping[str, Any], field: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise ValueError(f"{field} in the configuration is {value!r}; it must be positive.")
-    return float(value)
-
-
-def _read_layer(
-    module: str,
-    base: nnx.Module,
-    parts: Mapping[str, np.ndarray],
-    config: Mapping[str, Any],
-    with_offset: bool,
-    dtype: Any,
-) -> LoRA:
-    view = layout(base)
-    if view.stack or view.lanes:
-        raise ValueError(f"the layer {module!r} is stacked, and a PEFT adapter has one kernel.")
-    embedded = isinstance(base, nnx.Embed)
-    first, second = ("lora_embedding_A", "lora_embedding_B") if embedded else ("lora_A", "lora_B")
-    adaptive = config["peft_type"] == "ADALORA"
-    expected = {first, second} | ({"lora_E"} if adaptive else set())
-    if config.get("use_dora"):
-        expected.add("lora_magnitude_vector")
-    if set(parts) != expected:
-        odd = sorted(set(parts) ^ expected)[0]
-        state = "lacks" if odd in expected else "has an unexpected"
-        raise ValueError(f"the layer {module!r} {state} {odd}.")
-    rows, columns = parts[first].astype(np.float32), parts[second].astype(np.float32)
-    m, n = view.shape
-    rank = rows.shape[0] if rows.ndim else 0
-    if isinstance(base, nnx.Conv):
-        _check_conv(module, base, adaptive)
-        *window, inputs, outputs = view.kernel_shape
-        if adaptive:
-            _check_shape(module, first, rows, (rank, m))
-            rows = rows.reshape(rank, inputs, *window)
+            whole = names.wholes() if whole is None else whole
+            _check_known(listed[0], whole)
+            inside = body.removeprefix(f"{listed[0]}.")
+            file.whole.setdefault(whole[listed[0]], {})[inside] = tensor
+        elif parent in embeddings:
+            file.bases.setdefault(embeddings[parent], {})[last] = tensor
         else:
-            ones = (1,) * len(window)
-            _check_shape(module, second, columns, (outputs, rank, *ones))
-            columns = columns.reshape(outputs, rank)
-        _check_shape(module, first, rows, (rank, inputs, *window))
-        a = from_conv_rows(rows)
-    else:
-        _check_shape(module, first, rows, (rank, m))
-        a = rows.T
-    _check_shape(module, second, columns, (n, rank))
-    factors = Factors(jnp.asarray(a, dtype), jnp.asarray(columns.T, dtype))
-    if not rank:
-        raise ValueError(f"the layer {module!r} has rank 0.")
-    common: dict[str, Any] = dict(start="peft", dropout=_dropout(config))
-    if adaptive:
-        _check_shape(module, "lora_E", parts["lora_E"], (rank, 1))
-        alpha = _number(config, "lora_alpha", config.get("lora_alpha", 8))
-        # PEFT divides by the rank that training began with, whatever pruning has left of it.
-        divisor = _number(config, "init_r", config.get("init_r", 12)) + ADALORA_EPSILON
-        e = jnp.asarray(parts["lora_E"][:, 0].astype(np.float32), dtype)
-        return AdaLoRA(factors, e, alpha=alpha * rank / divisor, **common)
-    told = _pattern_value(config, "rank_pattern", module, config.get("r", 8))
-    if told != rank:
-        raise ValueError(f"the layer {module!r} has rank {rank}; the configuration says {told!r}.")
-    alpha = _pattern_value(config, "alpha_pattern", module, config.get("lora_alpha", 8))
-    alpha = _number(config, "lora_alpha", alpha)
-    rslora = bool(config.get("use_rslora"))
-    offset = None
-    if with_offset:
-        if rank % 2:
-            raise ValueError(f"the layer {module!r} has an offset, but the odd rank {rank}.")
-        half = rank // 2
-        offset = Factors(factors.a[:, half:], -factors.b[half:])
-        factors = Factors(factors.a[:, :half], factors.b[:half])
-        alpha *= 0.5**0.5 if rslora else 0.5
-    else:
-        offset = _converted_offset(module, base, rank, alpha, config)
-    magnitude = None
-    if config.get("use_dora"):
-        flat = parts["lora_magnitude_vector"].reshape(-1)
-        _check_shape(module, "lora_magnitude_vector", flat, (n,))
-        magnitude = jnp.asarray(flat.astype(np.float32), dtype)
-    return LoRA(factors, offset, magnitude, alpha=alpha, rslora=rslora, **common)
+            raise ValueError(f"the file holds {key!r}, which belongs to no LoRA adapter.")
+    if not file.adapters:
+        raise ValueError("the file holds no LoRA factors.")
+    return file
 
 
-def _check_shape(module: str, part: str, tensor: np.ndarray, shape: tuple[int, ...]) -> None:
-    if tensor.shape != shape:
+def _suffix(body: str, method: PeftMethod) -> tuple[str, str]:
+    """The module and the suffix of an adapter's tensor; an empty suffix for others."""
+    for suffix in sorted(method.suffixes, key=len, reverse=True):
+        for ending in (f".{suffix}", f".{suffix}.weight"):
+            if body.endswith(ending):
+                return body.removesuffix(ending), suffix
+    return body, ""
+
+
+def _check_known(module: str, known: Mapping[str, Any]) -> None:
+    if module not in known:
+        near = ", ".join(map(repr, paths.near_misses(module, known)))
         raise ValueError(
-            f"the layer {module!r} has {part} of shape {tensor.shape}; here it must be {shape}."
+            f"the adapter is of another model: it has a layer {module!r}, and this one has none of "
+            f"that name; near misses: {near or 'none'}. Pass rename or rules if names differ."
         )
 
 
-def _check_conv(module: str, base: nnx.Conv, adaptive: bool) -> None:
-    dilated = base.kernel_dilation is not None and np.any(np.asarray(base.kernel_dilation) != 1)
-    if not adaptive and (base.feature_group_count > 1 or dilated):
-        raise ValueError(
-            f"the layer {module!r} has groups or dilation, which PEFT's adapters do not follow, so "
-            "that they are no update of its kernel."
-        )
-
-
-def _dropout(config: Mapping[str, Any]) -> float:
-    rate = config.get("lora_dropout", 0.0)
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-        raise ValueError(f"lora_dropout in the configuration is {rate!r}; it must lie in [0, 1).")
-    return float(rate)
-
-
-def _converted_offset(
-    module: str, base: nnx.Module, rank: int, alpha: float, config: Mapping[str, Any]
-) -> Factors | None:
-    """What PEFT takes off the base for an adapter that was not converted to plain LoRA."""
-    start = config.get("init_lora_weights", True)
-    if not isinstance(start, str) or start.lower() in ("gaussian", "eva", "orthogonal"):
-        return None
-    weight = layout(base).matrix(kernel_variable(base)[...]).astype(jnp.float32)
-    scaling = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-    if start.lower() == "pissa":
-        made = initializers.pissa(weight, rank, scaling=scaling)
-    elif start.lower() == "olora":
-        # PEFT decomposes the transpose of the weight, so that B holds the orthonormal rows.
-        flipped: Start = initializers.olora(weight.T, rank, scaling=scaling)
-        offset = flipped.offset
-        return Factors(offset.b.T, offset.a.T)
-    else:
-        raise ValueError(
-            f"the adapter was started with {start!r}, which changes the base in a way that its "
-            "file does not tell; save it with path_initial_model_for_weight_conversion."
-        )
-    return made.offset
-
-
-def _fill_head(path: str, module: nnx.Module, parts: Mapping[str, np.ndarray]) -> None:
+def _fill(
+    path: str, whole: Whole, parts: Mapping[str, np.ndarray], *, partly: bool = False
+) -> None:
     """Writes a module saved in full into that of the new model, whose Variables are its own."""
-    variables = saved_parts(path, module)
-    if set(parts) != set(variables):
-        raise ValueError(f"the saved module {path!r} has {sorted(parts)}, not {sorted(variables)}.")
-    for name, (variable, transposed) in variables.items():
-        value = parts[name].T if transposed else parts[name]
-        _check_shape(path, name, value, tuple(variable[...].shape))
-        array: Array = jnp.asarray(value.astype(np.float32)).astype(variable[...].dtype)
-        variable.set_value(array)
+    expected = {name for part in whole.parts for name in part.names}
+    if not set(parts) <= expected or (not partly and set(parts) != expected):
+        raise ValueError(f"the saved module {path!r} has {sorted(parts)}, not {sorted(expected)}.")
+    for part in whole.parts:
+        if not set(part.names) <= set(parts):
+            continue
+        shapes = [np.zeros(variable[...].shape, np.float32) for variable in part.variables]
+        for name, like in zip(part.names, part.write(*shapes), strict=True):
+            check_shape(path, name, parts[name], like.shape)
+        values = part.read(*(parts[name].astype(np.float32) for name in part.names))
+        for variable, value in zip(part.variables, values, strict=True):
+            old = variable[...]
+            new = jnp.asarray(value).astype(old.dtype)
+            # A sharded array stays so; an uncommitted one stays free to follow what it meets.
+            if getattr(old, "committed", False):
+                new = jax.device_put(new, old.sharding)
+            variable.set_value(new)
