@@ -1,7 +1,9 @@
 """Ranks of a network in which every layer's update has a planted rank."""
 
+import dataclasses
 import json
 import re
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +119,26 @@ def test_energy_and_limits(network):
     assert [each.rank for each in limited.layers] == [2, 2, 1, 0]
 
 
+def test_a_rule_of_your_own_is_found_by_name(network):
+    @dataclasses.dataclass(frozen=True)
+    class Largest(adapters.Rule):
+        """A rank for the directions within a factor of the largest."""
+
+        name: ClassVar[str] = "within_a_factor"
+        factor: float = 2.0
+
+        def ranks(self, seen):
+            top = seen.singular_values[..., :1] / self.factor
+            return jnp.sum(seen.singular_values >= top, axis=-1), 0.0
+
+    model, batches = network
+    found = adapters.select_ranks(model, loss, batches, "within_a_factor", "b", factor=1.5)
+    values = np.asarray(found.layers[0].singular_values)
+    assert found.layers[0].rank == (values >= values[0] / 1.5).sum() and found.layers[0].rank > 1
+    same = adapters.select_ranks(model, loss, batches, Largest(1.5), "b")
+    assert same.ranks == found.ranks and same.rule == "within_a_factor"
+
+
 def test_a_budget_goes_to_the_strongest_directions(network):
     model, batches = network
     free = adapters.select_ranks(model, loss, batches)
@@ -175,7 +197,10 @@ def test_the_cost_is_that_of_the_gradient_passes(network, traces):
         ({"rule": "elbow"}, "rule is 'elbow'; it must be one of 'split_half'"),
         ({"rule": "c_over_n"}, "needs either constant or noise"),
         ({"rule": "c_over_n", "constant": 1.0, "noise": 1.0}, "needs either constant or noise"),
-        ({"rule": "energy", "constant": 1.0}, "takes neither constant nor noise"),
+        ({"rule": "energy", "constant": 1.0}, "rule 'energy' takes fraction, and no constant"),
+        ({"rule": "split_half", "noise": 1.0}, "takes margin, and no noise"),
+        ({"rule": "energy", "fraction": 0.0}, "fraction is 0.0"),
+        ({"rule": adapters.Rule(), "margin": 1.0}, "whose fields are set"),
         ({"max_rank": 0}, "max_rank is 0"),
         ({"margin": -0.1}, "margin is -0.1"),
         ({"budget": -1}, "budget is -1"),
