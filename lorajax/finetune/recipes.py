@@ -115,8 +115,9 @@ def lora(steps: int, **changes: Any) -> Recipe:
       **changes: fields of a Recipe that are to be others.
 
     Returns:
-      A Recipe. Ratio, learning rate and `beside` were chosen on held-out images of the MNIST sample
-      for the embedded ViT (`sims/pick_defaults.py`); a larger model wants a smaller learning rate.
+      A Recipe. Ratio, learning rate and `beside` were chosen on what was held out of the MNIST
+      sample, for the embedded ViT (`sims/pick_defaults.py`); a larger model wants a smaller
+      learning rate.
 
     Raises:
       ValueError: as `Recipe`.
