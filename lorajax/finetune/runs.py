@@ -5,7 +5,7 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -194,6 +194,7 @@ class Looks:
         return frozenset(round(i * last / count) for i in range(1, count + 1))
 
 
+@runtime_checkable
 class Store(Protocol):
     """Where a run is saved and goes on from; `finetune.checkpoints.Checkpoints` is one."""
 
