@@ -377,19 +377,19 @@ def _combined(
     )
 
 
-def _counted(result: Any, signed: bool, batch: Any) -> tuple[Array, Array]:
+def _counted(result: Array | tuple[Array, Array], signed: bool, batch: Any) -> tuple[Array, Array]:
     """Losses and counts of what a loss returns; ValueError unless it has a shape to use."""
-    if isinstance(result, tuple) and len(result) == 2:
+    if isinstance(result, tuple):
         losses, counts = result
         if losses.ndim == 1 and losses.shape == counts.shape:
             return losses, jax.lax.stop_gradient(counts.astype(jnp.float32))
         shape = f"arrays of shapes {losses.shape} and {counts.shape}"
-    elif result.ndim == 1:
-        return result, jnp.ones(result.shape, jnp.float32)
-    elif result.ndim == 0 and not signed:
-        return result, jnp.full((), _leading(batch), jnp.float32)
     else:
-        shape = f"an array of shape {result.shape}"
+        losses, shape = result, f"an array of shape {result.shape}"
+        if losses.ndim == 1:
+            return losses, jnp.ones(losses.shape, jnp.float32)
+        if losses.ndim == 0 and not signed:
+            return losses, jnp.full((), _leading(batch), jnp.float32)
     raise ValueError(
         f"loss returns {shape}; it must be "
         + (

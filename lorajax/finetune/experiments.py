@@ -168,7 +168,7 @@ def run_of(
         raise ValueError(f"every is {every}; it must divide steps = {recipe.steps}.")
     if orders < 1:
         raise ValueError(f"orders is {orders}; it must be at least 1.")
-    several = not isinstance(start, str) and isinstance(start, Sequence)
+    several: Any = start if isinstance(start, Sequence) and not isinstance(start, str) else [start]
     orders_of = [_orders(train, recipe, recipe.seed + i) for i in range(orders)]
     return Run(
         model=model,
@@ -176,7 +176,7 @@ def run_of(
         recipe=recipe,
         columns=_on_device(train[:]),
         orders=np.stack(orders_of).reshape(orders, -1, every or recipe.steps, recipe.batch_size),
-        starts=tuple(resolve(each) for each in (start if several else [start])),
+        starts=tuple(resolve(each) for each in several),
         targets=None if targets is None and not allocations else targets,
         allocations=tuple(allocations),
         options={"rank": rank, "gradients": gradients, "inputs": inputs},

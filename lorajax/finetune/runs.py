@@ -107,8 +107,14 @@ def check_start(start: str | Callable[..., Any], scale: float | None = None) -> 
         found = functools.partial(found, scale=scale)
     layer = nnx.Linear(8, 8, use_bias=False, rngs=nnx.Rngs(0))
     eye = jax.numpy.eye(8, dtype="float32")
-    given = {"gradients": {"": eye}, "inputs": {"": eye}}
-    adapters.adapt(layer, key=jax.random.key(0), rank=2, start=found, **given)
+    adapters.adapt(
+        layer,
+        key=jax.random.key(0),
+        rank=2,
+        start=found,
+        gradients={"": eye},
+        inputs={"": eye},
+    )
     return start if scale is None else found
 
 

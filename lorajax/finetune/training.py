@@ -169,8 +169,8 @@ class Trainer:
         for batch, weights in data.batches(table, min(batch_size, len(table))):
             found = self._evaluate(state, self.frozen, batch, weights)
             sums = sums + np.asarray(found, np.float64)
-        found = Totals(*sums)
-        loss, accuracy = (np.asarray(x) / max(found.count, 1) for x in (found.loss, found.hits))
+        found = dict(zip(Totals._fields, sums, strict=True))
+        loss, accuracy = (found[name] / max(found["count"], 1) for name in ("loss", "hits"))
         return Metrics(loss, accuracy, np.zeros_like(loss))
 
     def model(self, state: State) -> Any:
