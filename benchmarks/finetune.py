@@ -110,7 +110,7 @@ def lorajax_engine(folder: str, batch: int, rank: int, steps: int) -> dict[str, 
     import jax
     import jax.numpy as jnp
 
-    from lorajax import adapters, finetune, models
+    from lorajax import adapters, finetune, models, tasks
 
     model = models.load(folder)
     adapted = adapters.adapt(
@@ -120,7 +120,9 @@ def lorajax_engine(folder: str, batch: int, rank: int, steps: int) -> dict[str, 
         rank=rank,
     )
     recipe = finetune.Recipe(steps=1000, batch_size=batch)
-    trainer = finetune.Trainer(adapted, adapters.trainable(adapted), recipe)
+    trainer = finetune.Trainer(
+        adapted, adapters.trainable(adapted), tasks.Images.of(model.config), recipe
+    )
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.integers(0, 256, (batch, SIDE, SIDE, 3), dtype=np.uint8))
     labels = jnp.asarray(rng.integers(0, CLASSES, batch).astype(np.int32))
@@ -128,7 +130,7 @@ def lorajax_engine(folder: str, batch: int, rank: int, steps: int) -> dict[str, 
 
     def step() -> None:
         nonlocal state
-        state, metrics = trainer.step(state, images, labels)
+        state, metrics = trainer.step(state, {"images": images, "labels": labels})
         float(metrics.loss)
 
     found = measured(step, steps)

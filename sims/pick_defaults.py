@@ -24,7 +24,8 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from lorajax import data, finetune, models, sweeps  # noqa: E402
+from lorajax import data, finetune, models, sweeps, tasks  # noqa: E402
+from lorajax.finetune import recipes  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,23 +62,32 @@ class Choice:
 class Trial:
     """A pretrained model with a head for the task, and what its gradient says about ranks."""
 
-    def __init__(self, train: data.Split, test: data.Split, epochs: int):
+    def __init__(self, train: data.Table, test: data.Table, epochs: int):
         self.train, self.test, self.epochs = train, test, epochs
-        self.model = finetune.fit_head(models.load("vit-fashion-mnist"), train)
+        model = models.load("vit-fashion-mnist")
+        self.task = tasks.Images.of(model.config)
+        self.model = finetune.fit_head(model, self.task, train)
         params = nnx.state(self.model, nnx.Param)
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
         self.selections = {
             budget: finetune.select_ranks(
-                self.model, train, targets="blocks/**", budget=int(self.parameters * budget / 100)
+                self.model,
+                self.task,
+                train,
+                targets="blocks/**",
+                budget=int(self.parameters * budget / 100),
             )
             for budget in BUDGETS
         }
 
-    def _recipe(self, choice: Choice, **options: Any) -> finetune.Recipe:
-        steps = self.epochs * (len(self.train.labels) // BATCH)
-        # The sweep multiplies the learning rate of 1.
-        common = {"batch_size": BATCH, "warmup": steps // 20, "learning_rate": 1.0}
-        return finetune.Recipe(steps=steps, smoothing=choice.smoothing, **common, **options)
+    @property
+    def steps(self) -> int:
+        """Of a run."""
+        return self.epochs * (len(self.train) // BATCH)
+
+    def smoothed(self, choice: Choice) -> tasks.Images:
+        """The task with the smoothing that was chosen."""
+        return dataclasses.replace(self.task, smoothing=choice.smoothing)
 
     def lora(
         self,
@@ -92,8 +102,10 @@ class Trial:
         budgets = budgets or (choice.budget,)
         run = finetune.run_of(
             self.model,
+            self.smoothed(choice),
             self.train,
-            self._recipe(choice, optimizer="lora-plus", ratio=4.0, beside=choice.factor),
+            # The sweep multiplies the learning rate of 1.
+            recipes.lora(self.steps, batch_size=BATCH, learning_rate=1.0, beside=choice.factor),
             start=starts or (choice.start,),
             heads=BESIDE[choice.beside],
             gradients=self.selections[budgets[0]].gradients,
@@ -115,9 +127,15 @@ class Trial:
         """Accuracy where every parameter trains, as chosen or for each of several rates."""
         model = nnx.clone(self.model)
         model.train()
-        recipe = self._recipe(choice, optimizer="adamw")
         run = finetune.run_of(
-            model, self.train, recipe, targets=None, test=self.test, every=0, orders=orders
+            model,
+            self.smoothed(choice),
+            self.train,
+            recipes.full(self.steps, batch_size=BATCH, learning_rate=1.0),
+            targets=None,
+            test=self.test,
+            every=0,
+            orders=orders,
         )
         axes = {
             "rate": np.asarray(rates or (choice.full_rate,), np.float32),
@@ -136,10 +154,9 @@ class Trial:
         return self.selections[choice.budget].parameters + beside
 
 
-def part(split: data.Split, images: int) -> data.Split:
+def part(table: data.Table, images: int) -> data.Table:
     """As many images of a set that is sorted by class, spread over it."""
-    every = len(split.labels) // images
-    return data.Split(split.images[::every][:images], split.labels[::every][:images])
+    return table.take(np.arange(0, len(table), len(table) // images)[:images])
 
 
 def pick(profile: Profile) -> tuple[Choice, dict[str, dict[str, float]]]:

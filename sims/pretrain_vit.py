@@ -13,7 +13,7 @@ import time
 
 from flax import nnx
 
-from lorajax import data, finetune, models
+from lorajax import data, finetune, models, tasks
 
 CONFIG = models.ViTConfig(
     image_size=(28, 28),
@@ -36,10 +36,10 @@ def run(profile: str, folder: str | None, out: pathlib.Path, epochs: int | None 
     """Trains, writes the checkpoint, and returns its test accuracy."""
     source = data.load("fashion-mnist", folder=folder)
     # Spread over the set, which some copies hold sorted by class.
-    every = len(source.train.labels) // IMAGES[profile]
-    train = data.Split(source.train.images[::every], source.train.labels[::every])
+    every = len(source.train) // IMAGES[profile]
+    train = source.train.take(slice(None, None, every))
     epochs = epochs or EPOCHS[profile]
-    steps = epochs * (len(train.labels) // BATCH)
+    steps = epochs * (len(train) // BATCH)
     recipe = finetune.Recipe(
         steps=steps,
         batch_size=BATCH,
@@ -48,11 +48,10 @@ def run(profile: str, folder: str | None, out: pathlib.Path, epochs: int | None 
         weight_decay=0.05,
         warmup=steps // 20,
         clip=1.0,
-        smoothing=0.05,
-        augment="flip",
     )
+    task = tasks.Images.of(CONFIG, smoothing=0.05, augment="flip")
     model = models.build(CONFIG, rngs=nnx.Rngs(0))
-    trainer = finetune.Trainer(model, nnx.Param, recipe)
+    trainer = finetune.Trainer(model, nnx.Param, task, recipe)
     started = time.perf_counter()
 
     def report(record: finetune.Record) -> None:
@@ -70,8 +69,8 @@ def run(profile: str, folder: str | None, out: pathlib.Path, epochs: int | None 
     notes = {
         "data": "Fashion-MNIST (MIT licence, Zalando Research), all 60,000 training images"
         if profile == "full"
-        else f"Fashion-MNIST, {len(train.labels)} training images",
-        "recipe": json.dumps(dataclasses.asdict(recipe)),
+        else f"Fashion-MNIST, {len(train)} training images",
+        "recipe": json.dumps(dataclasses.asdict(recipe) | dataclasses.asdict(task)),
         "test_accuracy": f"{accuracy:.4f}",
         "test_loss": f"{float(measured.loss):.4f}",
         "command": f"python sims/pretrain_vit.py --profile {profile}",

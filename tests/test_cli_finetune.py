@@ -1,5 +1,6 @@
 """The commands finetune and rank, on a model and a data set of a moment."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -10,9 +11,9 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from lorajax import adapters, models
-from lorajax.cli import main
-from lorajax.finetune import checkpoints
+from lorajax import adapters, data, finetune, models, tasks
+from lorajax.cli import main, training
+from lorajax.finetune import checkpoints, recipes
 
 CONFIG = models.ViTConfig(
     (8, 8), 4, width=16, depth=1, heads=2, classes=3, channels=1, mean=(0.5,), std=(0.25,)
@@ -182,7 +183,9 @@ def test_rank_prints_a_table_and_writes_it(folder, tmp_path, capsys):
         (["finetune", "--rank", "none"], "--rank is 'none'"),
         (["finetune", "--rank", "0"], "--rank is '0'"),
         (["finetune", "--epochs", "0"], "--epochs is 0.0; it must be positive"),
-        (["finetune", "--start", "pissa", "--scale", "1"], "goes with lora"),
+        (["finetune", "--learning-rate", "-1"], "--learning-rate is -1.0; it must be positive"),
+        (["finetune", "--epochs", "1e99"], "--epochs is 1e+99; it must be positive and at most"),
+        (["rank", "--seed", "9" * 20], "it must be at least 0 and at most 2,147,483,647"),
         (["finetune", "--method", "full", "--beside", "2"], "--beside is 2.0 with --method full"),
         (["finetune", "--beside", "0"], "--beside is 0.0"),
         (["finetune", "--budget", "0"], "--budget is 0.0"),
@@ -199,6 +202,80 @@ def test_usage_errors_answer_without_jax(arguments, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stdout.strip().endswith("False")
+
+
+REAL = ("--learning-rate", "--scale", "--beside", "--alpha", "--epochs", "--weight-decay")
+SHARED = ("--samples", "--head-epochs", "--max-rank", "--image-size", "--seed")
+WHOLE = ("--batch-size", "--probes", "--checkpoints", "--warmup", *SHARED)
+BAD = [
+    *(("finetune", name, value) for name in REAL for value in ("nan", "inf", "-1", "1e99")),
+    *(("finetune", name, "0") for name in REAL if name != "--weight-decay"),
+    *(("finetune", name, value) for name in WHOLE for value in ("-1", "9" * 20)),
+    *(("finetune", name, "0") for name in WHOLE if name not in ("--warmup", "--seed")),
+    *(("rank", name, value) for name in SHARED for value in ("-1", "9" * 20)),
+    *(("finetune", "--smoothing", value) for value in ("nan", "inf", "-0.1", "1", "1e99")),
+    *(("rank", "--budget", value) for value in ("nan", "inf", "-1", "0", "100.1")),
+    *(("rank", "--hold-out", value) for value in ("nan", "inf", "-1", "100")),
+    *(("finetune", "--rank", value) for value in ("0", "-1", "nan", "1.5", "²", "9" * 20)),
+    ("finetune", "--weight-decay", "0.1"),
+]
+
+
+@pytest.mark.parametrize("arguments", BAD, ids=" ".join)
+def test_a_number_out_of_range_is_named_before_anything_happens(arguments, tmp_path, capsys):
+    command, option, value = arguments
+    assert main([command, option, value, "--out", str(tmp_path / "new")]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"lorajax: error: {option} is ") and message.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0", "1e99"])
+def test_a_constant_out_of_range_is_named(value, tmp_path, capsys):
+    command = ["rank", "--rule", "c_over_n", "--constant", value]
+    assert main([*command, "--out", str(tmp_path / "new")]) == 2
+    assert "lorajax: error: --constant is " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--start", "warm"], "--start is 'warm'; a named start must be one of balanced"),
+        (["--start", "pissa", "--scale", "1"], "--scale is 1.0, but the start 'pissa' has none"),
+        (["--start", "tucker"], "'ranks'"),
+        (["--rule", "elbow"], "rule is 'elbow'; it must be one of 'split_half'"),
+        (["--warmup", "12", "--epochs", "3", "--batch-size", "16"], "--warmup is 12; it must be"),
+        (["--batch-size", "65"], "--batch-size is 65; there are 64 images"),
+        (["--rank", "17"], "--rank is 17; for blocks/0/attention/"),
+        (["--also", "embedings"], "--also holds 'embedings', which matches no part of the model"),
+        (["--targets", "**/atention/*"], "atention"),
+        (["--image-size", "9"], "image_size is (9, 9)"),
+        (["--data", "no-such-set"], "source is 'no-such-set'"),
+        (["--model", "no-such-model"], "source is 'no-such-model', which does not exist"),
+    ],
+)
+def test_what_takes_data_and_model_is_judged_before_training(
+    folder, tmp_path, arguments, message, capsys, monkeypatch
+):
+    def fit_head(*_, **__):
+        raise ZeroDivisionError("the head is fitted")
+
+    monkeypatch.setattr(finetune, "fit_head", fit_head)
+    command = ["finetune", *inputs(folder), *arguments, "--out", str(tmp_path)]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_the_command_offers_what_the_library_has():
+    """Choices are spelled out, since asking the library would import jax."""
+    parser = argparse.ArgumentParser()
+    training.configure(parser)
+    choices = {action.dest: action.choices for action in parser._actions}
+    assert choices["augment"] == data.POLICIES
+    assert choices["optimizer"] == recipes.OPTIMIZERS
+    assert choices["schedule"] == recipes.SCHEDULES
+    assert parser.get_default("smoothing") == tasks.SMOOTHING
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,8 @@ MIDDLE = {
     "adapters": {"initializers", "problems", "ranks"},
     "models": {"downloads", "memory"},
     "data": {"downloads"},
-    "finetune": {*CORE, "claims", "memory", "adapters", "models", "data"},
+    "tasks": {"models", "data"},
+    "finetune": {*CORE, "claims", "memory", "adapters", "models", "data", "tasks"},
 }
 BELOW = {*CORE, *MIDDLE}
 TOP = {
@@ -134,6 +135,34 @@ def test_rooms_import_only_downwards(path):
 )
 def test_an_import_upwards_is_caught(room, source):
     assert trespasses(room, imported_modules(source, "lorajax")) != []
+
+
+IMAGES = re.compile(
+    r"\b(?:images?|pixels?|h w c|labels|image_size|config\.(?:mean|std|channels))\b", re.IGNORECASE
+)
+
+
+@pytest.mark.parametrize("room", ["finetune", "adapters", "sweeps"])
+def test_training_does_not_know_what_an_image_is(room):
+    """That is for tasks; the claims of `finetune` are of one network and its data."""
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in SOURCES
+        if room_of(path) == room and path.relative_to(PACKAGE) != pathlib.Path("finetune/claims.py")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if IMAGES.search(line)
+    ]
+    assert found == []
+    assert IMAGES.search("x = split.images[index], model.config.mean")
+
+
+def test_parsed_arguments_stay_in_the_command():
+    found = [
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if room_of(path) != "cli" and "argparse.Namespace" in path.read_text(encoding="utf-8")
+    ]
+    assert found == []
 
 
 def public_objects() -> Iterator[tuple[str, object]]:

@@ -17,7 +17,8 @@ in bfloat16 with adapters in float32 (their default) is the path for mixed preci
 | `kinds` | LoRA with rsLoRA and DoRA, AdaLoRA, Tucker; one file a kind |
 | `surgery`, `paths` | adapt, activate, merge, remove, trainable; path patterns |
 | `starts` | filling a layer from any of `lorajax.initializers` |
-| `gradients`, `selection` | streamed gradients and inputs; ranks from them |
+| `gradients`, `moments` | streamed gradients and inputs |
+| `selection`, `rules` | ranks from the gradients; one class a rule |
 | `linearization` | a model in the NTK regime, for `optima.certify` |
 | `budget`, `optimizers` | AdaLoRA's budget; LoRA+ and ALLoRA for optax |
 | `peft`, `checkpoints` | PEFT's files; full state through orbax |
@@ -25,7 +26,7 @@ in bfloat16 with adapters in float32 (their default) is the path for mixed preci
 
 from lorajax.adapters.budget import RankBudget, cubic_budget, orthogonality
 from lorajax.adapters.checkpoints import load_checkpoint, save_checkpoint
-from lorajax.adapters.gradients import Gradient, gradients, input_moments
+from lorajax.adapters.gradients import Gradient, gradients
 from lorajax.adapters.kinds import (
     AdaLoRA,
     AdaLoRASpec,
@@ -39,6 +40,7 @@ from lorajax.adapters.layers import Adapted, Adapter, Frozen, effective_kernel
 from lorajax.adapters.layouts import Axes, kernel_of, layout
 from lorajax.adapters.linearization import linearized, updates_of
 from lorajax.adapters.methods import PeftLayer, PeftMethod
+from lorajax.adapters.moments import input_moments
 from lorajax.adapters.optimizers import allora, lora_plus, scale_beside
 from lorajax.adapters.paths import Trainable
 from lorajax.adapters.peft import load_peft, save_peft

@@ -1,4 +1,4 @@
-"""What the data says about each layer before training: gradients and inputs, streamed over batches.
+"""What the data says about each layer before training: its gradient, streamed over batches.
 
 The gradient of a large layer is never formed. A *probe* takes its place: a LoRA whose one factor is
 zero and trainable and whose other is fixed. With G the gradient of the kernel, `∂L/∂A = G Bᵀ` at
@@ -21,12 +21,14 @@ from jaxtyping import Array, Float
 from lorajax.adapters import paths
 from lorajax.adapters.kinds import LoRA, axes_of
 from lorajax.adapters.layers import Adapted
-from lorajax.adapters.layouts import kernel_name, layout
+from lorajax.adapters.layouts import Layout, kernel_name, layout
 from lorajax.adapters.surgery import Targets
 from lorajax.factors import Factors
 from lorajax.initializers import PRNGKey
 
-Loss = Callable[[Any, Any], Array]
+Loss = Callable[[Any, Any], Array | tuple[Array, Array]]
+"""`loss(model, batch)`: the batch's mean loss; or one loss a sample; or two arrays (samples,), sums
+of losses and how many answers each sums up, of which the gradient is that of Σ loss / Σ count."""
 
 _PROBE = "probe"
 _HELD_OUT = 6
@@ -69,9 +71,10 @@ class Estimate(NamedTuple):
     """Gradients of one layer over all batches.
 
     Attributes:
-      mean: gradient of the mean loss.
-      noise: its half-difference over two halves of the data, or the gradient of the randomly signed
-        losses; None where no noise was asked for.
+      mean: gradient of the mean loss, Σ loss / Σ count.
+      noise: the difference of the means of two halves of the data, `√(w (1 − w)) (G₁ − G₂)` with
+        the share w of the answers in the first (half of it, for equal halves), which has the noise
+        of the mean; or the gradient of the randomly signed losses; None where none was asked for.
     """
 
     mean: Gradient
@@ -92,7 +95,9 @@ def gradients(
 
     Args:
       model: an NNX module, in the mode (train or eval) that the loss is meant in. Not changed.
-      loss: `loss(model, batch)`, the mean loss of the batch or one loss a sample.
+      loss: `loss(model, batch)`, the mean loss of the batch, one loss a sample, or losses and
+        counts a sample, as `tasks.per_sample` gives them: a mean over answers, such as tokens, is
+        not one of means over samples.
       batches: an iterable of batches whose leaves lead with the sample axis; it is gone through
         twice where a layer is sketched.
       targets: as for `adapt`; only the option `axes` is read.
@@ -129,7 +134,7 @@ class Estimates(NamedTuple):
 
     Attributes:
       layers: an Estimate for each layer, by path.
-      samples: number of samples that the loss was averaged over.
+      samples: number of samples that the loss was averaged over; of answers, where it counts them.
       passes: number of times the batches were gone through.
     """
 
@@ -153,7 +158,7 @@ def estimate(
 
     Args:
       model: as for `gradients`, and so are the arguments that are not named here.
-      loss: with `noise="signs"` it must return one loss a sample.
+      loss: with `noise="signs"` it must return one loss a sample, with counts or without.
       batches: with `noise="halves"`, two at least; even and odd ones make the halves.
       targets: as for `adapt`.
       noise: "none", "halves" (no further cost) or "signs" (one more backward pass a batch).
@@ -172,57 +177,75 @@ def estimate(
         raise ValueError(f"noise is {noise!r}; it must be 'none', 'halves' or 'signs'.")
     if width < 1:
         raise ValueError(f"width is {width}; a sketch needs at least one column.")
-    channels = 1 if noise == "none" else 2
     copy = nnx.clone(model)
-    found = paths.find(copy)
-    views, axes, kernels = {}, {}, {}
-    for path, entry, _ in paths.select(copy, targets, found):
-        layer = found[path]
-        base = layer.base if isinstance(layer, Adapted) else layer
-        axes[path] = axes_of(entry, path)
-        views[path] = layout(base, axes[path])
-        inside = ("base",) if isinstance(layer, Adapted) else ()
-        kernels[path] = (*paths.segments(path), *inside, kernel_name(base))
+    sites = _sites(copy, targets)
     columns = width + _HELD_OUT
-    sketched = _plan(views, memory, columns, channels)
+    sketched = _plan(sites, memory, columns, 1 if noise == "none" else 2)
     if sketched and iter(batches) is batches:
         raise ValueError(
             f"batches is an iterator, and {len(sketched)} layers are sketched, which takes two "
             "passes; give a list, or an object that can be gone through again."
         )
     key_probe, key_signs = jax.random.split(key)
-    probes = {}
-    for path in sketched:
-        (m, n), lead = views[path].shape, views[path].stack + views[path].slices
-        probe_key = jax.random.fold_in(key_probe, zlib.crc32(path.encode()))
-        omega = jax.random.normal(probe_key, (*lead, columns, n), jnp.float32)
-        zero = jnp.zeros((*lead, m, columns), jnp.float32)
-        probes[path] = LoRA(Factors(zero, omega), axes=axes[path])
-    full = {kernels[path] for path in views if path not in probes}
+    probes = {path: _random_probe(sites[path], path, columns, key_probe) for path in sketched}
+    full = {site.kernel for path, site in sites.items() if path not in probes}
 
     def wrt(path: tuple[Any, ...], _: Any) -> bool:
         return tuple(map(str, path)) in full or _is_probe(path, "a")
 
-    sums, samples = _accumulate(_probed(copy, probes), wrt, loss, batches, noise, key_signs)
+    arguments = (loss, batches, noise, key_signs)
+    sums, counts = _accumulate(_probed(copy, probes), wrt, *arguments)
     states = [dict(nnx.to_flat_state(state)) for state in sums]
     results: dict[str, list[Gradient]] = {}
-    for path in views:
+    for path, site in sites.items():
         if path not in probes:
-            matrices = [views[path].matrix(_leaf(state, kernels[path])) for state in states]
+            matrices = [site.view.matrix(_leaf(state, site.kernel)) for state in states]
             zero = jnp.zeros(matrices[0].shape[:-2], jnp.float32)
             results[path] = [Gradient(None, g.astype(jnp.float32), zero) for g in matrices]
     if probes:
         ranges = {path: [_probe_leaf(state, path, "a") for state in states] for path in probes}
-        arguments = (loss, batches, noise, key_signs)
-        results.update(_project(copy, views, axes, ranges, arguments))
-    layers = _mean_and_noise({path: results[path] for path in views}, noise)
+        results.update(_project(copy, sites, ranges, arguments))
+    layers = _mean_and_noise({path: results[path] for path in sites}, noise, counts)
     finite = _finite([each.mean.core for each in layers.values()])
     for path, good in zip(layers, np.asarray(finite), strict=True):
         if not good:
             raise ValueError(
                 f"the gradient of {path!r} is not finite; look at the loss on these batches."
             )
-    return Estimates(layers, samples, 2 if probes else 1)
+    return Estimates(layers, round(sum(counts)), 2 if probes else 1)
+
+
+class _Site(NamedTuple):
+    """A layer whose gradient is wanted: how its kernel is read, and where it lies in the state."""
+
+    view: Layout
+    axes: Any
+    kernel: tuple[str, ...]
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        return self.view.stack + self.view.slices
+
+
+def _sites(model: nnx.Module, targets: Targets) -> dict[str, _Site]:
+    found, sites = paths.find(model), {}
+    for path, entry, _ in paths.select(model, targets, found):
+        layer = found[path]
+        base = layer.base if isinstance(layer, Adapted) else layer
+        axes = axes_of(entry, path)
+        inside = ("base",) if isinstance(layer, Adapted) else ()
+        kernel = (*paths.segments(path), *inside, kernel_name(base))
+        sites[path] = _Site(layout(base, axes), axes, kernel)
+    return sites
+
+
+def _random_probe(site: _Site, path: str, columns: int, key: PRNGKey) -> LoRA:
+    """A LoRA whose gradient is the kernel's gradient times random columns."""
+    m, n = site.view.shape
+    key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    omega = jax.random.normal(key, (*site.lead, columns, n), jnp.float32)
+    zero = jnp.zeros((*site.lead, m, columns), jnp.float32)
+    return LoRA(Factors(zero, omega), axes=site.axes)
 
 
 def _leaf(state: Mapping[tuple[Any, ...], Any], location: tuple[str, ...]) -> Array:
@@ -232,11 +255,11 @@ def _leaf(state: Mapping[tuple[Any, ...], Any], location: tuple[str, ...]) -> Ar
     raise KeyError(location)
 
 
-def _plan(views: Mapping[str, Any], memory: int, columns: int, channels: int) -> list[str]:
+def _plan(sites: Mapping[str, _Site], memory: int, columns: int, channels: int) -> list[str]:
     """The layers to sketch: the largest ones, until the sum of all gradients fits the memory."""
     cost, saving = {}, {}
-    for path, view in views.items():
-        (m, n), lead = view.shape, int(np.prod(view.stack + view.slices, dtype=int))
+    for path, site in sites.items():
+        (m, n), lead = site.view.shape, int(np.prod(site.lead, dtype=int))
         cost[path] = 4 * channels * lead * m * n
         saving[path] = cost[path] - 4 * channels * lead * (m + n) * columns
     total, chosen = sum(cost.values()), []
@@ -277,52 +300,52 @@ def _accumulate(
     batches: Iterable[Any],
     noise: str,
     key: PRNGKey,
-) -> tuple[list[Any], int]:
-    """Gradients with respect to what `wrt` lets through: of the mean, or of the two channels.
+) -> tuple[list[Any], list[float]]:
+    """Gradients with respect to what `wrt` lets through, and the answers they are means over.
 
-    The channels are the two halves' means for "halves", and mean and signed mean for "signs".
+    The gradients are those of the mean; of the two halves' means for "halves"; of the mean and of
+    the signed mean for "signs". The counts are one number, or one a half.
     """
     graphdef, diff, rest = nnx.split(model, wrt, ...)
     signed = noise == "signs"
     halves = 2 if noise == "halves" else 1
 
-    def losses_of(diff: Any, rest: Any, batch: Any) -> Array:
-        return loss(nnx.merge(graphdef, diff, rest), batch)
+    def losses_of(diff: Any, rest: Any, batch: Any) -> tuple[Array, Array]:
+        return _counted(loss(nnx.merge(graphdef, diff, rest), batch), signed, batch)
 
     # Sums are donated, so that memory holds the running sum and not two of them.
-    @functools.partial(jax.jit, donate_argnums=2)
-    def step(diff: Any, rest: Any, sums: list[Any], batch: Any, index: Array) -> list[Any]:
-        losses, pull = jax.vjp(lambda d: losses_of(d, rest, batch), diff)
-        # The gradient of a sum over samples, so that batches of any size add up.
-        weight = 1 if losses.ndim else _leading(batch)
+    @functools.partial(jax.jit, donate_argnums=(2, 3))
+    def step(
+        diff: Any, rest: Any, sums: list[Any], count: Array, batch: Any, index: Array
+    ) -> tuple[list[Any], Array]:
+        losses, pull, counts = jax.vjp(lambda d: losses_of(d, rest, batch), diff, has_aux=True)
+        # The gradient of a sum over answers, so that batches of any size add up.
+        weight = counts.astype(losses.dtype) if not losses.ndim else 1
         cotangents = [jnp.full_like(losses, weight)]
         if signed:
             signs_key = jax.random.fold_in(key, index)
             cotangents.append(jax.random.rademacher(signs_key, losses.shape, losses.dtype))
         grads = [pull(cotangent)[0] for cotangent in cotangents]
-        return [jax.tree.map(jnp.add, s, g) for s, g in zip(sums, grads, strict=True)]
+        sums = [jax.tree.map(jnp.add, s, g) for s, g in zip(sums, grads, strict=True)]
+        return sums, count + counts.sum()
 
     sums = [[_zeros(diff) for _ in range(1 + signed)] for _ in range(halves)]
-    counts, known = [0] * halves, {}
+    counts = [jnp.zeros((), jnp.float32) for _ in range(halves)]
     for index, batch in enumerate(batches):
-        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
-        if shapes not in known:
-            result = jax.eval_shape(losses_of, diff, rest, batch)
-            known[shapes] = _check_losses(result, signed, batch)
         half = index % halves
-        sums[half] = step(diff, rest, sums[half], batch, np.int32(index))
-        counts[half] += known[shapes]
-    if 0 in counts:
+        sums[half], counts[half] = step(
+            diff, rest, sums[half], counts[half], batch, np.int32(index)
+        )
+    found = [float(count) for count in counts]
+    if not min(found) > 0:
         raise ValueError(
-            f"batches hold {sum(count > 0 for count in counts)}; "
+            f"batches hold {sum(count > 0 for count in found)}; "
             + ("two halves need two at least." if halves == 2 else "at least one is needed.")
         )
     means = [
-        _divided(each, jnp.float32(count))
-        for group, count in zip(sums, counts, strict=True)
-        for each in group
+        _divided(each, count) for group, count in zip(sums, counts, strict=True) for each in group
     ]
-    return means, sum(counts)
+    return means, found
 
 
 # One program for all leaves: one by one, each shape would compile several small ones.
@@ -341,10 +364,41 @@ def _finite(arrays: list[Array]) -> Array:
     return jnp.stack([jnp.all(jnp.isfinite(x)) for x in arrays])
 
 
-@jax.jit
-def _half_sum_and_difference(first: list[Array], second: list[Array]) -> tuple[list[Array], ...]:
+@functools.partial(jax.jit, static_argnames="sign")
+def _combined(
+    first: list[Array], second: list[Array], share: Any, *, sign: int = -1
+) -> tuple[list[Array], list[Array]]:
+    """Means of two halves, the first of which holds a share of the answers, and their noise."""
     pairs = list(zip(first, second, strict=True))
-    return [(a + b) / 2 for a, b in pairs], [(a - b) / 2 for a, b in pairs]
+    unlike = jnp.sqrt(share * (1 - share))
+    return (
+        [share * a + (1 - share) * b for a, b in pairs],
+        [unlike * (a + sign * b) for a, b in pairs],
+    )
+
+
+def _counted(result: Array | tuple[Array, Array], signed: bool, batch: Any) -> tuple[Array, Array]:
+    """Losses and counts of what a loss returns; ValueError unless it has a shape to use."""
+    if isinstance(result, tuple):
+        losses, counts = result
+        if losses.ndim == 1 and losses.shape == counts.shape:
+            return losses, jax.lax.stop_gradient(counts.astype(jnp.float32))
+        shape = f"arrays of shapes {losses.shape} and {counts.shape}"
+    else:
+        losses, shape = result, f"an array of shape {result.shape}"
+        if losses.ndim == 1:
+            return losses, jnp.ones(losses.shape, jnp.float32)
+        if losses.ndim == 0 and not signed:
+            return losses, jnp.full((), _leading(batch), jnp.float32)
+    raise ValueError(
+        f"loss returns {shape}; it must be "
+        + (
+            "one loss a sample, shape (samples,), since the losses get signs."
+            if signed
+            else "the batch's mean loss, or one loss a sample, shape (samples,), alone or with a "
+            "count of the answers in each."
+        )
+    )
 
 
 def _leading(batch: Any) -> int:
@@ -354,46 +408,33 @@ def _leading(batch: Any) -> int:
     return np.shape(leaves[0])[0]
 
 
-def _check_losses(losses: Any, signed: bool, batch: Any) -> int:
-    """The number of samples in a batch; raises ValueError unless the loss has a shape to use."""
-    if losses.ndim == 1:
-        return losses.shape[0]
-    if losses.ndim == 0 and not signed:
-        return _leading(batch)
-    raise ValueError(
-        f"loss returns an array of shape {losses.shape}; it must be "
-        + (
-            "one loss a sample, shape (samples,), since the losses get signs."
-            if signed
-            else "the batch's mean loss, or one loss a sample, shape (samples,)."
-        )
-    )
-
-
-def _mean_and_noise(results: dict[str, list[Gradient]], noise: str) -> dict[str, Estimate]:
+def _mean_and_noise(
+    results: dict[str, list[Gradient]], noise: str, counts: list[float]
+) -> dict[str, Estimate]:
     """Mean and noise of each layer out of the channels that were accumulated."""
     if noise == "none":
         return {path: Estimate(channels[0], None) for path, channels in results.items()}
     if noise == "signs":
         return {path: Estimate(*channels) for path, channels in results.items()}
     firsts, seconds = zip(*results.values(), strict=True)
-    means, differences = _half_sum_and_difference(
-        [each.core for each in firsts], [each.core for each in seconds]
+    share = np.float32(counts[0] / sum(counts))
+    means, differences = _combined(
+        [each.core for each in firsts], [each.core for each in seconds], share
     )
-    errors, _ = _half_sum_and_difference(
-        [each.error for each in firsts], [each.error for each in seconds]
+    # The bound on a difference is the sum of the bounds.
+    errors, unsure = _combined(
+        [each.error for each in firsts], [each.error for each in seconds], share, sign=1
     )
-    found = zip(results, firsts, means, differences, errors, strict=True)
+    found = zip(results, firsts, means, differences, errors, unsure, strict=True)
     return {
-        path: Estimate(Gradient(x.basis, mean, error), Gradient(x.basis, difference, error))
-        for path, x, mean, difference, error in found
+        path: Estimate(Gradient(x.basis, mean, error), Gradient(x.basis, difference, doubt))
+        for path, x, mean, difference, error, doubt in found
     }
 
 
 def _project(
     model: nnx.Module,
-    views: Mapping[str, Any],
-    axes: Mapping[str, Any],
+    sites: Mapping[str, _Site],
     ranges: Mapping[str, list[Array]],
     arguments: tuple[Any, ...],
 ) -> dict[str, list[Gradient]]:
@@ -410,8 +451,8 @@ def _project(
         errors[path] = [bound * jnp.max(jnp.linalg.norm(y, axis=-2), axis=-1) for y in left]
         bases[path] = q
         lead = q.shape[:-2]
-        b = jnp.zeros((*lead, q.shape[-1], views[path].shape[1]), q.dtype)
-        probes[path] = LoRA(Factors(q, b), axes=axes[path])
+        b = jnp.zeros((*lead, q.shape[-1], sites[path].view.shape[1]), q.dtype)
+        probes[path] = LoRA(Factors(q, b), axes=sites[path].axes)
     probed = _probed(model, probes)
     sums, _ = _accumulate(probed, lambda path, _: _is_probe(path, "b"), *arguments)
     states = [dict(nnx.to_flat_state(state)) for state in sums]
@@ -422,86 +463,3 @@ def _project(
         ]
         for path, q in bases.items()
     }
-
-
-class Recorder(Adapted):
-    """A layer that adds up the second moment of its inputs; for `input_moments` only."""
-
-    def __init__(self, base: nnx.Module, axes: Any):
-        super().__init__(base)
-        self.axes = axes
-        m = layout(getattr(base, "base", base), axes).shape[0]
-        self.moment = nnx.BatchStat(jnp.zeros((m, m), jnp.float32))
-        self.count = nnx.BatchStat(jnp.zeros((), jnp.float32))
-
-    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
-        """Records the input and calls the layer."""
-        base = self.base.base if isinstance(self.base, Adapted) else self.base
-        rows = layout(base, self.axes).rows(x).astype(jnp.float32)
-        self.moment[...] += rows.T @ rows
-        self.count[...] += rows.shape[0]
-        return self.base(x, *args, **kwargs)  # type: ignore[operator]
-
-
-def input_moments(
-    model: nnx.Module,
-    batches: Iterable[Any],
-    targets: Targets = "**",
-    *,
-    forward: Callable[[Any, Any], Any] | None = None,
-) -> dict[str, Array]:
-    """The second moment `E[x xᵀ]` of each layer's inputs, streamed over batches.
-
-    Args:
-      model: an NNX module. It is not changed.
-      batches: an iterable of batches.
-      targets: as for `adapt`; only the option `axes` is read.
-      forward: runs the model on a batch; `model(batch)` if None.
-
-    Returns:
-      A float32 matrix (m, m) for each layer by path, m the rows of its kernel; for a convolution
-      the mean over its windows. Give them to `adapt` as `inputs`.
-
-    Raises:
-      ValueError: for targets without a match, layers whose inputs are indices, stacked layers, no
-        batches, or a layer that the forward pass never calls.
-    """
-    copy = nnx.clone(model)
-    chosen: dict[str, Any] = {}
-    found = paths.find(copy)
-    for path, entry, _ in paths.select(copy, targets, found):
-        chosen[path] = axes_of(entry, path)
-        layer = found[path]
-        base = layer.base if isinstance(layer, Adapted) else layer
-        view = layout(base, chosen[path])
-        if view.stack or view.slices or isinstance(base, nnx.Embed):
-            raise ValueError(
-                f"the layer {path!r} has no second moment of inputs: "
-                + (
-                    "its inputs are indices."
-                    if isinstance(base, nnx.Embed)
-                    else "its stacked or separate kernels see different inputs."
-                )
-            )
-
-    def visit(path: str, layer: nnx.Module) -> Any:
-        if path in chosen:
-            return Recorder(layer, chosen[path])
-        return layer if isinstance(layer, Adapted) else None
-
-    recording = paths.replace(copy, visit)
-    run = forward or (lambda model, batch: model(batch))
-
-    @nnx.jit
-    def step(model: Any, batch: Any) -> None:
-        run(model, batch)
-
-    for batch in batches:
-        step(recording, batch)
-    moments = {}
-    for path, layer in paths.find(recording).items():
-        if isinstance(layer, Recorder):
-            if not float(layer.count[...]):
-                raise ValueError(f"the layer {path!r} saw no input on these batches.")
-            moments[path] = layer.moment[...] / layer.count[...]
-    return moments

@@ -1,5 +1,6 @@
 """Ranks for each layer, from the gradient before training."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float
 
 from lorajax import ranks
 from lorajax.adapters import paths
-from lorajax.adapters.gradients import Gradient, Loss, estimate
+from lorajax.adapters.gradients import Estimate, Gradient, Loss, estimate
 from lorajax.adapters.kinds import axes_of
 from lorajax.adapters.layers import Adapted
 from lorajax.adapters.layouts import layout
@@ -56,7 +57,7 @@ class Selection(NamedTuple):
     Attributes:
       layers: one Selected for each layer.
       rule: the name of the rule.
-      samples: number of samples behind the gradients.
+      samples: number of samples behind the gradients; of answers, where the loss counts them.
       passes: number of times the data was gone through.
       gradients: that the ranks were read off, by path, for `adapt(…, gradients=…)`.
     """
@@ -121,48 +122,39 @@ def select_ranks(
     model: nnx.Module,
     loss: Loss,
     batches: Iterable[Any],
-    rule: str = "split_half",
+    rule: str | Callable[..., Any] | ranks.Rule = "split_half",
     targets: Targets = "**",
     *,
-    constant: float | int | None = None,
-    noise: float | int | None = None,
-    fraction: float | int = 0.9,
-    margin: float | int | None = None,
     budget: int | None = None,
     max_rank: int | None = None,
     memory: int = 2**30,
     width: int = 64,
     key: PRNGKey | None = None,
+    **options: Any,
 ) -> Selection:
     """Ranks for each layer from the spectrum of its gradient before fine-tuning.
 
     Args:
       model: an NNX module, in the mode that the loss is meant in. Not changed.
-      loss: `loss(model, batch)`, the mean loss of the batch or one loss a sample (needed by
-        "random_signs").
+      loss: as for `gradients`; "random_signs" needs one loss a sample.
       batches: an iterable of batches whose leaves lead with the sample axis.
-      rule: "split_half" and "random_signs" count what stands above the measured noise and need no
-        constant; "c_over_n" counts `σ² ≥ C/n`; "energy" takes a fraction of `Σσ²`.
+      rule: a name among `ranks.rules()` or a function as `ranks.rule` takes it: "split_half" and
+        "random_signs" count what stands above the measured noise, "c_over_n" `σ² ≥ C/n`, "energy" a
+        fraction of `Σσ²`.
       targets: as for `adapt`; only the option `axes` is read.
-      constant: C, for "c_over_n".
-      noise: standard deviation of the labels' noise, from which "c_over_n" derives a C for each
-        layer (see `ranks.noise_constant`); instead of `constant`.
-      fraction: for "energy", in (0, 1].
-      margin: δ by which `floor²` is raised, against counting noise as signal; None for
-        `ranks.edge_margin` of each layer's shape, which lets about 1 layer in 1000 gain a rank by
-        chance, and 0 for a C that was given as `constant`.
       budget: parameters in all: `ranks.allocate` spends them on the singular values that the rule
         has let through, by energy for each parameter.
       max_rank: upper bound of each rank.
       memory: bytes that gradients may take; the largest layers are sketched beyond them.
       width: columns of a sketch; no rank of a sketched layer can be larger.
       key: for sketches and signs; key 0 if None.
+      **options: of the rule, such as `constant`, `fraction`, `margin`.
 
     Returns:
       A Selection.
 
     Raises:
-      ValueError: for an unknown rule, missing or superfluous constants, or as `gradients`.
+      ValueError: as `ranks.rule` and `gradients`, and for a budget or bound out of range.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -179,63 +171,63 @@ def select_ranks(
     (derived). The floors are those of the gradient's noise: they stop being right where the loss is
     already at a stationary point, and every layer then gets rank 0.
     """
-    kinds: dict[str, str] = {
-        "split_half": "halves",
-        "random_signs": "signs",
-        "c_over_n": "none",
-        "energy": "none",
-    }
-    if rule not in kinds:
-        raise ValueError(f"rule is {rule!r}; it must be one of {', '.join(map(repr, kinds))}.")
-    if rule == "c_over_n" and (constant is None) == (noise is None):
-        raise ValueError("rule 'c_over_n' needs either constant or noise, and not both.")
-    if rule != "c_over_n" and not (constant is None and noise is None):
-        raise ValueError(f"rule {rule!r} takes neither constant nor noise; 'c_over_n' does.")
-    if margin is not None and margin < 0:
-        raise ValueError(f"margin is {margin}; it must be at least 0.")
+    chosen = ranks.rule(rule)
+    chosen.check(**options)
     if max_rank is not None and max_rank < 1:
         raise ValueError(f"max_rank is {max_rank}; it must be at least 1.")
+    if budget is not None and budget < 0:
+        raise ValueError(f"budget is {budget}; it must be at least 0.")
     found = estimate(
-        model, loss, batches, targets, noise=kinds[rule], memory=memory, width=width, key=key
+        model, loss, batches, targets, noise=chosen.noise, memory=memory, width=width, key=key
     )
-    shapes = _shapes(model, targets)
-    selected = []
-    for path, (mean, noisy) in found.layers.items():
-        values = mean.singular_values
-        shape, count = shapes[path]
-        if rule == "energy":
-            counts, floor = ranks.energy(values, fraction), 0.0
-        else:
-            if noisy is not None:
-                floors = noisy.norm
-            else:
-                c = ranks.noise_constant(shape, noise) if noise is not None else constant
-                assert c is not None
-                floors = jnp.full(values.shape[:-1], (c / found.samples) ** 0.5, values.dtype)
-            raised = margin
-            if raised is None:
-                raised = ranks.edge_margin(shape) if constant is None else 0.0
-            floors = floors * (1 + raised) ** 0.5
-            counts, floor = ranks.above(values, floors), float(jnp.max(floors))
-        rank = int(jnp.max(counts))
-        rank = rank if max_rank is None else min(rank, max_rank)
-        error = float(jnp.max(mean.error))
-        cost = count * sum(shape)
-        selected.append(Selected(path, shape, rank, values, floor, error, cost))
+    sizes = shapes(model, targets)
+    selected = [
+        _selected(path, sizes[path], functools.partial(chosen, **options), each, found.samples)
+        for path, each in found.layers.items()
+    ]
+    if max_rank is not None:
+        selected = [each._replace(rank=min(each.rank, max_rank)) for each in selected]
     if budget is not None:
         selected = _within(selected, budget)
     gradients = {path: each.mean for path, each in found.layers.items()}
-    return Selection(tuple(selected), rule, found.samples, found.passes, gradients)
+    return Selection(tuple(selected), chosen.name, found.samples, found.passes, gradients)
 
 
-def _shapes(model: nnx.Module, targets: Targets) -> dict[str, tuple[tuple[int, int], int]]:
-    found, shapes = paths.find(model), {}
+def _selected(
+    path: str,
+    size: tuple[tuple[int, int], int],
+    rule: Callable[..., ranks.RankEstimate],
+    estimate: Estimate,
+    samples: int,
+) -> Selected:
+    (shape, slices), mean, noise = size, estimate.mean, estimate.noise
+    values, floor = mean.singular_values, None if noise is None else noise.norm
+    found = rule(values, shape=shape, samples=samples, floor=floor)
+    rank, floor = int(jnp.max(found.rank)), float(jnp.max(found.floor))
+    error = float(jnp.max(mean.error))
+    return Selected(path, shape, rank, values, floor, error, slices * sum(shape))
+
+
+def shapes(model: nnx.Module, targets: Targets) -> dict[str, tuple[tuple[int, int], int]]:
+    """Shape (m, n) of each layer's kernel, read as a matrix, and how many such slices it has.
+
+    Args:
+      model: an NNX module, adapted or not.
+      targets: as for `adapt`; only the option `axes` is read.
+
+    Returns:
+      By path.
+
+    Raises:
+      ValueError: for targets without a match.
+    """
+    found, sizes = paths.find(model), {}
     for path, entry, _ in paths.select(model, targets, found):
         layer = found[path]
         base = layer.base if isinstance(layer, Adapted) else layer
         view = layout(base, axes_of(entry, path))
-        shapes[path] = view.shape, int(np.prod(view.stack + view.slices, dtype=int))
-    return shapes
+        sizes[path] = view.shape, int(np.prod(view.stack + view.slices, dtype=int))
+    return sizes
 
 
 def _within(selected: list[Selected], budget: int) -> list[Selected]:

@@ -1,8 +1,15 @@
-"""What `lorajax finetune` and `lorajax rank` share: options, and the model they start from."""
+"""What `lorajax finetune` and `lorajax rank` share: options, their limits, and where they begin."""
 
 import argparse
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+MOST = 2**31 - 1
+"""The largest number of anything: steps, samples and ranks are counted in 32 bits."""
+LARGEST = 1e30
+"""The largest real number, well inside of float32."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,10 +38,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--targets",
         nargs="+",
         metavar="PATTERN",
-        help="layers to adapt, such as '**/query' (default: all but the head)",
+        help="layers to adapt, such as '**/query' (default: all but what trains in full)",
     )
     add(
-        "--rule", choices=("split_half", "random_signs", "c_over_n", "energy"), default="split_half"
+        "--rule",
+        default="split_half",
+        metavar="RULE",
+        help="that ranks are chosen by: split_half (default), random_signs, c_over_n, energy",
     )
     add("--constant", type=float, metavar="C", help="of the rule c_over_n")
     add("--max-rank", type=int, metavar="R", help="upper bound of every rank")
@@ -60,37 +70,76 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="seed of every random draw (default 0)")
 
 
+def bounded(
+    args: argparse.Namespace, name: str, low: float, high: float = LARGEST, *, above: bool = False
+) -> None:
+    """Raises ValueError unless an option is missing or lies within its limits.
+
+    Args:
+      args: the options.
+      name: of the option.
+      low: the least value.
+      high: the greatest.
+      above: whether the least value itself is out.
+    """
+    value = getattr(args, name)
+    if value is None or (low <= value <= high and not (above and value == low)):
+        return
+    if above and low == 0:
+        wanted = "positive"
+    else:
+        wanted = f"{'more than' if above else 'at least'} {low:,}"
+    if high == math.nextafter(100, 0):
+        wanted += " and below 100"
+    elif math.isnan(value) or value > high:
+        wanted += f" and at most {high:,}"
+    raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be {wanted}.")
+
+
 def check(args: argparse.Namespace) -> None:
     """Raises ValueError, before jax is imported, for options that mean nothing."""
-    for name in ("samples", "head_epochs"):
-        if getattr(args, name) < 1:
-            raise ValueError(
-                f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1."
-            )
-    if not 0 < args.budget <= 100:
-        raise ValueError(f"--budget is {args.budget}; it must be more than 0 and at most 100.")
-    if not 0 <= args.hold_out < 100:
-        raise ValueError(f"--hold-out is {args.hold_out}; it must be at least 0 and below 100.")
-    if args.seed < 0:
-        raise ValueError(f"--seed is {args.seed}; it must be at least 0.")
+    for name in ("samples", "head_epochs", "max_rank"):
+        bounded(args, name, 1, MOST)
+    bounded(args, "image_size", 1, 2**14)
+    bounded(args, "budget", 0, 100, above=True)
+    bounded(args, "hold_out", 0, math.nextafter(100, 0))
+    bounded(args, "seed", 0, MOST)
+    bounded(args, "constant", 0, above=True)
     if args.rule == "c_over_n" and args.constant is None:
         raise ValueError("--rule c_over_n needs --constant C.")
     if args.rule != "c_over_n" and args.constant is not None:
         raise ValueError(f"--constant goes with --rule c_over_n, not with {args.rule}.")
-    if args.max_rank is not None and args.max_rank < 1:
-        raise ValueError(f"--max-rank is {args.max_rank}; it must be at least 1.")
 
 
-def prepare(args: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """The data, the model with a head that fits, and the targets; says what it does."""
+class Begun(NamedTuple):
+    """Data and a model for it.
+
+    Attributes:
+      data: the data set; what is held out takes the place of its test set.
+      model: with a head of as many classes, not fitted yet.
+      kind: of what is measured on: "test" or "held-out".
+      parameters: of the model.
+    """
+
+    data: Any
+    model: Any
+    kind: str
+    parameters: int
+
+
+def begin(args: argparse.Namespace) -> Begun:
+    """Loads data and model, and says so."""
+    import jax
     import jax.numpy as jnp
+    from flax import nnx
 
-    from lorajax import data, finetune, models
+    from lorajax import data, models, ranks
 
+    ranks.rule(args.rule).check(constant=args.constant)
     found = data.load(args.data, folder=args.data_folder, size=args.image_size)
     kind = "test"
     if args.hold_out:
-        samples = len(found.train.labels)
+        samples = len(found.train)
         count = min(max(1, round(samples * args.hold_out / 100)), samples - 1)
         # The same images for every seed, or runs that differ in it could not be compared.
         train, aside = data.hold_out(found.train, count)
@@ -105,40 +154,39 @@ def prepare(args: argparse.Namespace) -> tuple[Any, Any, Any]:
         seed=args.seed,
         **options,
     )
-    name = Path(args.model).name
     print(
-        f"{type(model).__name__} {name} on {found.name}: {len(found.train.labels):,} training and "
-        f"{len(found.test.labels):,} {kind} images, {len(found.classes)} classes",
+        f"{type(model).__name__} {Path(args.model).name} on {found.name}: {len(found.train):,} "
+        f"training and {len(found.test):,} {kind} images, {len(found.classes)} classes",
         flush=True,
     )
-    if args.head == "fit":
-        model = finetune.fit_head(model, found.train, epochs=args.head_epochs, seed=args.seed)
-    heads = finetune.heads(model)
-
-    def body(path: str, layer: Any) -> bool:
-        del layer
-        return path.partition("/")[0] not in heads
-
-    return found, model, args.targets or body
+    if found.left_out:
+        print(f"{len(found.left_out)} left out, as they are no images: {_some(found.left_out)}")
+    # What full fine-tuning would train.
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    return Begun(found, model, kind, parameters)
 
 
-def choose(args: argparse.Namespace, model: Any, train: Any, targets: Any) -> Any:
-    """The Selection of ranks that the options ask for."""
-    import jax
-    from flax import nnx
+def _some(names: Sequence[str], limit: int = 3) -> str:
+    more = f" and {len(names) - limit} more" * (len(names) > limit)
+    return ", ".join(names[:limit]) + more
 
+
+def fitted(args: argparse.Namespace, begun: Begun, task: Any) -> Any:
+    """The model with its head fitted, unless it is to be kept."""
     from lorajax import finetune
 
-    total = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    options = {} if args.constant is None else {"constant": args.constant}
-    return finetune.select_ranks(
-        model,
-        train,
-        targets=targets,
-        rule=args.rule,
-        samples=args.samples,
-        seed=args.seed,
-        budget=int(total * args.budget / 100),
-        max_rank=args.max_rank,
-        **options,
+    if args.head == "keep":
+        return begun.model
+    return finetune.fit_head(
+        begun.model, task, begun.data.train, epochs=args.head_epochs, seed=args.seed
     )
+
+
+def selection(args: argparse.Namespace, begun: Begun) -> dict[str, Any]:
+    """The options of `finetune.select_ranks` that were given."""
+    return {
+        "rule": args.rule,
+        "budget": int(begun.parameters * args.budget / 100),
+        "max_rank": args.max_rank,
+        **({} if args.constant is None else {"constant": args.constant}),
+    }

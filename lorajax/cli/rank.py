@@ -29,10 +29,20 @@ def run(args: argparse.Namespace) -> int:
 
     import numpy as np
 
-    from lorajax import report
+    from lorajax import finetune, report, tasks
 
-    found, model, targets = finetuning.prepare(args)
-    selection = finetuning.choose(args, model, found.train, targets)
+    begun = finetuning.begin(args)
+    targets, _ = finetune.targets_of(begun.model, args.targets, also=())
+    task = tasks.Images.of(begun.model.config)
+    selection = finetune.select_ranks(
+        finetuning.fitted(args, begun, task),
+        task,
+        begun.data.train,
+        targets=targets,
+        samples=args.samples,
+        seed=args.seed,
+        **finetuning.selection(args, begun),
+    )
     print(selection)
     layers = {
         each.path: {

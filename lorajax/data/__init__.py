@@ -1,20 +1,25 @@
-"""Images to fine-tune on: sets, the order of batches, and augmentations on the device."""
+"""Data to fine-tune on: tables of samples, the order of batches, sets of images."""
 
-from lorajax.data.augment import policy, resize
+from lorajax.data.augment import POLICIES, policy, resize
+from lorajax.data.images import NAMED, load, read_idx
 from lorajax.data.order import Order, batches, hold_out
 from lorajax.data.pictures import ImageFiles
-from lorajax.data.sets import NAMED, Dataset, Split, load, read_idx
+from lorajax.data.table import Column, Dataset, Rows, Table, stacked
 
 __all__ = [
     "NAMED",
+    "POLICIES",
+    "Column",
     "Dataset",
     "ImageFiles",
     "Order",
-    "Split",
+    "Rows",
+    "Table",
     "batches",
     "hold_out",
     "load",
     "policy",
     "read_idx",
     "resize",
+    "stacked",
 ]

@@ -10,6 +10,9 @@ PRNGKey = Key[Array, ""] | UInt32[Array, "2"]
 Images = UInt8[Array, "b h w c"]
 Augmentation = Callable[[PRNGKey, Array], Array]
 
+POLICIES = ("none", "crop", "flip", "crop-flip", "resized-crop")
+"""The names that `policy` knows."""
+
 
 def _to_bytes(images: Array) -> Array:
     return jnp.clip(jnp.round(images), 0, 255).astype(jnp.uint8)
@@ -126,5 +129,5 @@ def policy(name: str, size: tuple[int, int] | None) -> Augmentation:
         "resized-crop": lambda key, images: flip(jax.random.fold_in(key, 1), resized(key, images)),
     }
     if name not in known:
-        raise ValueError(f"name is {name!r}; it must be one of {', '.join(known)}.")
+        raise ValueError(f"name is {name!r}; it must be one of {', '.join(POLICIES)}.")
     return known[name]

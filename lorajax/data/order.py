@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lorajax.data.sets import ImageFiles, Split
+from lorajax.data.table import Table
 
 
 @functools.lru_cache(maxsize=4)
@@ -71,64 +71,55 @@ class Order:
         return shuffle[i * self.batch_size : (i + 1) * self.batch_size]
 
 
-def hold_out(split: Split, count: int, seed: int = 0) -> tuple[Split, Split]:
-    """Sets images aside to choose by: a test set that options were chosen on is none any more.
+def hold_out(table: Table, count: int, seed: int = 0) -> tuple[Table, Table]:
+    """Sets samples aside to choose by: a test set that options were chosen on is none any more.
 
     Args:
-      split: images and labels.
+      table: what to divide.
       count: how many are set aside, drawn at random by `permutation`.
       seed: of the draw.
 
     Returns:
-      The split without them, and the images set aside; both in their old order.
+      The table without them, and those set aside; both in their old order.
 
     Raises:
-      ValueError: unless both parts have at least one image.
+      ValueError: unless both parts have at least one sample.
 
     Example:
       >>> import numpy as np
-      >>> from lorajax.data import Split, hold_out
-      >>> images, labels = np.zeros((10, 4, 4, 1), np.uint8), np.arange(10, dtype=np.int32)
-      >>> rest, aside = hold_out(Split(images, labels), 3)
-      >>> len(rest.labels), sorted({*rest.labels, *aside.labels}) == list(range(10))
+      >>> from lorajax.data import Table, hold_out
+      >>> rest, aside = hold_out(Table({"number": np.arange(10)}), 3)
+      >>> len(rest), sorted({*rest[:]["number"], *aside[:]["number"]}) == list(range(10))
       (7, True)
     """
-    samples = len(split.labels)
+    samples = len(table)
     if not 1 <= count < samples:
         raise ValueError(
-            f"count is {count}; of {samples} images between 1 and {samples - 1} can be set aside."
+            f"count is {count}; of {samples} samples between 1 and {samples - 1} can be set aside."
         )
     order = permutation(seed, 0, samples)
-
-    def part(index: np.ndarray) -> Split:
-        index = np.sort(index)
-        images = split.images
-        if isinstance(images, ImageFiles):
-            images = ImageFiles([images.sources[i] for i in index.tolist()], images.size)
-        else:
-            images = images[index]
-        return Split(images, split.labels[index])
-
-    return part(order[count:]), part(order[:count])
+    return table.take(np.sort(order[count:])), table.take(np.sort(order[:count]))
 
 
-def batches(split: Split, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def batches(table: Table, batch_size: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """All samples once, in order, in batches of one size.
 
     Args:
-      split: what to go through.
+      table: what to go through.
       batch_size: samples a batch.
 
     Yields:
-      (images, labels, weights): the last batch is filled up with its first image at weight 0, so
-      that every batch has the same shape; the weights are float32 and sum to the number of samples.
+      (batch, weights): the last batch is filled up with its first sample at weight 0, so that every
+      batch has the same shape; the weights are float32 and sum to the number of samples.
+
+    Raises:
+      ValueError: for a batch size below 1.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
-    samples = len(split.labels)
+    samples = len(table)
     for start in range(0, samples, batch_size):
         index = np.arange(start, min(start + batch_size, samples))
         fill = batch_size - len(index)
         weights = np.concatenate([np.ones(len(index)), np.zeros(fill)]).astype(np.float32)
-        index = np.concatenate([index, np.full(fill, start)])
-        yield split.images[index], split.labels[index], weights
+        yield table[np.concatenate([index, np.full(fill, start)])], weights

@@ -1,36 +1,63 @@
-"""Fine-tuning: of one adapter or of many at once, with the theory's quantities on the way."""
+"""Fine-tuning: of one adapter or of many at once, with the theory's quantities on the way.
 
-from lorajax.finetune.experiments import interval, masked, picked, run_of
+| file | holds |
+|---|---|
+| `training` | pure steps that train a model on a task |
+| `recipes` | how to train, and what the command trains with |
+| `setup` | what comes before: a head that fits, gradients, ranks, adapters |
+| `runs` | one whole run: looks on the way, checkpoints, a history |
+| `experiments`, `budgets`, `contest` | runs as lanes of a sweep; AdaLoRA; ways to choose ranks |
+| `probes`, `checkpoints` | the theory's quantities; full state through orbax |
+| `claims` | what is claimed of a real network |
+"""
+
+from lorajax.finetune.experiments import Run, interval, mask, picked, run_of
 from lorajax.finetune.probes import Probe, directions, measure, paths
-from lorajax.finetune.setup import (
-    adapt,
-    fit_head,
-    gradients_of,
-    heads,
-    moments_of,
-    select_ranks,
+from lorajax.finetune.recipes import Recipe
+from lorajax.finetune.runs import (
+    Looks,
+    Observer,
+    Outcome,
+    Prepared,
+    Store,
+    check_start,
+    prepare,
+    run,
+    stable_ranks,
+    targets_of,
 )
-from lorajax.finetune.training import Metrics, Recipe, Record, State, Trainer, fit
+from lorajax.finetune.setup import adapt, fit_head, gradients_of, moments_of, select_ranks
+from lorajax.finetune.training import Metrics, Record, State, Trainer, fit
 
 __all__ = [
+    "Looks",
     "Metrics",
+    "Observer",
+    "Outcome",
+    "Prepared",
     "Probe",
     "Recipe",
     "Record",
+    "Run",
     "State",
+    "Store",
     "Trainer",
     "adapt",
+    "check_start",
     "directions",
     "fit",
     "fit_head",
     "gradients_of",
-    "heads",
     "interval",
-    "masked",
+    "mask",
     "measure",
     "moments_of",
     "paths",
     "picked",
+    "prepare",
+    "run",
     "run_of",
     "select_ranks",
+    "stable_ranks",
+    "targets_of",
 ]

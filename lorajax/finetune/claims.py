@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
-from lorajax import adapters, data, finetune, initializers, laws, models, spectra
+from lorajax import adapters, data, finetune, initializers, laws, models, spectra, tasks
 from lorajax.claims.base import Assumption, Control, Evidence, Run, claim
 from lorajax.factors import Factors
 from lorajax.finetune.contest import Contestant, contest
@@ -55,11 +55,13 @@ def _descend(run: Run) -> Observed:
     """Scales × repetitions in one program, in float64: deviations of 1e-8 are looked at."""
     count = run.pick(8, 128)
     source = data.load("mnist-sample").train
-    every = len(source.labels) // count  # the set is sorted by class
-    images, labels = source.images[::every][:count], source.labels[::every][:count]
+    every = len(source) // count  # the set is sorted by class
+    chosen = source[np.arange(0, len(source), every)[:count]]
     model = models.load("vit-fashion-mnist", dtype=jnp.float64, param_dtype=jnp.float64)
-    config = model.config
-    x = models.normalize(images, config.mean, config.std, channels=1, dtype=jnp.float64)
+    task = tasks.Images.of(model.config)
+    batch = task.prepare(chosen)
+    # In float64 throughout, which scores of a task are not.
+    x, classes = batch["pixels"].astype(jnp.float64), batch["labels"]
 
     def start(shape, rank, dtype):
         # Of the right shapes; the lanes' own follow.
@@ -72,7 +74,7 @@ def _descend(run: Run) -> Observed:
 
     def loss_of(params, kernels, rest):
         logits = nnx.merge(graph, params, kernels, rest, copy=True)(x)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(labels)).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(logits, classes).mean()
 
     @jax.jit
     def advance(params, kernels, rest, step):
@@ -265,8 +267,7 @@ def _contest(run: Run) -> dict[str, Contestant]:
     # Every third image: the set is sorted by class.
     every, aside, steps, batch = run.pick((3, 400, 60, 32), (1, 1000, 600, 50))
     found = data.load("mnist-sample")
-    part = data.Split(found.train.images[::every], found.train.labels[::every])
-    train, held_out = data.hold_out(part, aside)
+    train, held_out = data.hold_out(found.train.take(slice(None, None, every)), aside)
     recipe = finetune.Recipe(
         steps=steps,
         batch_size=batch,
@@ -276,8 +277,11 @@ def _contest(run: Run) -> dict[str, Contestant]:
         warmup=steps // 20,
         seed=run.seed,
     )
+    model = models.load("vit-fashion-mnist")
+    task = tasks.Images.of(model.config)
     return contest(
-        finetune.fit_head(models.load("vit-fashion-mnist"), train, seed=run.seed),
+        finetune.fit_head(model, task, train, seed=run.seed),
+        task,
         train,
         held_out,
         found.test,
@@ -307,7 +311,7 @@ def rank_rule(run: Run, contestant: str = "rule") -> Evidence:
     found = run.once("finetuning.contest", lambda: _contest(run))
     rule, other = found[contestant], found["AdaLoRA"]
     lead, half = finetune.interval(other.accuracy - rule.accuracy)
-    p, n = float(other.accuracy.mean()), len(data.load("mnist-sample").test.labels)
+    p, n = float(other.accuracy.mean()), len(data.load("mnist-sample").test)
 
     def draw(ax):
         for i, each in enumerate(found.values()):

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +13,11 @@ from jaxtyping import Array, Float
 
 from lorajax import data, initializers, ranks, sweeps
 from lorajax.adapters.surgery import Targets
-from lorajax.finetune.experiments import run_of
+from lorajax.finetune.experiments import Run, run_of
+from lorajax.finetune.recipes import Recipe
 from lorajax.finetune.setup import moments_of, select_ranks
-from lorajax.finetune.training import Recipe
 from lorajax.initializers import PRNGKey
+from lorajax.tasks import Task
 
 METHODS = ("rule", "fixed", "EVA", "AdaLoRA", "starved")
 FORWARD = 1 / 3
@@ -28,12 +29,12 @@ class Contestant(NamedTuple):
 
     Attributes:
       accuracy: on the test set, one number a seed.
-      held_out: mean accuracy on the held-out images, by the rate that was tried.
+      held_out: mean accuracy on the held-out samples, by the rate that was tried.
       rate: multiple of the recipe's learning rate with the best of them.
       ranks: of the layers by path; for AdaLoRA the mean over seeds at the end of training.
       parameters: of adapters with these ranks.
       trained: of the adapters while they train; more than that for AdaLoRA, which prunes.
-      passes: images that a gradient was computed for, before and during training.
+      passes: samples that a gradient was computed for, before and during training.
     """
 
     accuracy: Float[np.ndarray, " seeds"]
@@ -47,9 +48,10 @@ class Contestant(NamedTuple):
 
 def contest(
     model: Any,
-    train: data.Split,
-    held_out: data.Split,
-    test: data.Split,
+    task: Task,
+    train: data.Table,
+    held_out: data.Table,
+    test: data.Table,
     recipe: Recipe,
     *,
     key: PRNGKey,
@@ -69,22 +71,23 @@ def contest(
     with half again as many directions and prunes them as it trains; "starved" is the rule with a
     tenth of the budget, a negative control. All but EVA start from `orthogonal`, AdaLoRA from
     `balanced` frames, as it has to. Each takes the learning rate that serves it best on the
-    held-out images, and all train the heads in full.
+    held-out samples, and all train the heads in full.
 
     Args:
       model: a pretrained model with a fitted head, in evaluation mode.
+      task: what a batch means to it.
       train: what to train on.
       held_out: what learning rates are chosen on.
       test: what is reported.
       recipe: how to train, at the learning rate 1; AdaLoRA takes Adam instead of LoRA+.
       key: of the starts.
       uniform: the rank that sets the budget.
-      seeds: starts and orders of the images.
+      seeds: starts and orders of the samples.
       rates: multiples of the recipe's learning rate to choose from.
       methods: names among METHODS.
       targets: layers to adapt.
       heads: path patterns of what trains in full.
-      samples: images that gradients and input moments are averaged over.
+      samples: that gradients and input moments are averaged over.
 
     Returns:
       A Contestant by method.
@@ -94,7 +97,45 @@ def contest(
     """
     if unknown := sorted(set(methods) - set(METHODS)):
         raise ValueError(f"methods name {unknown[0]!r}; known are {', '.join(METHODS)}.")
-    whole = select_ranks(model, train, targets=targets, samples=samples)
+    field = _field(model, task, train, uniform, methods, targets, samples)
+    make = functools.partial(
+        run_of,
+        model,
+        task,
+        train,
+        heads=heads,
+        test={"held_out": held_out, "test": test},
+        every=0,
+        orders=seeds,
+    )
+    axes = {"rate": np.asarray(rates, np.float32), "order": range(seeds)}
+    found: dict[str, Contestant] = {}
+    if plain := [name for name in methods if name != "AdaLoRA"]:
+        found |= _with_lora(field, plain, make, recipe, axes, key, samples)
+    if "AdaLoRA" in methods:
+        found["AdaLoRA"] = _with_adalora(field, uniform, make, recipe, axes, key)
+    return {name: found[name] for name in methods}
+
+
+class _Field(NamedTuple):
+    """What the contestants share: costs of a rank, the budget, and the ranks of each of them."""
+
+    costs: dict[str, int]
+    budget: int
+    chosen: dict[str, dict[str, int]]
+    moments: dict[str, Array] | None
+
+
+def _field(
+    model: Any,
+    task: Task,
+    train: data.Table,
+    uniform: int,
+    methods: Sequence[str],
+    targets: Targets,
+    samples: int,
+) -> _Field:
+    whole = select_ranks(model, task, train, targets=targets, samples=samples)
     costs = {each.path: each.cost for each in whole.layers}
     budget = uniform * sum(costs.values())
     spectra = {each.path: each.singular_values[: each.rank] for each in whole.layers}
@@ -105,62 +146,66 @@ def contest(
     }
     moments = None
     if "EVA" in methods:
-        moments = moments_of(model, train, targets=targets, samples=samples)
+        moments = moments_of(model, task, train, targets=targets, samples=samples)
         smallest = {each.path: min(each.shape) for each in whole.layers}
         explained = {path: _explained(moments[path])[: smallest[path]] for path in costs}
         chosen["EVA"] = ranks.allocate(explained, costs, budget)
-    common: dict[str, Any] = {
-        "heads": heads,
-        "test": {"held_out": held_out, "test": test},
-        "every": 0,
-        "orders": seeds,
-    }
-    found: dict[str, Contestant] = {}
-    axes = {"rate": np.asarray(rates, np.float32), "order": range(seeds)}
-    images = recipe.steps * recipe.batch_size
-    masked = [name for name in methods if name != "AdaLoRA"]
-    if masked:
-        run = run_of(
-            model,
-            train,
-            recipe,
-            start=("orthogonal", "eva") if moments else "orthogonal",
-            inputs=moments,
-            allocations=[chosen[name] for name in masked],
-            **common,
-        )
-        lanes: dict[str, Any] = {"allocation": range(len(masked))}
-        if moments:
-            lanes["start"] = [int(name == "EVA") for name in masked]
-        swept = sweeps.sweep(run, {"method": lanes, **axes}, key=key, fold=("order",))
-        for i, name in enumerate(masked):
-            parameters = sum(r * costs[path] for path, r in chosen[name].items())
-            before = samples * {"fixed": 0.0, "EVA": FORWARD}.get(name, 1.0)
-            found[name] = _contestant(
-                swept.isel(method=i), rates, chosen[name], parameters, parameters, images + before
-            )
-    if "AdaLoRA" in methods:
-        initial = math.ceil(1.5 * uniform)
-        matrices = len(costs)
-        run = run_of(
-            model,
-            train,
-            dataclasses.replace(recipe, optimizer="adam"),
-            start=functools.partial(initializers.balanced, scale=1.0),
-            allocations=[dict.fromkeys(costs, initial)],
-            # A direction costs one more number here, its singular value.
-            final_rank=budget / (sum(costs.values()) + matrices),
-            **common,
-        )
-        swept = sweeps.sweep(run, axes, key=key, fold=("order",))
-        best = _best(swept)
-        # The order in which the run reports them is the model's, and so is that of the selection.
-        alive = swept["ranks"].isel(rate=best).values.mean(axis=0)
-        left = dict(zip(costs, alive.tolist(), strict=True))
-        parameters = sum(r * (costs[path] + 1) for path, r in left.items())
-        trained = initial * (sum(costs.values()) + matrices)
-        found["AdaLoRA"] = _contestant(swept, rates, left, parameters, trained, float(images))
-    return {name: found[name] for name in methods}
+    return _Field(costs, budget, chosen, moments)
+
+
+def _with_lora(
+    field: _Field,
+    names: Sequence[str],
+    make: Callable[..., Run],
+    recipe: Recipe,
+    axes: Mapping[str, Any],
+    key: PRNGKey,
+    samples: int,
+) -> dict[str, Contestant]:
+    """The contestants whose ranks are fixed, as lanes of one program."""
+    run = make(
+        recipe,
+        start=("orthogonal", "eva") if field.moments else "orthogonal",
+        inputs=field.moments,
+        allocations=[field.chosen[name] for name in names],
+    )
+    lanes: dict[str, Any] = {"allocation": range(len(names))}
+    if field.moments:
+        lanes["start"] = [int(name == "EVA") for name in names]
+    swept = sweeps.sweep(run, {"method": lanes, **axes}, key=key, fold=("order",))
+    found = {}
+    for i, name in enumerate(names):
+        chosen = field.chosen[name]
+        parameters = sum(r * field.costs[path] for path, r in chosen.items())
+        before = samples * {"fixed": 0.0, "EVA": FORWARD}.get(name, 1.0)
+        passes = recipe.steps * recipe.batch_size + before
+        found[name] = _contestant(swept.isel(method=i), chosen, parameters, parameters, passes)
+    return found
+
+
+def _with_adalora(
+    field: _Field,
+    uniform: int,
+    make: Callable[..., Run],
+    recipe: Recipe,
+    axes: Mapping[str, Any],
+    key: PRNGKey,
+) -> Contestant:
+    costs, initial = field.costs, math.ceil(1.5 * uniform)
+    run = make(
+        dataclasses.replace(recipe, optimizer="adam"),
+        start=functools.partial(initializers.balanced, scale=1.0),
+        allocations=[dict.fromkeys(costs, initial)],
+        # A direction costs one more number here, its singular value.
+        final_rank=field.budget / (sum(costs.values()) + len(costs)),
+    )
+    swept = sweeps.sweep(run, axes, key=key, fold=("order",))
+    # The order in which the run reports them is the model's, and so is that of the selection.
+    alive = swept["ranks"].isel(rate=_best(swept)).values.mean(axis=0)
+    left = dict(zip(costs, alive.tolist(), strict=True))
+    parameters = sum(r * (costs[path] + 1) for path, r in left.items())
+    trained = initial * (sum(costs.values()) + len(costs))
+    return _contestant(swept, left, parameters, trained, float(recipe.steps * recipe.batch_size))
 
 
 @jax.jit
@@ -171,13 +216,13 @@ def _explained(moment: Float[Array, "m m"]) -> Float[Array, " m"]:
 
 
 def _best(swept: Any) -> int:
-    """Index of the rate with the highest mean accuracy on the held-out images."""
+    """Index of the rate with the highest mean accuracy on the held-out samples."""
     return int(swept["held_out_accuracy"].values.mean(axis=1).argmax())
 
 
-def _contestant(swept, rates, chosen, parameters, trained, passes) -> Contestant:
+def _contestant(swept, chosen, parameters, trained, passes) -> Contestant:
     best = _best(swept)
-    means = swept["held_out_accuracy"].values.mean(axis=1)
+    means, rates = swept["held_out_accuracy"].values.mean(axis=1), swept["rate"].values
     return Contestant(
         accuracy=np.asarray(swept["test_accuracy"].values[best], np.float64),
         held_out=dict(zip(map(float, rates), means.tolist(), strict=True)),

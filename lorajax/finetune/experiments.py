@@ -4,6 +4,7 @@
 trains all lanes in one program, spreads them over the devices, and stores and resumes as any sweep.
 """
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Float
 from scipy.special import stdtrit
 
 from lorajax import adapters, data
@@ -23,36 +24,11 @@ from lorajax.adapters.surgery import Targets
 from lorajax.factors import Factors
 from lorajax.finetune import probes
 from lorajax.finetune.budgets import budgeted
-from lorajax.finetune.training import Recipe, Trainer
+from lorajax.finetune.recipes import Recipe
+from lorajax.finetune.training import Trainer
+from lorajax.tasks import Batch, Task, Totals
 
-
-def masked(start: Callable[..., Factors], rank: Any) -> Callable[..., Factors]:
-    """A start of which only the first `rank` columns are kept, the others being zero.
-
-    Args:
-      start: an initializer that returns factors.
-      rank: how many columns of A and rows of B are filled; may be traced.
-
-    Returns:
-      An initializer with the same parameters. A column of A and the row of B that meets it are a
-      fixed point of every gradient method when both are zero, so the adapter trains as one of that
-      rank (derived; theory section 1).
-    """
-
-    def filled(**arguments: Any) -> Factors:
-        found = start(**arguments)
-        if not isinstance(found, Factors):
-            raise ValueError(
-                "start has an offset; only starts that are factors alone can be masked."
-            )
-        a, b = found
-        columns = jnp.arange(a.shape[-1], dtype=jnp.int32)
-        keep = (columns < jnp.asarray(rank, jnp.int32)).astype(a.dtype)
-        return Factors(a * keep[None, :], b * keep[:, None])
-
-    # Initializers are called with what their signature names.
-    filled.__signature__ = inspect.signature(start)  # pyright: ignore[reportFunctionMemberAccess]
-    return filled
+Start = str | Callable[..., Any]
 
 
 def picked(starts: Sequence[Callable[..., Factors]], index: Any) -> Callable[..., Factors]:
@@ -88,17 +64,28 @@ def picked(starts: Sequence[Callable[..., Factors]], index: Any) -> Callable[...
     return filled
 
 
-def _mask(model: Any, ranks: Mapping[str, Any]) -> None:
-    """Zeroes each layer's columns of A and rows of B beyond its rank, in the model itself."""
-    for path, layer in adapters.layers(model).items():
-        each = layer.adapters["default"]
+def mask(model: Any, ranks: Mapping[str, Any]) -> None:
+    """Zeroes each layer's columns of A and rows of B beyond its rank, in the model itself.
+
+    A column of A and the row of B that meets it are a fixed point of every gradient method when
+    both are zero, so the adapter trains as one of that rank (derived; theory section 1).
+
+    Args:
+      model: with LoRA adapters.
+      ranks: by path, of the layers to cut; may be traced.
+
+    Raises:
+      ValueError: for a start with an offset, whose columns cannot be left out.
+    """
+    found = adapters.layers(model)
+    for path, rank in ranks.items():
+        each = found[path].adapters["default"]
         if not isinstance(each, adapters.LoRA) or each.offset is not None:
             raise ValueError(
                 f"the start of {path!r} has an offset; only starts that are factors alone can be "
                 "masked."
             )
-        columns = jnp.arange(each.rank, dtype=jnp.int32)
-        keep = (columns < ranks[path]).astype(each.a.dtype)
+        keep = (jnp.arange(each.rank, dtype=jnp.int32) < rank).astype(each.a.dtype)
         each.a.set_value(each.a[...] * keep[None, :])
         each.b.set_value(each.b[...] * keep[:, None])
 
@@ -133,26 +120,28 @@ def interval(values: Any, level: float = 0.95) -> tuple[float, float]:
 
 def run_of(
     model: Any,
-    train: data.Split,
+    task: Task,
+    train: data.Table,
     recipe: Recipe,
     *,
     targets: Targets | None = "**/attention/*",
     rank: int = 8,
-    start: str | Callable[..., Any] | Sequence[str | Callable[..., Any]] = "lora",
+    start: Start | Sequence[Start] = "lora",
     heads: tuple[str, ...] = (),
     gradients: Mapping[str, Any] | None = None,
     inputs: Mapping[str, Any] | None = None,
-    test: data.Split | Mapping[str, data.Split] | None = None,
-    watch: data.Split | None = None,
+    test: data.Table | Mapping[str, data.Table] | None = None,
+    watch: data.Table | None = None,
     every: int = 1,
     orders: int = 1,
     allocations: Sequence[Mapping[str, int]] = (),
     final_rank: float | None = None,
-) -> Callable[..., dict[str, Array]]:
+) -> "Run":
     """Makes the function `run(key, scale, rank, …)` of one fine-tuning run.
 
     Args:
-      model: a model of `lorajax.models`; frozen, in evaluation mode for its statistics.
+      model: an NNX module; frozen, in evaluation mode for its statistics.
+      task: what a batch means to it.
       train: what to train on; all of it goes to the device.
       recipe: how to train.
       targets: which layers are adapted; None trains the whole model, without adapters and probes.
@@ -161,23 +150,16 @@ def run_of(
       heads: path patterns of what trains in full beside the adapters.
       gradients: for starts that need one, and for the alignment probe; from `adapters.gradients`.
       inputs: for EVA, from `adapters.input_moments`.
-      test: what accuracy is measured on at the end, or several such splits by name; None for none.
+      test: what accuracy is measured on at the end, or several such tables by name; None for none.
       watch: what loss and accuracy are measured on at every probe; None for nothing.
       every: steps between probes, a divisor of the recipe's steps; 0 for no probes.
-      orders: how many orders of the images there are; lanes of one order see the same batches.
+      orders: how many orders of the samples there are; lanes of one order see the same batches.
       allocations: ranks of the layers by path, of which a lane picks one; instead of `targets` and
         `rank`, which they determine. A layer that one leaves out has rank 0 in it.
       final_rank: adapters are AdaLoRA's, begin with `rank` and are pruned to this mean rank.
 
     Returns:
-      A pure function of `key` (a PRNG key for the start) and of optional arguments that may all be
-      traced: `scale` (of the start), `rank` (how many columns are filled; the largest if not
-      given), `rate` (multiplies the recipe's learning rate), and the integers `start`, `order` and
-      `allocation`, which pick one of those given here. It returns a dict: `loss` and `accuracy` of
-      every step's batch, shape (steps,); the fields of a Probe, shape (steps/every, layers, …), if
-      asked for; `watch_loss` and `watch_accuracy`, shape (steps/every,), if something is watched;
-      `NAME_loss` and `NAME_accuracy` for each split of `test`, with NAME "test" for a single one.
-      AdaLoRA has no Probe, but `ranks`, the number of singular values of each layer at the end.
+      A `Run`: call it with a key, sweep it over its arguments.
 
     Raises:
       ValueError: if `every` does not divide the steps, and whatever `adapters.adapt` raises.
@@ -186,30 +168,57 @@ def run_of(
         raise ValueError(f"every is {every}; it must divide steps = {recipe.steps}.")
     if orders < 1:
         raise ValueError(f"orders is {orders}; it must be at least 1.")
-    index = np.stack([_batches(train, recipe, recipe.seed + i) for i in range(orders)])
-    index = index.reshape(orders, -1, every or recipe.steps, recipe.batch_size)
-    images, labels = jnp.asarray(train.images[:]), jnp.asarray(train.labels)
-    splits = {"test": test} if isinstance(test, data.Split) else dict(test or {})
-    held_out = {name: _stacked(split) for name, split in splits.items()}
-    watched = None if watch is None else _stacked(watch)
-    towards = None if gradients is None else probes.directions(gradients)
-    several = not isinstance(start, str) and isinstance(start, Sequence)
-    starts: Any = start if several else [start]
-    initializers = [resolve(each) for each in starts]
-    largest, lanes, table = rank, targets, {}
-    if allocations:
-        paths = dict.fromkeys(path for each in allocations for path, r in each.items() if r)
-        table = {
-            path: np.asarray([each.get(path, 0) for each in allocations], np.int32)
-            for path in paths
-        }
-        lanes = {path: int(column.max()) for path, column in table.items()}
-    options: dict[str, Any] = {"rank": largest, "gradients": gradients, "inputs": inputs}
-    if final_rank is not None:
-        options["kind"] = "adalora"
-    whole = targets is None and not allocations
+    several: Any = start if isinstance(start, Sequence) and not isinstance(start, str) else [start]
+    orders_of = [_orders(train, recipe, recipe.seed + i) for i in range(orders)]
+    return Run(
+        model=model,
+        task=task,
+        recipe=recipe,
+        columns=_on_device(train[:]),
+        orders=np.stack(orders_of).reshape(orders, -1, every or recipe.steps, recipe.batch_size),
+        starts=tuple(resolve(each) for each in several),
+        targets=None if targets is None and not allocations else targets,
+        allocations=tuple(allocations),
+        options={"rank": rank, "gradients": gradients, "inputs": inputs},
+        heads=heads,
+        tables={
+            name: _chunks(table)
+            for name, table in (
+                {"test": test} if isinstance(test, data.Table) else dict(test or {})
+            ).items()
+        },
+        watched=None if watch is None else _chunks(watch),
+        towards=None if gradients is None else probes.directions(gradients),
+        probing=bool(every) and final_rank is None,
+        final_rank=final_rank,
+    )
 
-    def run(
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """One fine-tuning run as a pure function of arguments that may all be traced; from `run_of`.
+
+    Its attributes are what `run_of` was given, brought to the device.
+    """
+
+    model: Any
+    task: Task
+    recipe: Recipe
+    columns: Batch
+    orders: np.ndarray
+    starts: tuple[Callable[..., Any], ...]
+    targets: Any
+    allocations: tuple[Mapping[str, int], ...]
+    options: Mapping[str, Any]
+    heads: tuple[str, ...]
+    tables: Mapping[str, tuple[Batch, Array]]
+    watched: tuple[Batch, Array] | None
+    towards: Mapping[str, Array] | None
+    probing: bool
+    final_rank: float | None
+
+    def __call__(
+        self,
         key: Any,
         scale: Any = None,
         rank: Any = None,
@@ -218,68 +227,117 @@ def run_of(
         order: Any = None,
         allocation: Any = None,
     ) -> dict[str, Array]:
-        begins = [
-            each if scale is None else functools.partial(each, scale=scale) for each in initializers
-        ]
-        begin = begins[0] if start is None else picked(begins, start)
-        begin = begin if rank is None else masked(begin, rank)
-        if whole:
-            adapted, wrt = model, nnx.Param
-        else:
-            adapted = adapters.adapt(model, lanes, key=key, start=begin, **options)  # pyright: ignore[reportArgumentType]
-            wrt = adapters.trainable(adapted, heads=heads)
+        """Trains from one start.
+
+        Args:
+          key: a PRNG key for the start.
+          scale: of the start.
+          rank: how many columns are filled; the largest if None.
+          rate: multiplies the recipe's learning rate.
+          start: which one of those given; the first if None, and so are the next two.
+          order: which order of the samples.
+          allocation: which allocation of ranks.
+
+        Returns:
+          `loss` and `accuracy` of every step's batch, shape (steps,); the fields of a Probe, shape
+          (steps/every, layers, …), if asked for; `watch_loss` and `watch_accuracy`, shape
+          (steps/every,), if something is watched; `NAME_loss` and `NAME_accuracy` for each table
+          of `test`, with NAME "test" for a single one. AdaLoRA has no Probe, but `ranks`, the
+          number of singular values of each layer at the end.
+        """
+        adapted, wrt = self._adapted(key, scale, start)
+        if rank is not None:
+            mask(adapted, dict.fromkeys(adapters.layers(adapted), jnp.asarray(rank, jnp.int32)))
         if allocation is not None:
-            _mask(
-                adapted, {path: jnp.asarray(column)[allocation] for path, column in table.items()}
-            )
-        transformation = recipe.transformation()
+            mask(adapted, {path: r[allocation] for path, r in self._allocated().items()})
+        trainer = self._trainer(adapted, wrt, rate)
+        probing = self.probing and not self._whole
+
+        def stretch(state, indices):
+            probe = probes.measure(trainer.model(state), self.towards) if probing else None
+            outside = None if self.watched is None else _measured(trainer, state, self.watched)
+            state, metrics = jax.lax.scan(step, state, indices)
+            return state, (metrics, probe, outside)
+
+        def step(state, index):
+            batch = {name: column[index] for name, column in self.columns.items()}
+            return trainer.advance(state, trainer.frozen, batch)
+
+        batches = jnp.asarray(self.orders)[0 if order is None else order]
+        state, (metrics, probe, outside) = jax.lax.scan(stretch, trainer.init(), batches)
+        found = {"loss": metrics.loss.reshape(-1), "accuracy": metrics.accuracy.reshape(-1)}
+        if probe is not None:
+            found |= probe._asdict()
+            if self.towards is None:
+                del found["misalignment"]
+        if self.final_rank is not None:
+            layers = adapters.layers(trainer.model(state)).values()
+            alive = [jnp.sum(each.adapters["default"].e[...] != 0) for each in layers]
+            found["ranks"] = jnp.stack(alive).astype(jnp.int32)
+        for name, chunks in self.tables.items():
+            loss, accuracy = _measured(trainer, state, chunks)
+            found |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+        if outside is not None:
+            found |= {"watch_loss": outside[:, 0], "watch_accuracy": outside[:, 1]}
+        return found
+
+    @property
+    def _whole(self) -> bool:
+        return self.targets is None and not self.allocations
+
+    def _allocated(self) -> dict[str, Array]:
+        """The ranks of each layer in all allocations, by path."""
+        named = dict.fromkeys(path for each in self.allocations for path, r in each.items() if r)
+        return {
+            path: jnp.asarray([each.get(path, 0) for each in self.allocations], jnp.int32)
+            for path in named
+        }
+
+    def _adapted(self, key: Any, scale: Any, start: Any) -> tuple[Any, Any]:
+        """The model with adapters, and the filter of what trains in it."""
+        if self._whole:
+            return self.model, nnx.Param
+        begins = [
+            each if scale is None else functools.partial(each, scale=scale) for each in self.starts
+        ]
+        options = dict(self.options, start=begins[0] if start is None else picked(begins, start))
+        if self.final_rank is not None:
+            options["kind"] = "adalora"
+        targets = self.targets
+        if self.allocations:
+            largest = [path for each in self.allocations for path, r in each.items() if r]
+            targets = {
+                path: max(each.get(path, 0) for each in self.allocations) for path in largest
+            }
+        adapted = adapters.adapt(self.model, targets, key=key, **options)
+        return adapted, adapters.trainable(adapted, heads=self.heads)
+
+    def _trainer(self, adapted: Any, wrt: Any, rate: Any) -> Trainer:
+        transformation, penalty = self.recipe.transformation(), None
         if rate is not None:
             # Behind everything else: the updates of all recipes are linear in the learning rate.
             transformation = optax.chain(
                 transformation,
                 optax.scale(jnp.asarray(rate, jnp.float32)),  # pyright: ignore[reportArgumentType]
             )
-        penalty = None
-        if final_rank is not None:
-            transformation = budgeted(transformation, adapted, wrt, final_rank, recipe.steps)
+        if self.final_rank is not None:
+            steps = self.recipe.steps
+            transformation = budgeted(transformation, adapted, wrt, self.final_rank, steps)
             penalty = _orthogonality
-        trainer = Trainer(adapted, wrt, recipe, transformation=transformation, penalty=penalty)
-        probing = bool(every) and not whole and final_rank is None
+        return Trainer(
+            adapted, wrt, self.task, self.recipe, transformation=transformation, penalty=penalty
+        )
 
-        def step(state, index):
-            return trainer.advance(state, trainer.frozen, images[index], labels[index])
 
-        def means(state, chunks):
-            _, sums = jax.lax.scan(
-                lambda _, chunk: (None, trainer.sums(state, trainer.frozen, *chunk)), None, chunks
-            )
-            return sums.sum(axis=0) / jnp.sum(chunks[2])
+def _measured(trainer: Trainer, state: Any, chunks: tuple[Batch, Array]) -> Float[Array, "2"]:
+    """Loss and accuracy on a table in chunks."""
 
-        def stretch(state, indices):
-            probe = probes.measure(trainer.model(state), towards) if probing else None
-            outside = None if watched is None else means(state, watched)
-            state, metrics = jax.lax.scan(step, state, indices)
-            return state, (metrics, probe, outside)
+    def step(_, chunk):
+        return None, trainer.sums(state, trainer.frozen, *chunk)
 
-        batches = jnp.asarray(index)[0 if order is None else order]
-        state, (metrics, probe, outside) = jax.lax.scan(stretch, trainer.init(), batches)
-        found = {"loss": metrics.loss.reshape(-1), "accuracy": metrics.accuracy.reshape(-1)}
-        if probe is not None:
-            found |= probe._asdict()
-            if towards is None:
-                del found["misalignment"]
-        if final_rank is not None:
-            layers = adapters.layers(trainer.model(state)).values()
-            alive = [jnp.sum(each.adapters["default"].e[...] != 0) for each in layers]
-            found["ranks"] = jnp.stack(alive).astype(jnp.int32)
-        for name, chunks in held_out.items():
-            loss, accuracy = means(state, chunks)
-            found |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
-        if outside is not None:
-            found |= {"watch_loss": outside[:, 0], "watch_accuracy": outside[:, 1]}
-        return found
-
-    return run
+    _, sums = jax.lax.scan(step, None, chunks)
+    found = Totals(*sums.sum(axis=0))
+    return jnp.stack([found.mean("loss"), found.mean("hits")])
 
 
 def _orthogonality(model: Any) -> Array:
@@ -287,13 +345,16 @@ def _orthogonality(model: Any) -> Array:
     return jnp.float32(0.1) * adapters.orthogonality(model)
 
 
-def _batches(train: data.Split, recipe: Recipe, seed: int) -> np.ndarray:
-    order = data.Order(len(train.labels), recipe.batch_size, seed)
+def _orders(train: data.Table, recipe: Recipe, seed: int) -> np.ndarray:
+    order = data.Order(len(train), recipe.batch_size, seed)
     return np.stack([order(step) for step in range(recipe.steps)]).astype(np.int32)
 
 
-def _stacked(split: data.Split, chunk: int = 250) -> tuple[Array, Array, Array]:
-    """Images, labels and weights in chunks: lanes × images would not fit the memory at once."""
-    parts = list(data.batches(split, min(chunk, len(split.labels))))
-    images, labels, weights = (jnp.asarray(np.stack(column)) for column in zip(*parts, strict=True))
-    return images, labels, weights
+def _on_device(batch: Batch) -> dict[str, Array]:
+    return {name: jnp.asarray(column) for name, column in batch.items()}
+
+
+def _chunks(table: data.Table, size: int = 250) -> tuple[Batch, Array]:
+    """A table in chunks with weights: lanes × samples would not fit the memory at once."""
+    batches, weights = zip(*data.batches(table, min(size, len(table))), strict=True)
+    return _on_device(data.stacked(batches)), jnp.asarray(np.stack(weights))

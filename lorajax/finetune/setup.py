@@ -1,5 +1,6 @@
 """What comes before training: a head that fits, gradients at the start, ranks."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -7,26 +8,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lorajax import adapters, data, models
+from lorajax import adapters, data, ranks
 from lorajax.adapters.surgery import Targets
-from lorajax.finetune.training import Recipe, Trainer, fit
-
-HEADS = ("head", "distilled_head")
-"""Paths of the classification heads of the models."""
-
-
-def heads(model: Any) -> tuple[str, ...]:
-    """Paths of the heads that a model has."""
-    return tuple(name for name in HEADS if getattr(model, name, None) is not None)
+from lorajax.finetune.recipes import Recipe
+from lorajax.finetune.training import Trainer, fit
+from lorajax.tasks import Batch, Scores, Task, per_sample
 
 
 def fit_head(
     model: Any,
-    train: data.Split,
+    task: Task,
+    train: data.Table,
     *,
     epochs: int = 3,
     batch_size: int = 64,
@@ -39,17 +34,18 @@ def fit_head(
     another task, or a random one, it says little about the task at hand.
 
     Args:
-      model: a model of `lorajax.models`. It is not changed.
+      model: an NNX module with `heads`, paths of what is fitted. It is not changed.
+      task: what a batch means to it; samples are neither augmented nor their classes smoothed.
       train: what to train on.
       epochs: times through the data.
-      batch_size: images a step.
+      batch_size: samples a step.
       learning_rate: of Adam, falling to zero by a cosine.
       seed: of the order of samples.
 
     Returns:
       A new model in evaluation mode, with arrays of its own for the head and the old ones else.
     """
-    names = heads(model)
+    names = model.heads
 
     def is_head(path: tuple[Any, ...], value: Any) -> bool:
         kind = type(value) if isinstance(value, nnx.Variable) else getattr(value, "type", object)
@@ -57,16 +53,34 @@ def fit_head(
 
     frozen = nnx.clone(model)
     frozen.eval()
-    batch_size = min(batch_size, len(train.labels))
+    batch_size = min(batch_size, len(train))
     recipe = Recipe(
-        steps=max(1, epochs * (len(train.labels) // batch_size)),
+        steps=max(1, epochs * (len(train) // batch_size)),
         batch_size=batch_size,
         optimizer="adam",
         learning_rate=learning_rate,
         seed=seed,
     )
-    trainer = Trainer(frozen, is_head, recipe)
+    trainer = Trainer(frozen, is_head, _Plain(task), recipe)
     return trainer.model(fit(trainer, train))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plain:
+    """A task of which what is reported trains, on samples as they are."""
+
+    task: Task
+
+    @property
+    def unit(self) -> str:
+        return self.task.unit
+
+    def prepare(self, batch: Batch, key: Any = None) -> Batch:
+        return self.task.prepare(batch)
+
+    def scores(self, model: Any, batch: Batch) -> Scores:
+        scores = self.task.scores(model, batch)
+        return scores._replace(objective=scores.loss)
 
 
 def adapt(model: Any, targets: Targets, *, key: Any, **options: Any) -> Any:
@@ -127,76 +141,62 @@ def adapt(model: Any, targets: Targets, *, key: Any, **options: Any) -> Any:
     return nnx.merge(adapted_graph, jax.tree.unflatten(tree, leaves))
 
 
-def loss_of(config: Any) -> Callable[[Any, Any], Float[Array, " batch"]]:
-    """The per-sample cross-entropy `loss(model, (images, labels))` that `adapters` asks for.
-
-    Args:
-      config: the model's, for normalization and image size.
-
-    Returns:
-      A function of a model and a batch of bytes and labels.
-    """
-    size = getattr(config, "image_size", None)
-
-    def loss(model: Any, batch: Any) -> Float[Array, " batch"]:
-        images, labels = batch
-        images = data.resize(images, size) if size else images
-        dtype = model.dtype or jnp.float32
-        x = models.normalize(images, config.mean, config.std, channels=config.channels, dtype=dtype)
-        logits = model(x).astype(jnp.float32)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-    return loss
-
-
 def batches_of(
-    train: data.Split, samples: int = 2048, batch_size: int = 128, seed: int = 0
-) -> list[tuple[Array, Array]]:
-    """A random part of a split in equal batches, an even number of them so that halves are equal.
+    train: data.Table, samples: int = 2048, batch_size: int = 128, seed: int = 0
+) -> list[dict[str, Array]]:
+    """A random part of a table in equal batches, an even number of them so that halves are equal.
 
     Args:
       train: what to draw from.
       samples: how many at most.
-      batch_size: at most; smaller for small splits.
+      batch_size: at most; smaller for small tables.
       seed: of the draw.
 
     Returns:
-      (images, labels) on the device, at least two batches.
+      Batches on the device, at least two.
 
     Raises:
-      ValueError: for a split of fewer than two images.
+      ValueError: for a table of fewer than two samples.
     """
-    available = min(samples, len(train.labels))
+    available = min(samples, len(train))
     if available < 2:
-        raise ValueError(f"train has {len(train.labels)} images; two halves need at least 2.")
+        raise ValueError(f"train has {len(train)} samples; two halves need at least 2.")
     batch_size = min(batch_size, available // 2)
     count = available // batch_size // 2 * 2
-    order = data.Order(len(train.labels), len(train.labels), seed)(0)[: count * batch_size]
+    order = data.Order(len(train), len(train), seed)(0)[: count * batch_size]
     return [
-        (jnp.asarray(train.images[part]), jnp.asarray(train.labels[part]))
+        {name: jnp.asarray(column) for name, column in train[part].items()}
         for part in np.split(order, count)
     ]
 
 
 def moments_of(
     model: Any,
-    train: data.Split,
+    task: Task,
+    train: data.Table,
     *,
     targets: Targets = "**",
     samples: int = 2048,
     batch_size: int = 128,
     seed: int = 0,
 ) -> dict[str, Float[Array, "m m"]]:
-    """`adapters.input_moments` for a classifier and its data; arguments as for `select_ranks`."""
-    config = model.config
-    size = getattr(config, "image_size", None)
+    """`adapters.input_moments` for a task and its data.
+
+    Args:
+      model: as for `select_ranks`, and so are the others.
+      task: what a batch means to the model.
+      train: what to draw from.
+      targets: layers to look at.
+      samples: that moments are averaged over, at most.
+      batch_size: samples at a time.
+      seed: of the draw.
+
+    Returns:
+      Matrices by path.
+    """
 
     def forward(model: Any, batch: Any) -> Any:
-        images = data.resize(batch[0], size) if size else batch[0]
-        dtype = model.dtype or jnp.float32
-        return model(
-            models.normalize(images, config.mean, config.std, channels=config.channels, dtype=dtype)
-        )
+        return task.scores(model, task.prepare(batch))
 
     batches = batches_of(train, samples, batch_size, seed)
     return adapters.input_moments(model, batches, targets, forward=forward)
@@ -204,35 +204,37 @@ def moments_of(
 
 def select_ranks(
     model: Any,
-    train: data.Split,
+    task: Task,
+    train: data.Table,
     *,
     targets: Targets = "**",
-    rule: str = "split_half",
+    rule: str | Callable[..., Any] | ranks.Rule = "split_half",
     samples: int = 2048,
     batch_size: int = 128,
     seed: int = 0,
     **options: Any,
 ) -> adapters.Selection:
-    """`adapters.select_ranks` for a classifier and its data.
+    """`adapters.select_ranks` for a task and its data.
 
     Args:
-      model: a model of `lorajax.models`, its head fitted (see `fit_head`).
+      model: an NNX module, its head fitted (see `fit_head`).
+      task: what a batch means to the model; its reported loss is what is looked at.
       train: what to estimate gradients on.
       targets: layers to look at.
       rule: as there.
-      samples: images that gradients are averaged over, at most.
-      batch_size: images at a time.
+      samples: that gradients are averaged over, at most.
+      batch_size: samples at a time.
       seed: of the draw and of sketches.
-      **options: `constant`, `noise`, `fraction`, `budget`, `max_rank`, `memory`, `width`.
+      **options: `budget`, `max_rank`, `memory`, `width`, and options of the rule.
 
     Returns:
       A Selection: print it for the table.
     """
     return adapters.select_ranks(
         model,
-        loss_of(model.config),
+        per_sample(task),
         batches_of(train, samples, batch_size, seed),
-        rule,  # pyright: ignore[reportArgumentType]
+        rule,
         targets,
         key=jax.random.key(seed),
         **options,
@@ -241,7 +243,8 @@ def select_ranks(
 
 def gradients_of(
     model: Any,
-    train: data.Split,
+    task: Task,
+    train: data.Table,
     *,
     targets: Targets = "**",
     samples: int = 2048,
@@ -249,10 +252,24 @@ def gradients_of(
     seed: int = 0,
     **options: Any,
 ) -> dict[str, adapters.Gradient]:
-    """`adapters.gradients` for a classifier and its data; arguments as for `select_ranks`."""
+    """`adapters.gradients` for a task and its data.
+
+    Args:
+      model: as for `select_ranks`, and so are the others.
+      task: what a batch means to the model.
+      train: what to estimate gradients on.
+      targets: layers to look at.
+      samples: that gradients are averaged over, at most.
+      batch_size: samples at a time.
+      seed: of the draw and of sketches.
+      **options: `memory`, `width`.
+
+    Returns:
+      Gradients by path.
+    """
     return adapters.gradients(
         model,
-        loss_of(model.config),
+        per_sample(task),
         batches_of(train, samples, batch_size, seed),
         targets,
         key=jax.random.key(seed),

@@ -6,7 +6,6 @@ it is a function of the seed and the step's number, so a run that is cut off and
 very same steps.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,114 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
-from lorajax import data, memory, models
-from lorajax.adapters.optimizers import lora_plus, scale_beside
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How to train.
-
-    Attributes:
-      steps: in all.
-      batch_size: images a step.
-      optimizer: "adamw", "adam", "sgd" (with `momentum`), or "lora-plus" (Adam with B's learning
-        rate multiplied by `ratio`).
-      learning_rate: at its peak.
-      schedule: "constant", or "linear" or "cosine" to zero, after the warm-up.
-      warmup: steps in which the learning rate rises linearly from zero.
-      weight_decay: decoupled, of matrices only; 0 for optimizers other than "adamw".
-      momentum: of "sgd".
-      ratio: of "lora-plus".
-      beside: learning rate of what trains beside adapters (a head, embeddings) over theirs.
-      clip: bound on the norm of the gradient; 0 for none.
-      smoothing: of the labels.
-      augment: a name of `data.policy`.
-      seed: of the order of samples and of augmentations.
-    """
-
-    steps: int
-    batch_size: int = 64
-    optimizer: str = "adamw"
-    learning_rate: float = 1e-3
-    schedule: str = "cosine"
-    warmup: int = 0
-    weight_decay: float = 0.0
-    momentum: float = 0.0
-    ratio: float = 16.0
-    beside: float = 1.0
-    clip: float = 0.0
-    smoothing: float = 0.0
-    augment: str = "none"
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("steps", "batch_size", "learning_rate", "ratio", "beside"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
-        for name in ("warmup", "weight_decay", "momentum", "clip", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative.")
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(f"smoothing is {self.smoothing}; it must lie in [0, 1).")
-        if self.warmup >= self.steps:
-            raise ValueError(f"warmup is {self.warmup}; it must be less than steps = {self.steps}.")
-        for name, known in (
-            ("optimizer", ("adamw", "adam", "sgd", "lora-plus")),
-            ("schedule", ("constant", "linear", "cosine")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}."
-                )
-        if self.weight_decay and self.optimizer != "adamw":
-            raise ValueError(
-                f"weight_decay is {self.weight_decay}; with optimizer {self.optimizer!r} it must "
-                "be 0."
-            )
-
-    def rate(self) -> optax.Schedule:
-        """The learning rate as a function of the step."""
-        left = self.steps - self.warmup
-        if self.schedule == "constant":
-            after: optax.Schedule = optax.constant_schedule(self.learning_rate)
-        elif self.schedule == "linear":
-            after = optax.linear_schedule(self.learning_rate, 0.0, left)
-        else:
-            after = optax.cosine_decay_schedule(self.learning_rate, left)
-        if not self.warmup:
-            return after
-        rise = optax.linear_schedule(0.0, self.learning_rate, self.warmup)
-        return optax.join_schedules([rise, after], [self.warmup])
-
-    def transformation(self) -> optax.GradientTransformation:
-        """The optimizer as an optax transformation of the trainable state."""
-        rate = self.rate()
-        if self.optimizer == "adamw":
-            core = optax.adamw(rate, weight_decay=self.weight_decay, mask=_matrices)
-        elif self.optimizer == "adam":
-            core = optax.adam(rate)
-        elif self.optimizer == "sgd":
-            core = optax.sgd(rate, momentum=self.momentum or None)
-        else:
-            core = optax.chain(optax.adam(rate), lora_plus(self.ratio))
-        if self.beside != 1:
-            core = optax.chain(core, scale_beside(self.beside))
-        return optax.chain(optax.clip_by_global_norm(self.clip), core) if self.clip else core
-
-
-def _matrices(params: Any) -> Any:
-    return jax.tree.map(lambda x: x.ndim > 1, params)
+from lorajax import data, memory, tasks
+from lorajax.finetune.recipes import Recipe
+from lorajax.tasks import Batch, Task, Totals
 
 
 class Metrics(NamedTuple):
     """What a step or an evaluation measures.
 
     Attributes:
-      loss: mean cross-entropy with the labels as they are, not smoothed; float32.
-      accuracy: share of images whose largest logit is right.
+      loss: as the task reports it, for each answer asked for, in nats; float32.
+      accuracy: share of the answers that are right.
       gradient_norm: of everything trainable; 0 in an evaluation.
     """
 
@@ -148,12 +52,12 @@ class State(NamedTuple):
 
 
 class Trainer:
-    """The pure functions that train a model, compiled once.
+    """The pure functions that train a model on a task, compiled once.
 
     Args:
-      model: a model of `lorajax.models`, adapted or not, in the mode to train in. It is not
-        changed. Normalization and image size are those of its configuration.
+      model: an NNX module, adapted or not, in the mode to train in. It is not changed.
       wrt: NNX filter of what trains: `adapters.trainable(model)`, or `nnx.Param` for everything.
+      task: what a batch means to the model.
       recipe: how to train.
       transformation: an optax transformation to use instead of the recipe's.
       penalty: a function of the model that is added to the loss that trains, not to the reported.
@@ -166,12 +70,13 @@ class Trainer:
         self,
         model: Any,
         wrt: Any,
+        task: Task,
         recipe: Recipe,
         *,
         transformation: optax.GradientTransformation | None = None,
         penalty: Callable[[Any], Array] | None = None,
     ):
-        self.config = model.config
+        self.task = task
         self.recipe = recipe
         self._penalty = penalty
         changing = (nnx.BatchStat, nnx.RngState)
@@ -179,11 +84,8 @@ class Trainer:
         if not jax.tree.leaves(self._params):
             raise ValueError("wrt matches no parameter of the model; nothing would train.")
         self.transformation = transformation or recipe.transformation()
-        # ViTs have one image size; the convolutional models take what comes.
-        self._size = getattr(self.config, "image_size", None)
-        self._augment = data.policy(recipe.augment, self._size)
         self._step = jax.jit(self.advance, donate_argnums=0)
-        self._compiled: set[tuple[int, ...]] = set()
+        self._compiled: set[tuple[tuple[int, ...], ...]] = set()
         self._evaluate = jax.jit(self.sums)
         # One program: leaf by leaf, each new shape would compile a handful of small ones.
         self._begin = jax.jit(self._beginning)
@@ -202,36 +104,27 @@ class Trainer:
         params, rest = jax.tree.map(jnp.copy, (params, rest))
         return State(jnp.zeros((), jnp.int32), params, self.transformation.init(params), rest)
 
-    def advance(self, state: State, frozen: Any, images: Any, labels: Any) -> tuple[State, Metrics]:
+    def advance(self, state: State, frozen: Any, batch: Batch) -> tuple[State, Metrics]:
         """One step as a pure function, for use inside `jit`, `vmap` and `scan`.
 
         Args:
           state: from `init` or the last step.
           frozen: `trainer.frozen`; an argument, so that it is no constant of the program.
-          images: bytes, shape (batch, height, width, channels).
-          labels: integer classes, shape (batch,).
+          batch: arrays by name, as the task takes them.
 
         Returns:
           The next state, and metrics of the batch at the parameters before the step.
         """
         key = jax.random.fold_in(jax.random.key(self.recipe.seed), state.step)
-        images = self._augment(key, images)
+        batch = self.task.prepare(batch, key)
 
         def loss_of(params):
-            logits, changed = self._logits(params, state.rest, frozen, images, True)
-            targets = optax.smooth_labels(
-                jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32), self.recipe.smoothing
-            )
-            loss = optax.softmax_cross_entropy(logits, targets).mean()
-            reported = loss
-            if self.recipe.smoothing:
-                # Smoothed labels have an entropy of their own, which a test loss does not.
-                reported = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-            aux = reported, _hits(logits, labels).mean(), changed
+            model = self._merged(params, state.rest, frozen)
+            sums = tasks.totals(self.task.scores(model, batch))
+            loss, changed = sums.mean("objective"), nnx.state(model, (nnx.BatchStat, nnx.RngState))
             if self._penalty is not None:
-                merged = nnx.merge(self.graph, params, state.rest, frozen, copy=True)
-                loss = loss + self._penalty(merged)
-            return loss, aux
+                loss = loss + self._penalty(self._merged(params, state.rest, frozen))
+            return loss, (sums.mean("loss"), sums.mean("hits"), changed)
 
         gradient, (loss, accuracy, rest) = jax.grad(loss_of, has_aux=True)(state.params)
         # optax mixes integer counts and floats, which users may have forbidden.
@@ -241,74 +134,71 @@ class Trainer:
         norm = optax.tree.norm(gradient).astype(jnp.float32)
         return State(state.step + 1, params, optimizer, rest), Metrics(loss, accuracy, norm)
 
-    def step(
-        self, state: State, images: UInt8[Array | np.ndarray, "b h w c"], labels: Any
-    ) -> tuple[State, Metrics]:
-        """`advance`, compiled; the state's buffers are given up."""
-        arguments = (state, self.frozen, jnp.asarray(images), jnp.asarray(labels))
-        if images.shape not in self._compiled:
+    def step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        """`advance`, compiled; the state's buffers are given up.
+
+        Args:
+          state: from `init` or the last step.
+          batch: arrays by name, such as `table[index]`.
+
+        Returns:
+          The next state and metrics, as `advance`.
+        """
+        arrays = {name: jnp.asarray(column) for name, column in batch.items()}
+        shapes = tuple(column.shape for column in arrays.values())
+        if shapes not in self._compiled:
             # Before the first step rather than in it: what compiling took would still be held
             # while the step holds its activations.
-            self._step.lower(*arguments).compile()
+            self._step.lower(state, self.frozen, arrays).compile()
             memory.release()
-            self._compiled.add(images.shape)
-        return self._step(*arguments)
+            self._compiled.add(shapes)
+        return self._step(state, self.frozen, arrays)
 
-    def evaluate(self, state: State, split: data.Split, batch_size: int = 256) -> Metrics:
-        """Loss and accuracy on a whole split, in evaluation mode.
+    def evaluate(self, state: State, table: data.Table, batch_size: int = 256) -> Metrics:
+        """Loss and accuracy on a whole table, in evaluation mode.
 
         Args:
           state: of the trainer.
-          split: images and labels.
-          batch_size: images at a time.
+          table: what to measure on.
+          batch_size: samples at a time.
 
         Returns:
-          Metrics over all images, as NumPy numbers.
+          Metrics over all answers asked for, as NumPy numbers.
         """
-        totals = np.zeros(2)
-        batch_size = min(batch_size, len(split.labels))
-        for images, labels, weights in data.batches(split, batch_size):
-            arrays = (jnp.asarray(images), jnp.asarray(labels), jnp.asarray(weights))
-            sums = self._evaluate(state, self.frozen, *arrays)
-            totals = totals + np.asarray(sums, np.float64)
-        loss, accuracy = totals / len(split.labels)
+        sums = np.zeros(len(Totals._fields))
+        for batch, weights in data.batches(table, min(batch_size, len(table))):
+            found = self._evaluate(state, self.frozen, batch, weights)
+            sums = sums + np.asarray(found, np.float64)
+        found = dict(zip(Totals._fields, sums, strict=True))
+        loss, accuracy = (found[name] / max(found["count"], 1) for name in ("loss", "hits"))
         return Metrics(loss, accuracy, np.zeros_like(loss))
 
     def model(self, state: State) -> Any:
         """A model with the parameters of a state, which shares the frozen base's arrays."""
         # `step` donates its state, so that a model handed out keeps arrays of its own.
         params, rest = (jax.tree.map(jnp.copy, tree) for tree in (state.params, state.rest))
-        return nnx.merge(self.graph, params, rest, self.frozen, copy=True)
+        return self._merged(params, rest, self.frozen)
 
-    def _logits(self, params, rest, frozen, images, train: bool):
+    def _merged(self, params: Any, rest: Any, frozen: Any) -> Any:
         # A copy, since running averages and counters change at the level of this very trace.
-        model: Any = nnx.merge(self.graph, params, rest, frozen, copy=True)
-        if not train:
-            model.eval()
-        config = self.config
-        x = models.normalize(
-            images,
-            config.mean,
-            config.std,
-            channels=config.channels,
-            dtype=model.dtype or jnp.float32,
-        )
-        # Sums over classes lose too much in half precision.
-        logits = model(x).astype(jnp.float32)
-        return logits, nnx.state(model, (nnx.BatchStat, nnx.RngState))
+        return nnx.merge(self.graph, params, rest, frozen, copy=True)
 
-    def sums(
-        self, state: State, frozen: Any, images: Any, labels: Any, weights: Any
-    ) -> Float[Array, "2"]:
-        """Weighted sums of losses and of right answers in evaluation mode; pure, as `advance`."""
-        images = data.resize(images, self._size) if self._size else images
-        logits, _ = self._logits(state.params, state.rest, frozen, images, False)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.stack([(losses * weights).sum(), (_hits(logits, labels) * weights).sum()])
+    def sums(self, state: State, frozen: Any, batch: Batch, weights: Any) -> Float[Array, "4"]:
+        """The fields of the weighted `Totals` in evaluation mode; pure, as `advance`.
 
+        Args:
+          state: of the trainer.
+          frozen: `trainer.frozen`.
+          batch: arrays by name.
+          weights: of the samples, 0 for those that fill the batch up.
 
-def _hits(logits: Array, labels: Array) -> Array:
-    return (logits.argmax(-1).astype(labels.dtype) == labels).astype(jnp.float32)
+        Returns:
+          Sums of objective, loss, hits and count, to be added up over batches.
+        """
+        model = self._merged(state.params, state.rest, frozen)
+        model.eval()
+        scores = self.task.scores(model, self.task.prepare(batch))
+        return jnp.stack(tasks.totals(scores, weights))
 
 
 class Record(NamedTuple):
@@ -327,7 +217,7 @@ class Record(NamedTuple):
 
 def fit(
     trainer: Trainer,
-    split: data.Split,
+    table: data.Table,
     *,
     state: State | None = None,
     until: int | None = None,
@@ -337,23 +227,25 @@ def fit(
 
     Args:
       trainer: what to train and how.
-      split: what to train on.
+      table: what to train on.
       state: where to go on, from `init` or a checkpoint; the start if None.
       until: step to stop at; the recipe's last if None.
       callback: called after each step, with metrics that may still be on their way (looking at
         their values waits for the device).
 
     Returns:
-      The state at the end. It depends on the trainer, the split and the step alone, not on how
+      The state at the end. It depends on the trainer, the table and the step alone, not on how
       often the run was cut off.
+
+    Raises:
+      ValueError: for a batch larger than the table.
     """
     state = trainer.init() if state is None else state
     recipe = trainer.recipe
-    order = data.Order(len(split.labels), recipe.batch_size, recipe.seed)
+    order = data.Order(len(table), recipe.batch_size, recipe.seed)
     last = recipe.steps if until is None else min(until, recipe.steps)
     for step in range(int(state.step), last):
-        index = order(step)
-        state, metrics = trainer.step(state, split.images[index], split.labels[index])
+        state, metrics = trainer.step(state, table[order(step)])
         if callback is not None:
             callback(Record(step + 1, metrics, state))
     return state

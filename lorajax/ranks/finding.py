@@ -1,7 +1,7 @@
 """From a name or a function to a rank rule that says what it needs."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -45,7 +45,19 @@ class Rule(NamedTuple):
         return {name: found[name].default for name in self.parameters if name not in FACTS}
 
     def check(self, **options: Any) -> None:
-        """Raises ValueError for an option that the rule lacks, or one that it needs and is None."""
+        """Judges options before there is a spectrum, by trying them on one of two numbers.
+
+        Args:
+          **options: of the rule; None leaves the default.
+
+        Raises:
+          ValueError: for an option that the rule lacks, needs and is not given, or finds wrong.
+        """
+        self._judge(options)
+        tried = jnp.array([2.0, 1.0], jnp.float32)
+        self(tried, shape=(2, 2), samples=2, floor=jnp.ones((), jnp.float32), **options)
+
+    def _judge(self, options: Mapping[str, Any]) -> None:
         known = self.options
         for name, value in options.items():
             if value is not None and name not in known:
@@ -79,7 +91,7 @@ class Rule(NamedTuple):
         Raises:
           ValueError: for an option that the rule does not have, or needs and is not given.
         """
-        self.check(**options)
+        self._judge(options)
         if self.noise != "none" and floor is None:
             raise ValueError(f"rule {self.name!r} needs the floor that it asks for, {self.noise}.")
         facts = {"shape": shape, "samples": samples, "halves": floor, "signs": floor}

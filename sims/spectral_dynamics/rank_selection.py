@@ -12,7 +12,7 @@ os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
 
 import jax  # noqa: E402
 
-from lorajax import data, finetune, models, plots  # noqa: E402
+from lorajax import data, finetune, models, plots, tasks  # noqa: E402
 from lorajax.finetune.contest import METHODS, contest  # noqa: E402
 from lorajax.studies import simulation  # noqa: E402
 
@@ -38,10 +38,12 @@ SHOWN = METHODS[:4]
 def simulate(profile: Profile, seed: int = 0):
     """Contestants by the rank that sets the budget and by method."""
     found = data.load("mnist-sample")
-    every = len(found.train.labels) // profile.images  # the set is sorted by class
-    part = data.Split(found.train.images[::every], found.train.labels[::every])
+    every = len(found.train) // profile.images  # the set is sorted by class
+    part = found.train.take(slice(None, None, every))
     train, held_out = data.hold_out(part, profile.held_out)
-    model = finetune.fit_head(models.load("vit-fashion-mnist"), train)
+    model = models.load("vit-fashion-mnist")
+    task = tasks.Images.of(model.config)
+    model = finetune.fit_head(model, task, train)
     recipe = finetune.Recipe(
         steps=profile.steps,
         batch_size=profile.batch,
@@ -54,6 +56,7 @@ def simulate(profile: Profile, seed: int = 0):
     return {
         uniform: contest(
             model,
+            task,
             train,
             held_out,
             found.test,

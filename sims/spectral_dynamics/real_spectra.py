@@ -26,6 +26,7 @@ from lorajax import (  # noqa: E402
     models,
     plots,
     spectra,
+    tasks,
 )
 from lorajax.studies import simulation  # noqa: E402
 
@@ -52,9 +53,11 @@ SHOWN = 4
 def simulate(profile: Profile, seed: int = 0):
     """Singular values measured and predicted, and those of the gradient, by layer."""
     found = data.load("mnist-sample")
-    model = finetune.fit_head(models.load("vit-fashion-mnist"), found.train)
+    model = models.load("vit-fashion-mnist")
+    task = tasks.Images.of(model.config)
+    model = finetune.fit_head(model, task, found.train)
     gradients = finetune.gradients_of(
-        model, found.train, targets=TARGETS, samples=profile.samples, seed=seed
+        model, task, found.train, targets=TARGETS, samples=profile.samples, seed=seed
     )
     rate = RATE / max(float(each.norm) for each in gradients.values())
     recipe = finetune.Recipe(
@@ -67,7 +70,7 @@ def simulate(profile: Profile, seed: int = 0):
     )
     options = {"targets": TARGETS, "rank": RANK, "start": initializers.small}
     run = finetune.run_of(
-        model, found.train, recipe, gradients=gradients, every=profile.every, **options
+        model, task, found.train, recipe, gradients=gradients, every=profile.every, **options
     )
     key = jax.random.key(seed)
     lane = jax.jit(run)(key, scale=np.float32(SCALE))

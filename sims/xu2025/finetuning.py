@@ -24,6 +24,7 @@ from lorajax import (  # noqa: E402
     models,
     plots,
     sweeps,
+    tasks,
 )
 from lorajax.studies import simulation  # noqa: E402
 
@@ -54,10 +55,11 @@ RATE = 0.1
 TARGETS = {"ViT": "blocks/**", "ResNet": "stages/**", "VGG": ["convs/*", "hidden/*"]}
 
 
-def digits(split: data.Split, first: int) -> data.Split:
+def digits(table: data.Table, first: int) -> data.Table:
     """The images of five digits, their classes counted from `first`."""
-    chosen = (split.labels >= first) & (split.labels < first + 5)
-    return data.Split(split.images[chosen], split.labels[chosen] - np.int32(first))
+    labels = np.asarray(table.columns["labels"])
+    chosen = table[(labels >= first) & (labels < first + 5)]
+    return data.Table({**chosen, "labels": chosen["labels"] - np.int32(first)})
 
 
 def pretrained(name: str, profile: Profile, seed: int):
@@ -75,9 +77,10 @@ def pretrained(name: str, profile: Profile, seed: int):
             (1, 1, 1), profile.widths, batch_norm=True, hidden=64, grid=3, dropout=0.0, **common
         )
     before = digits(found, 0)
-    steps = profile.epochs * (len(before.labels) // 50)
+    steps = profile.epochs * (len(before) // 50)
     recipe = finetune.Recipe(steps=steps, batch_size=50, learning_rate=3e-3, seed=seed)
-    trainer = finetune.Trainer(models.build(config, rngs=nnx.Rngs(seed)), nnx.Param, recipe)
+    model, task = models.build(config, rngs=nnx.Rngs(seed)), tasks.Images.of(config)
+    trainer = finetune.Trainer(model, nnx.Param, task, recipe)
     model = trainer.model(finetune.fit(trainer, before))
     model.eval()
     return model, digits(found, 5)
@@ -86,10 +89,11 @@ def pretrained(name: str, profile: Profile, seed: int):
 def simulate(name: str, profile: Profile, seed: int = 0):
     """Curves of every lane by start, and the gradient's top singular value of every layer."""
     model, train = pretrained(name, profile, seed)
-    model = finetune.fit_head(model, train, epochs=1)
+    task = tasks.Images.of(model.config)
+    model = finetune.fit_head(model, task, train, epochs=1)
     targets = TARGETS[name]
     gradients = finetune.gradients_of(
-        model, train, targets=targets, samples=profile.samples, seed=seed
+        model, task, train, targets=targets, samples=profile.samples, seed=seed
     )
     rates = {path: float(each.norm) for path, each in gradients.items()}
     recipe = finetune.Recipe(
@@ -102,6 +106,7 @@ def simulate(name: str, profile: Profile, seed: int = 0):
     )
     lane = finetune.run_of(
         model,
+        task,
         train,
         recipe,
         targets=targets,

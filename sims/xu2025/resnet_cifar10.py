@@ -24,6 +24,7 @@ from lorajax import (  # noqa: E402
     models,
     plots,
     sweeps,
+    tasks,
 )
 from lorajax.studies import simulation  # noqa: E402
 
@@ -58,8 +59,9 @@ def simulate(profile: Profile, seed: int = 0):
     """Curves of all lanes, with dimensions start and repetition first."""
     found = data.load(DATA, folder=FOLDER)
     model = models.load(FOLDER / MODEL)
+    task = tasks.Images.of(model.config)
     options = {"targets": TARGETS, "samples": profile.samples, "batch_size": 64, "seed": seed}
-    gradients = finetune.gradients_of(model, found.train, **options)
+    gradients = finetune.gradients_of(model, task, found.train, **options)
     top = max(float(each.norm) for each in gradients.values())
     recipe = finetune.Recipe(
         steps=profile.steps,
@@ -77,6 +79,7 @@ def simulate(profile: Profile, seed: int = 0):
     ]
     lane = finetune.run_of(
         model,
+        task,
         found.train,
         recipe,
         targets=TARGETS,

@@ -104,8 +104,17 @@ def test_memory_of_a_sketched_pass_holds_no_gradient(net):
 def test_noise_by_halves_and_by_signs(net):
     found = estimate(net, per_sample, BATCHES[:2], noise="halves")
     one, two = (estimate(net, per_sample, [b]).layers["out"].mean.matrix for b in BATCHES[:2])
-    np.testing.assert_allclose(found.layers["out"].mean.matrix, (one + two) / 2, atol=1e-6)
-    np.testing.assert_allclose(found.layers["out"].noise.matrix, (one - two) / 2, atol=1e-6)
+    # Four samples and two: the mean is that of all six, and the noise has its variance.
+    np.testing.assert_allclose(found.layers["out"].mean.matrix, (4 * one + 2 * two) / 6, atol=1e-6)
+    noise = 8**0.5 / 6 * (one - two)
+    np.testing.assert_allclose(found.layers["out"].noise.matrix, noise, atol=1e-6)
+    equal = estimate(net, per_sample, [(X[:4], Y[:4]), (X[4:8], Y[4:8])], noise="halves")
+    one, two = (
+        estimate(net, per_sample, [(X[i : i + 4], Y[i : i + 4])]).layers["out"].mean.matrix
+        for i in (0, 4)
+    )
+    np.testing.assert_array_equal(equal.layers["out"].mean.matrix, (one + two) / 2)
+    np.testing.assert_array_equal(equal.layers["out"].noise.matrix, (one - two) / 2)
     signed = estimate(net, per_sample, [(X, Y)], noise="signs")
     graphdef, kernel, rest = nnx.split(net, lambda path, _: path[0] == "out", ...)
     singles = jax.jacrev(lambda k: per_sample(nnx.merge(graphdef, k, rest), (X, Y)))(kernel)
@@ -113,6 +122,37 @@ def test_noise_by_halves_and_by_signs(net):
     target = np.asarray(signed.layers["out"].noise.matrix).reshape(-1)
     signs, *_ = np.linalg.lstsq(stacked.T, 12 * target, rcond=None)
     np.testing.assert_allclose(np.abs(signs), 1, atol=1e-3)
+
+
+def summed(model, batch):
+    """Sums over unequal numbers of answers, as of texts: a sample has 0 to 4 of them."""
+    x, y, count = batch
+    return per_sample(model, (x, y)) * count, count
+
+
+@pytest.mark.parametrize("noise", ["none", "halves", "signs"])
+def test_batches_of_unequal_counts_add_up_to_the_gradient_of_the_whole(net, noise):
+    counts = jnp.asarray([3, 0, 1, 4, 4, 1, 2, 0, 1, 1, 3, 2], jnp.float32)
+
+    def loss(net):
+        sums, count = summed(net, (X, Y, counts))
+        return sums.sum() / count.sum()
+
+    whole = nnx.grad(loss)(net)["wide"]["kernel"][...]
+    for cuts in ((4, 6), (1, 2, 11)):
+        batches = list(zip(*(np.split(column, cuts) for column in (X, Y, counts)), strict=True))
+        found = estimate(net, summed, batches, noise=noise)
+        assert found.samples == counts.sum()
+        np.testing.assert_allclose(found.layers["wide"].mean.matrix, whole, atol=1e-6)
+        # A mean over batches of their means is another gradient.
+        means = [nnx.grad(lambda n, b=b: mean_of(summed(n, b)))(net) for b in batches]
+        average = sum(each["wide"]["kernel"][...] for each in means) / len(batches)
+        assert float(jnp.abs(average - whole).max()) > 1e-2 * float(jnp.abs(whole).max())
+
+
+def mean_of(pair):
+    sums, count = pair
+    return sums.sum() / jnp.maximum(count.sum(), 1)
 
 
 @pytest.mark.parametrize("forward", [None, lambda model, batch: model(batch)])

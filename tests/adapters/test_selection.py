@@ -117,6 +117,17 @@ def test_energy_and_limits(network):
     assert [each.rank for each in limited.layers] == [2, 2, 1, 0]
 
 
+def test_a_rule_of_your_own_is_a_function(network):
+    def within_a_factor(singular_values, *, factor=2.0):
+        return jnp.sum(singular_values >= singular_values[..., :1] / factor, axis=-1)
+
+    model, batches = network
+    found = adapters.select_ranks(model, loss, batches, within_a_factor, "b", factor=1.5)
+    values = np.asarray(found.layers[0].singular_values)
+    assert found.layers[0].rank == (values >= values[0] / 1.5).sum() and found.layers[0].rank > 1
+    assert found.rule == "within_a_factor"
+
+
 def test_a_budget_goes_to_the_strongest_directions(network):
     model, batches = network
     free = adapters.select_ranks(model, loss, batches)
@@ -175,7 +186,10 @@ def test_the_cost_is_that_of_the_gradient_passes(network, traces):
         ({"rule": "elbow"}, "rule is 'elbow'; it must be one of 'split_half'"),
         ({"rule": "c_over_n"}, "needs either constant or noise"),
         ({"rule": "c_over_n", "constant": 1.0, "noise": 1.0}, "needs either constant or noise"),
-        ({"rule": "energy", "constant": 1.0}, "takes neither constant nor noise"),
+        ({"rule": "energy", "constant": 1.0}, "rule 'energy' has no constant; it takes fraction"),
+        ({"rule": "split_half", "noise": 1.0}, "has no noise; it takes margin"),
+        ({"rule": "c_over_n", "constant": -1.0}, "constant is -1"),
+        ({"rule": "energy", "fraction": 0.0}, "fraction is 0.0"),
         ({"max_rank": 0}, "max_rank is 0"),
         ({"margin": -0.1}, "margin is -0.1"),
         ({"budget": -1}, "budget is -1"),

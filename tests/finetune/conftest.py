@@ -8,12 +8,12 @@ from lorajax import data, finetune, models
 
 
 @pytest.fixture(scope="module")
-def split():
+def table():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 60).astype(np.int32)
     images = rng.integers(0, 90, (60, 8, 8, 1), dtype=np.uint8)
     images[np.arange(60), labels * 2] += 150
-    return data.Split(images, labels)
+    return data.Table({"images": images, "labels": labels})
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,10 @@ def model(request):
 def losses_of():
     """Trains, and returns the state at the end with the loss of every step."""
 
-    def train(trainer, split, **options):
+    def train(trainer, table, **options):
         losses = []
         state = finetune.fit(
-            trainer, split, callback=lambda r: losses.append(float(r.metrics.loss)), **options
+            trainer, table, callback=lambda r: losses.append(float(r.metrics.loss)), **options
         )
         return state, np.array(losses)
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from lorajax import adapters, data, finetune, initializers, models, sweeps
+from lorajax import adapters, data, finetune, initializers, models, sweeps, tasks
 from lorajax.finetune.contest import METHODS, contest
 
 CONFIG = models.ViTConfig(
@@ -20,26 +20,28 @@ RECIPE = finetune.Recipe(
 )
 TARGETS = "**/attention/*"
 KEY = jax.random.key(5)
+TASK = tasks.Images.of(CONFIG)
 
 
 @pytest.fixture(scope="module")
-def gradients(model, split):
-    return finetune.gradients_of(model, split, targets=TARGETS, batch_size=15)
+def gradients(model, table):
+    return finetune.gradients_of(model, TASK, table, targets=TARGETS, batch_size=15)
 
 
-def test_lanes_differ_in_start_order_rate_and_ranks(model, split, gradients, losses_of):
+def test_lanes_differ_in_start_order_rate_and_ranks(model, table, gradients, losses_of):
     """One program; each lane is held against a loop of its own."""
     paths = [f"blocks/0/attention/{name}" for name in ("key", "out", "query")]
     allocations = [{paths[0]: 1, paths[1]: 3}, {paths[0]: 2, paths[2]: 1}]
     starts = (initializers.small, functools.partial(initializers.spectral, directions=1))
     run = finetune.run_of(
         model,
-        split,
+        TASK,
+        table,
         RECIPE,
         start=starts,
         heads=("head",),
         gradients=gradients,
-        watch=split,
+        watch=table,
         every=4,
         orders=2,
         allocations=allocations,
@@ -78,31 +80,31 @@ def test_lanes_differ_in_start_order_rate_and_ranks(model, split, gradients, los
             schedule="constant",
             seed=lane,  # the order's own
         )
-        trainer = finetune.Trainer(full, adapters.trainable(full, heads="head"), recipe)
-        before = trainer.evaluate(trainer.init(), split)
-        _, losses = losses_of(trainer, split)
+        trainer = finetune.Trainer(full, adapters.trainable(full, heads="head"), TASK, recipe)
+        before = trainer.evaluate(trainer.init(), table)
+        _, losses = losses_of(trainer, table)
         np.testing.assert_allclose(found["loss"][lane], losses, atol=1e-4)
         assert float(found["watch_loss"][lane, 0]) == pytest.approx(float(before.loss), abs=1e-5)
         hits = float(found["watch_accuracy"][lane, 0])
         assert hits == pytest.approx(float(before.accuracy), abs=1e-6)
 
 
-def test_whole_models_train_as_lanes_too(model, split, losses_of):
+def test_whole_models_train_as_lanes_too(model, table, losses_of):
     run = finetune.run_of(
-        model, split, RECIPE, targets=None, test={"a": split, "b": split}, every=0, orders=2
+        model, TASK, table, RECIPE, targets=None, test={"a": table, "b": table}, every=0, orders=2
     )
     found = sweeps.sweep(run, {"order": [0, 1]}, key=KEY, fold=())
     assert "singular_values" not in found
-    trainer = finetune.Trainer(model, nnx.Param, RECIPE)
-    state, losses = losses_of(trainer, split)
+    trainer = finetune.Trainer(model, nnx.Param, TASK, RECIPE)
+    state, losses = losses_of(trainer, table)
     np.testing.assert_allclose(found["loss"][0], losses, atol=1e-4)
     assert np.abs(found["loss"][1].values - losses).max() > 1e-3
-    after = trainer.evaluate(state, split)
+    after = trainer.evaluate(state, table)
     np.testing.assert_allclose(found["a_loss"], found["b_loss"])
     assert float(found["a_loss"][0]) == pytest.approx(float(after.loss), abs=1e-4)
 
 
-def test_adalora_is_pruned_as_its_allocator_would(model, split):
+def test_adalora_is_pruned_as_its_allocator_would(model, table):
     """Against a plain loop with `nnx.Optimizer` and `adapters.RankBudget`."""
     start = functools.partial(initializers.balanced, scale=1.0)
     options = {"rank": 4, "start": start}
@@ -110,7 +112,15 @@ def test_adalora_is_pruned_as_its_allocator_would(model, split):
         steps=12, batch_size=20, optimizer="adam", learning_rate=1e-2, schedule="constant"
     )
     run = finetune.run_of(
-        model, split, recipe, targets=TARGETS, heads=("head",), every=0, final_rank=1.5, **options
+        model,
+        TASK,
+        table,
+        recipe,
+        targets=TARGETS,
+        heads=("head",),
+        every=0,
+        final_rank=1.5,
+        **options,
     )
     found = jax.jit(run)(KEY)
     assert found["ranks"].shape == (4,) and int(found["ranks"].sum()) == 6
@@ -136,18 +146,18 @@ def test_adalora_is_pruned_as_its_allocator_would(model, split):
 
     losses = []
     for i in range(12):
-        x = models.normalize(split.images[order(i)], CONFIG.mean, CONFIG.std, channels=1)
-        losses.append(float(step(adapted, optimizer, budget, x, split.labels[order(i)])))
+        x = models.normalize(table.columns["images"][order(i)], CONFIG.mean, CONFIG.std, channels=1)
+        losses.append(float(step(adapted, optimizer, budget, x, table.columns["labels"][order(i)])))
     np.testing.assert_allclose(found["loss"], losses, atol=1e-4)
     assert list(budget.ranks(adapted).values()) == np.asarray(found["ranks"]).tolist()
 
 
 @pytest.mark.slow
-def test_contestants_keep_to_one_budget(model, split):
+def test_contestants_keep_to_one_budget(model, table):
     recipe = finetune.Recipe(steps=4, batch_size=8, optimizer="lora-plus", learning_rate=1e-2)
     found = contest(
-        model, split, split, split, recipe, key=KEY, uniform=2, seeds=2, rates=(1.0,), samples=32,
-        methods=METHODS, targets="blocks/**",
+        model, TASK, table, table, table, recipe, key=KEY, uniform=2, seeds=2, rates=(1.0,),
+        samples=32, methods=METHODS, targets="blocks/**",
     )  # fmt: skip
     budget = 2 * (4 * 32 + 2 * 80)
     assert tuple(found) == METHODS
@@ -160,19 +170,19 @@ def test_contestants_keep_to_one_budget(model, split):
     assert found["AdaLoRA"].trained > budget
     assert [found[name].passes for name in ("fixed", "rule")] == [32, 64]
     with pytest.raises(ValueError, match="methods name 'best'"):
-        contest(model, split, split, split, recipe, key=KEY, methods=("best",))
+        contest(model, TASK, table, table, table, recipe, key=KEY, methods=("best",))
 
 
-def test_bad_options_are_refused(model, split):
+def test_bad_options_are_refused(model, table):
     with pytest.raises(ValueError, match="orders is 0"):
-        finetune.run_of(model, split, RECIPE, orders=0)
+        finetune.run_of(model, TASK, table, RECIPE, orders=0)
     run = finetune.run_of(
-        model, split, RECIPE, start=("small", "pissa"), rank=2, targets=TARGETS, every=0
+        model, TASK, table, RECIPE, start=("small", "pissa"), rank=2, targets=TARGETS, every=0
     )
     with pytest.raises(ValueError, match="can be picked from"):
         run(KEY, start=0)
     run = finetune.run_of(
-        model, split, RECIPE, start="pissa", allocations=[{"blocks/0/mlp/up": 1}], every=0
+        model, TASK, table, RECIPE, start="pissa", allocations=[{"blocks/0/mlp/up": 1}], every=0
     )
     with pytest.raises(ValueError, match="has an offset"):
         run(KEY, allocation=0)

@@ -13,7 +13,7 @@ import optax
 import pytest
 from flax import nnx
 
-from lorajax import adapters, data, finetune, initializers, models, spectra, sweeps
+from lorajax import adapters, finetune, initializers, models, spectra, sweeps, tasks
 from lorajax.finetune import checkpoints, probes
 
 CONFIG = models.ViTConfig(
@@ -23,29 +23,30 @@ RECIPE = finetune.Recipe(
     steps=12, batch_size=8, optimizer="adam", learning_rate=1e-2, schedule="constant"
 )
 TARGETS = "**/attention/*"
+TASK = tasks.Images.of(CONFIG)
 
 
-def adapted_trainer(model, recipe=RECIPE, **options):
+def adapted_trainer(model, recipe=RECIPE, task=TASK, **options):
     adapted = adapters.adapt(model, TARGETS, key=jax.random.key(1), rank=2, **options)
-    return finetune.Trainer(adapted, adapters.trainable(adapted, heads="head"), recipe)
+    return finetune.Trainer(adapted, adapters.trainable(adapted, heads="head"), task, recipe)
 
 
 class TestTraining:
-    def test_smoothing_changes_what_is_trained_on_and_not_what_is_reported(self, model, split):
+    def test_smoothing_changes_what_is_trained_on_and_not_what_is_reported(self, model, table):
         plain = adapted_trainer(model)
-        smooth = adapted_trainer(model, dataclasses.replace(RECIPE, smoothing=0.3))
-        batch = split.images[:8], split.labels[:8]
-        (_, first), (_, second) = (each.step(each.init(), *batch) for each in (plain, smooth))
+        smooth = adapted_trainer(model, task=dataclasses.replace(TASK, smoothing=0.3))
+        batch = table[:8]
+        (_, first), (_, second) = (each.step(each.init(), batch) for each in (plain, smooth))
         np.testing.assert_allclose(second.loss, first.loss, rtol=1e-6)
         assert abs(float(second.gradient_norm - first.gradient_norm)) > 1e-3
 
-    def test_what_trains_beside_the_adapters_has_a_rate_of_its_own(self, model, split):
+    def test_what_trains_beside_the_adapters_has_a_rate_of_its_own(self, model, table):
         def first_step(beside):
             recipe = dataclasses.replace(RECIPE, optimizer="sgd", beside=beside)
             trainer = adapted_trainer(model, recipe, start="small")
             state = trainer.init()
             before = jax.tree.map(np.asarray, state.params)
-            after, _ = trainer.step(state, split.images[:8], split.labels[:8])
+            after, _ = trainer.step(state, table[:8])
             return jax.tree.map(lambda a, b: np.linalg.norm(a - b), after.params, before)
 
         plain, fast = first_step(1.0), first_step(3.0)
@@ -54,25 +55,25 @@ class TestTraining:
             expected = 3.0 if "head" in jax.tree_util.keystr(path) else 1.0
             assert ratio == pytest.approx(expected, rel=1e-3)
 
-    def test_it_learns_and_leaves_the_base_alone(self, model, split, losses_of):
+    def test_it_learns_and_leaves_the_base_alone(self, model, table, losses_of):
         before = jax.tree.map(np.asarray, nnx.state(model, nnx.Param))
         recipe = finetune.Recipe(steps=150, batch_size=16, learning_rate=2e-2)
         adapted = adapters.adapt(model, "blocks/**", key=jax.random.key(1), rank=4)
-        trainer = finetune.Trainer(adapted, adapters.trainable(adapted, heads="head"), recipe)
-        state, losses = losses_of(trainer, split)
+        trainer = finetune.Trainer(adapted, adapters.trainable(adapted, heads="head"), TASK, recipe)
+        state, losses = losses_of(trainer, table)
         assert losses[-5:].mean() < losses[:5].mean() / 2
-        found = trainer.evaluate(state, split, batch_size=25)
+        found = trainer.evaluate(state, table, batch_size=25)
         assert found.accuracy > 0.8  # chance is a third
         after = nnx.state(model, nnx.Param)
         jax.tree.map(np.testing.assert_array_equal, before, after)
         # The model that comes out computes what the trainer evaluates.
         tuned = trainer.model(state)
         tuned.eval()
-        x = models.normalize(split.images, CONFIG.mean, CONFIG.std, channels=1)
-        hits = tuned(x).argmax(-1).astype(jnp.int32) == split.labels
+        x = models.normalize(table.columns["images"], CONFIG.mean, CONFIG.std, channels=1)
+        hits = tuned(x).argmax(-1).astype(jnp.int32) == table.columns["labels"]
         assert float(hits.mean()) == pytest.approx(float(found.accuracy), abs=1e-6)
 
-    def test_a_step_is_plain_gradient_descent(self, model, split):
+    def test_a_step_is_plain_gradient_descent(self, model, table):
         recipe = finetune.Recipe(
             steps=1, batch_size=60, optimizer="sgd", learning_rate=0.1, schedule="constant"
         )
@@ -81,13 +82,15 @@ class TestTraining:
         filter_ = adapters.trainable(adapted, heads="head")
 
         def loss(model):
-            x = models.normalize(split.images, CONFIG.mean, CONFIG.std, channels=1)
-            return optax.softmax_cross_entropy_with_integer_labels(model(x), split.labels).mean()
+            x = models.normalize(table.columns["images"], CONFIG.mean, CONFIG.std, channels=1)
+            return optax.softmax_cross_entropy_with_integer_labels(
+                model(x), table.columns["labels"]
+            ).mean()
 
         gradient = nnx.grad(loss, argnums=nnx.DiffState(0, filter_))(adapted)
         before = nnx.state(adapted, filter_)
         expected = jax.tree.map(lambda p, g: p - jnp.float32(0.1) * g, before, gradient)
-        state, metrics = trainer.step(trainer.init(), split.images, split.labels)
+        state, metrics = trainer.step(trainer.init(), table[:])
         assert float(metrics.loss) == pytest.approx(float(loss(adapted)), rel=1e-6)
         assert float(metrics.gradient_norm) == pytest.approx(
             float(optax.tree.norm(gradient)), rel=1e-5
@@ -95,11 +98,11 @@ class TestTraining:
         found = nnx.state(trainer.model(state), filter_)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
 
-    def test_one_program_serves_all_steps(self, model, split, traces):
+    def test_one_program_serves_all_steps(self, model, table, traces):
         trainer = adapted_trainer(model)
-        state = finetune.fit(trainer, split, until=2)
+        state = finetune.fit(trainer, table, until=2)
         with traces() as names:
-            finetune.fit(trainer, split, state=state)
+            finetune.fit(trainer, table, state=state)
         assert names == []
 
     def test_only_what_trains_has_optimizer_state(self, model):
@@ -110,14 +113,14 @@ class TestTraining:
         moments = sum(leaf.size for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim)
         assert moments == 2 * entries
 
-    def test_full_training_moves_every_parameter(self, model, split):
+    def test_full_training_moves_every_parameter(self, model, table):
         recipe = finetune.Recipe(steps=2, batch_size=8, learning_rate=1e-2, weight_decay=0.1)
-        trainer = finetune.Trainer(model, nnx.Param, recipe)
-        state = finetune.fit(trainer, split)
+        trainer = finetune.Trainer(model, nnx.Param, TASK, recipe)
+        state = finetune.fit(trainer, table)
         moved = jax.tree.map(lambda a, b: bool((a != b).any()), trainer.init().params, state.params)
         assert all(jax.tree.leaves(moved))
 
-    def test_batch_statistics_and_dropout_follow_along(self, split):
+    def test_batch_statistics_and_dropout_follow_along(self, table):
         config = models.VGGConfig(
             (1, 1),
             (4, 4),
@@ -130,8 +133,8 @@ class TestTraining:
             std=(0.5,),
         )
         model = models.build(config, rngs=nnx.Rngs(0))
-        trainer = finetune.Trainer(model, nnx.Param, RECIPE)
-        state = finetune.fit(trainer, split)
+        trainer = finetune.Trainer(model, nnx.Param, tasks.Images.of(config), RECIPE)
+        state = finetune.fit(trainer, table)
         tuned = trainer.model(state)
         assert float(jnp.abs(tuned.norms[0].mean[...]).max()) > 0
         assert not np.array_equal(tuned.norms[0].mean[...], model.norms[0].mean[...])
@@ -144,7 +147,8 @@ class TestTraining:
             ({"steps": 0}, "steps is 0"),
             ({"learning_rate": -1.0}, "learning_rate is -1"),
             ({"warmup": 12}, "warmup is 12"),
-            ({"smoothing": 1.0}, "smoothing is 1"),
+            ({"learning_rate": float("nan")}, "learning_rate is nan"),
+            ({"steps": 2**31}, "steps is 2147483648"),
             ({"beside": 0.0}, "beside is 0"),
             ({"optimizer": "lion"}, "must be one of adamw, adam, sgd, lora-plus"),
             ({"schedule": "wave"}, "must be one of constant, linear, cosine"),
@@ -165,13 +169,14 @@ class TestTraining:
 
     def test_nothing_to_train(self, model):
         with pytest.raises(ValueError, match="nothing would train"):
-            finetune.Trainer(model, nnx.LoRAParam, RECIPE)
+            finetune.Trainer(model, nnx.LoRAParam, TASK, RECIPE)
 
 
 class TestResumption:
     @pytest.mark.parametrize("cut", [1, 7])
-    def test_an_interrupted_run_takes_the_same_steps(self, model, split, tmp_path, cut, losses_of):
-        recipe = finetune.Recipe(steps=10, batch_size=7, learning_rate=1e-2, augment="crop-flip")
+    def test_an_interrupted_run_takes_the_same_steps(self, model, table, tmp_path, cut, losses_of):
+        recipe = finetune.Recipe(steps=10, batch_size=7, learning_rate=1e-2)
+        task = dataclasses.replace(TASK, augment="crop-flip")
         options = {"dropout": 0.3}
 
         def trainer():
@@ -179,19 +184,19 @@ class TestResumption:
                 model, TARGETS, key=jax.random.key(1), rank=2, start="small", **options
             )
             adapted.train()
-            return finetune.Trainer(adapted, adapters.trainable(adapted), recipe)
+            return finetune.Trainer(adapted, adapters.trainable(adapted), task, recipe)
 
-        whole, losses = losses_of(trainer(), split)
+        whole, losses = losses_of(trainer(), table)
         settings = {"seed": 0, "targets": TARGETS}
         with checkpoints.Checkpoints(tmp_path / "run", settings) as saved:
             assert saved.restore(trainer()) is None
-            state, first = losses_of(trainer(), split, until=cut)
+            state, first = losses_of(trainer(), table, until=cut)
             saved.save(state, {"loss": first.tolist()})
         with checkpoints.Checkpoints(tmp_path / "run", settings) as saved:
             assert saved.latest == cut
             again = trainer()
             state, history = saved.restore(again)
-            end, second = losses_of(again, split, state=state)
+            end, second = losses_of(again, table, state=state)
         np.testing.assert_array_equal([*history["loss"], *second], losses)
 
         def same(a, b):
@@ -201,7 +206,7 @@ class TestResumption:
 
         jax.tree.map(same, end, whole)
 
-    def test_another_run_is_refused(self, model, split, tmp_path):
+    def test_another_run_is_refused(self, model, table, tmp_path):
         trainer = adapted_trainer(model)
         with checkpoints.Checkpoints(tmp_path / "run", {"rank": 2}) as saved:
             saved.save(trainer.init(), {})
@@ -216,16 +221,17 @@ class TestManyAtOnce:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def run(cls, model, split):
+    def run(cls, model, table):
         return finetune.run_of(
             model,
-            split,
+            TASK,
+            table,
             cls.RECIPE,
             targets=TARGETS,
             rank=3,
             start="small",
             heads=("head",),
-            test=split,
+            test=table,
             every=10,
         )
 
@@ -244,7 +250,7 @@ class TestManyAtOnce:
 
     @pytest.mark.parametrize(("scale", "rank", "seed"), [(0, 0, 3), (1, 1, 7), (1, 0, 0)])
     def test_each_curve_is_that_of_a_run_of_its_own(
-        self, model, split, swept, scale, rank, seed, losses_of
+        self, model, table, swept, scale, rank, seed, losses_of
     ):
         """The trainer's own loop, at the lane's true rank, step by step."""
         value, columns = float(swept["scale"][scale]), int(swept["rank"][rank])
@@ -269,11 +275,11 @@ class TestManyAtOnce:
             a, b = adapters.layers(full)[path].adapters["default"].factors
             layer.adapters["default"].a.set_value(a[:, :columns])
             layer.adapters["default"].b.set_value(b[:columns])
-        trainer = finetune.Trainer(solo, adapters.trainable(solo, heads="head"), self.RECIPE)
-        state, losses = losses_of(trainer, split)
+        trainer = finetune.Trainer(solo, adapters.trainable(solo, heads="head"), TASK, self.RECIPE)
+        state, losses = losses_of(trainer, table)
         lane = swept.isel(scale=scale, rank=rank, seed=seed)
         np.testing.assert_allclose(lane["loss"], losses, atol=1e-4)
-        found = trainer.evaluate(state, split)
+        found = trainer.evaluate(state, table)
         assert float(lane["test_accuracy"]) == pytest.approx(float(found.accuracy), abs=0.02)
 
     def test_unused_columns_stay_zero(self, swept):
@@ -299,14 +305,16 @@ class TestManyAtOnce:
         found = sweeps.sweep(run, axes, store=store, settings=settings, **options)
         np.testing.assert_allclose(found["loss"], swept["loss"], atol=1e-4)
 
-    def test_a_start_with_an_offset_cannot_be_masked(self, model, split):
-        run = finetune.run_of(model, split, self.RECIPE, targets=TARGETS, rank=2, start="pissa")
+    def test_a_start_with_an_offset_cannot_be_masked(self, model, table):
+        run = finetune.run_of(
+            model, TASK, table, self.RECIPE, targets=TARGETS, rank=2, start="pissa"
+        )
         with pytest.raises(ValueError, match="has an offset"):
             run(jax.random.key(0), rank=1)
 
-    def test_every_divides_the_steps(self, model, split):
+    def test_every_divides_the_steps(self, model, table):
         with pytest.raises(ValueError, match="it must divide steps = 50"):
-            finetune.run_of(model, split, self.RECIPE, every=7)
+            finetune.run_of(model, TASK, table, self.RECIPE, every=7)
 
 
 class TestProbes:
@@ -323,13 +331,15 @@ class TestProbes:
         np.testing.assert_allclose(probe.imbalance[1], expected, rtol=1e-4)
         assert np.isnan(probe.misalignment[0]) and 0 < float(probe.misalignment[1]) < 1
 
-    def test_a_start_along_the_gradient_is_aligned(self, model, split, key, losses_of):
+    def test_a_start_along_the_gradient_is_aligned(self, model, table, key, losses_of):
         def loss(model, batch):
             images, labels = batch
             x = models.normalize(images, CONFIG.mean, CONFIG.std, channels=1)
             return optax.softmax_cross_entropy_with_integer_labels(model(x), labels)
 
-        gradients = adapters.gradients(model, loss, [(split.images, split.labels)], TARGETS)
+        gradients = adapters.gradients(
+            model, loss, [(table.columns["images"], table.columns["labels"])], TARGETS
+        )
         adapted = adapters.adapt(
             model, TARGETS, key=key, rank=1, start="spectral", gradients=gradients
         )
@@ -339,9 +349,10 @@ class TestProbes:
         trainer = finetune.Trainer(
             adapted,
             adapters.trainable(adapted),
+            TASK,
             finetune.Recipe(steps=5, batch_size=60, optimizer="sgd", schedule="constant"),
         )
-        state, losses = losses_of(trainer, split)
+        state, losses = losses_of(trainer, table)
         later = finetune.measure(trainer.model(state), finetune.directions(gradients))
         assert losses[-1] < losses[0]
         assert float((later.norm - probe.norm).min()) > 0
@@ -352,7 +363,7 @@ class TestProbes:
         np.testing.assert_allclose(probe.singular_values, 0, atol=1e-5)
         assert float(probe.norm.min()) > 0.1
 
-    def test_gradient_flow_conserves_the_imbalance(self, model, split, key):
+    def test_gradient_flow_conserves_the_imbalance(self, model, table, key):
         """Plain descent with a small step: the drift of Λ is of the order of the step."""
         drifts = []
         for rate in (0.02, 0.01):
@@ -364,13 +375,13 @@ class TestProbes:
                 learning_rate=rate,
                 schedule="constant",
             )
-            trainer = finetune.Trainer(adapted, adapters.trainable(adapted), recipe)
+            trainer = finetune.Trainer(adapted, adapters.trainable(adapted), TASK, recipe)
 
             def factors(model):
                 return [x.adapters["default"].factors for x in adapters.layers(model).values()]
 
             start = [spectra.imbalance(f) for f in factors(adapted)]
-            state = finetune.fit(trainer, split)
+            state = finetune.fit(trainer, table)
             end = [spectra.imbalance(f) for f in factors(trainer.model(state))]
             drifts.append(max(float(jnp.abs(e - s).max()) for e, s in zip(end, start, strict=True)))
         assert drifts[1] == pytest.approx(drifts[0] / 2, rel=0.2)
@@ -404,29 +415,33 @@ class TestSetup:
         with pytest.raises(ValueError, match="leaves both factors zero"):
             finetune.adapt(model, TARGETS, key=key, rank=1, start="lora_one", gradients=gradients)
 
-    def test_fit_head_moves_the_head_alone_and_helps(self, model, split):
-        fitted = finetune.fit_head(model, split, epochs=20, batch_size=20)
+    def test_fit_head_moves_the_head_alone_and_helps(self, model, table):
+        fitted = finetune.fit_head(model, TASK, table, epochs=20, batch_size=20)
         np.testing.assert_array_equal(
             fitted.blocks[0].mlp.up.kernel[...], model.blocks[0].mlp.up.kernel[...]
         )
-        assert finetune.heads(fitted) == ("head",)
+        assert fitted.heads == ("head",)
         recipe = finetune.Recipe(steps=1)
         found = [
-            trainer.evaluate(trainer.init(), split).loss
-            for trainer in (finetune.Trainer(each, nnx.Param, recipe) for each in (model, fitted))
+            trainer.evaluate(trainer.init(), table).loss
+            for trainer in (
+                finetune.Trainer(each, nnx.Param, TASK, recipe) for each in (model, fitted)
+            )
         ]
         assert found[1] < found[0]
 
-    def test_gradients_and_ranks_come_from_the_same_data(self, model, split):
+    def test_gradients_and_ranks_come_from_the_same_data(self, model, table):
         options = {"targets": TARGETS, "samples": 40, "batch_size": 10}
-        selection = finetune.select_ranks(model, split, rule="energy", **options)
-        gradients = finetune.gradients_of(model, split, **options)
+        selection = finetune.select_ranks(model, TASK, table, rule="energy", **options)
+        gradients = finetune.gradients_of(model, TASK, table, **options)
         assert selection.samples == 40
         for path, gradient in gradients.items():
             np.testing.assert_allclose(selection.gradients[path].matrix, gradient.matrix, atol=1e-6)
         # By hand: the mean gradient over the very images that were drawn.
-        batches = finetune.setup.batches_of(split, 40, 10)
-        images, labels = (jnp.concatenate(column) for column in zip(*batches, strict=True))
+        batches = finetune.setup.batches_of(table, 40, 10)
+        images, labels = (
+            jnp.concatenate([batch[name] for batch in batches]) for name in ("images", "labels")
+        )
         x = models.normalize(images, CONFIG.mean, CONFIG.std, channels=1)
 
         def loss(model):
@@ -436,10 +451,10 @@ class TestSetup:
         found = gradients["blocks/0/attention/query"].matrix
         np.testing.assert_allclose(found, dense, atol=1e-6)
 
-    def test_halves_need_two_images(self, model, split):
-        tiny = data.Split(split.images[:1], split.labels[:1])
+    def test_halves_need_two_images(self, model, table):
+        tiny = table.take(slice(1))
         with pytest.raises(ValueError, match="two halves need at least 2"):
-            finetune.select_ranks(model, tiny)
+            finetune.select_ranks(model, TASK, tiny)
 
 
 @pytest.mark.slow
@@ -448,16 +463,17 @@ def test_lanes_spread_over_devices_give_the_same_curves(tmp_path):
     script = """
 import sys, jax, numpy as np
 from flax import nnx
-from lorajax import data, finetune, models, sweeps
+from lorajax import data, finetune, models, sweeps, tasks
 assert len(jax.devices()) == int(sys.argv[1])
 config = models.ViTConfig((8, 8), 4, 8, 1, 2, classes=3, channels=1)
 model = models.build(config, rngs=nnx.Rngs(0)); model.eval()
 rng = np.random.default_rng(0)
 images = rng.integers(0, 255, (30, 8, 8, 1), dtype=np.uint8)
-split = data.Split(images, np.arange(30, dtype=np.int32) % 3)
+table = data.Table({"images": images, "labels": np.arange(30, dtype=np.int32) % 3})
+TASK = tasks.Images.of(config)
 recipe = finetune.Recipe(steps=5, batch_size=6, learning_rate=1e-2)
 options = {"targets": "**/attention/query", "rank": 2, "heads": ("head",)}
-run = finetune.run_of(model, split, recipe, **options)
+run = finetune.run_of(model, TASK, table, recipe, **options)
 found = sweeps.sweep(run, {"seed": range(4)}, key=jax.random.key(0))
 np.save(sys.argv[2], found["loss"].values)
 """

@@ -199,9 +199,10 @@ def accuracy(model, split, batch_size):
         return (model(x).argmax(-1).astype(labels.dtype) == labels).sum()
 
     found = [
-        int(correct(model, images, labels)) for images, labels, _ in data.batches(split, batch_size)
+        int(correct(model, batch["images"], batch["labels"]))
+        for batch, _ in data.batches(split, batch_size)
     ]
-    return sum(found) / len(split.labels)
+    return sum(found) / len(split)
 
 
 @pytest.mark.slow

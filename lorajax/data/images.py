@@ -1,4 +1,8 @@
-"""Data sets: packs, image folders, and four public sets by name."""
+"""Sets of images: packs, folders, and four public sets by name.
+
+Their tables have the columns `images`, bytes (uint8) of shape (n, height, width, 1 or 3), and
+`labels`, the class of each, int32 of shape (n,).
+"""
 
 import gzip
 import os
@@ -14,41 +18,12 @@ import numpy as np
 
 from lorajax import downloads
 from lorajax.data.pictures import ClassFolders, ImageFiles, read_classes
+from lorajax.data.table import Dataset, Table
 
 _EMBEDDED = Path(__file__).parent / "embedded"
 
 
-class Split(NamedTuple):
-    """Images with their classes.
-
-    Attributes:
-      images: bytes of shape (n, height, width, 1 or 3), or an ImageFiles that decodes to them.
-      labels: class of each image, int32, shape (n,).
-    """
-
-    images: np.ndarray | ImageFiles
-    labels: np.ndarray
-
-
-class Dataset(NamedTuple):
-    """A data set for classification.
-
-    Attributes:
-      name: for reports.
-      train: what to learn from.
-      test: what to measure on.
-      classes: names in the order of the labels.
-      left_out: files that lie there and are no pictures, for whoever wonders where they are.
-    """
-
-    name: str
-    train: Split
-    test: Split
-    classes: tuple[str, ...]
-    left_out: tuple[str, ...] = ()
-
-
-def _split(name: str, images: np.ndarray | ImageFiles, labels: np.ndarray, classes: int) -> Split:
+def _table(name: str, images: np.ndarray | ImageFiles, labels: np.ndarray, classes: int) -> Table:
     labels = np.asarray(labels)
     if labels.ndim != 1 or len(labels) != len(images) or not len(labels):
         raise ValueError(
@@ -67,7 +42,7 @@ def _split(name: str, images: np.ndarray | ImageFiles, labels: np.ndarray, class
             f"{name} has labels of {labels.dtype} from {labels.min()} to {labels.max()}; they must "
             f"be integers in 0 … {classes - 1}."
         )
-    return Split(images, labels.astype(np.int32))
+    return Table({"images": images, "labels": labels.astype(np.int32)})
 
 
 def load(
@@ -142,7 +117,7 @@ def _pack(path: Path, name: str) -> Dataset:
     if names is None:
         names = np.arange(1 + max(int(labels.max(initial=0)) for _, _, labels in splits))
     classes = tuple(str(entry) for entry in names)
-    train, test = (_split(f"{path} ({k})", x, y, len(classes)) for k, x, y in splits)
+    train, test = (_table(f"{path} ({k})", x, y, len(classes)) for k, x, y in splits)
     return Dataset(name, train, test, classes)
 
 
@@ -183,7 +158,7 @@ def _folder(path: Path, size: tuple[int, int] | None) -> Dataset:
     for split, each in zip((train, test), found, strict=True):
         labels = np.array([number[name] for name in each.classes])
         images = ImageFiles(each.files, size, mode)
-        splits.append(_split(str(split), images, labels, len(classes)))
+        splits.append(_table(str(split), images, labels, len(classes)))
     left_out = tuple(str(file.relative_to(path)) for each in found for file in each.left_out)
     return Dataset(path.name, splits[0], splits[1], classes, left_out)
 
@@ -333,8 +308,8 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
 def _read_idx(name: str, paths: Sequence[Path]) -> Dataset:
     classes = NAMED[name].classes
     arrays = [read_idx(path) for path in paths]
-    train = _split(str(paths[0]), arrays[0], arrays[1], len(classes))
-    return Dataset(name, train, _split(str(paths[2]), arrays[2], arrays[3], len(classes)), classes)
+    train = _table(str(paths[0]), arrays[0], arrays[1], len(classes))
+    return Dataset(name, train, _table(str(paths[2]), arrays[2], arrays[3], len(classes)), classes)
 
 
 def _read_cifar(name: str, path: Path) -> Dataset:
@@ -364,5 +339,5 @@ def _read_cifar(name: str, path: Path) -> Dataset:
         records = data.reshape(-1, size)
         images = records[:, -3072:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         labels = records[:, size - 3073]
-        splits.append(_split(str(path), np.ascontiguousarray(images), labels, len(classes)))
+        splits.append(_table(str(path), np.ascontiguousarray(images), labels, len(classes)))
     return Dataset(name, splits[0], splits[1], classes)

@@ -1,4 +1,4 @@
-"""Data sets, the order of batches, and augmentations."""
+"""Data sets, tables, the order of batches, and augmentations."""
 
 import gzip
 import io
@@ -40,9 +40,9 @@ class TestPacks:
         found = data.load(tmp_path / "set.npz")
         assert found.name == "set"
         assert found.classes == ("0", "1", "2")
-        np.testing.assert_array_equal(found.train.images[..., 0], arrays["train_x"])
-        assert found.train.labels.dtype == np.int32
-        assert found.test.images.shape == (3, 5, 5, 1)
+        np.testing.assert_array_equal(found.train.columns["images"][..., 0], arrays["train_x"])
+        assert found.train.columns["labels"].dtype == np.int32
+        assert found.test.columns["images"].shape == (3, 5, 5, 1)
 
     def test_a_pack_is_found_in_the_folder_and_by_the_environment(self, tmp_path, monkeypatch):
         self.save(tmp_path / "set.npz", classes=np.array(["a", "b", "c"]))
@@ -63,8 +63,8 @@ class TestPacks:
             arrays |= {f"{kind}_jpg": stream, f"{kind}_off": offsets, f"{kind}_y": np.arange(3)}
         np.savez(tmp_path / "set.npz", **arrays)
         found = data.load(tmp_path / "set.npz")
-        assert found.test.images.shape == (3, 8, 8, 3)
-        means = found.train.images.mean(axis=(1, 2, 3))
+        assert found.test.columns["images"].shape == (3, 8, 8, 3)
+        means = found.train.columns["images"].mean(axis=(1, 2, 3))
         np.testing.assert_allclose(means, shades, atol=2)
         arrays["train_off"] = offsets[::-1]
         np.savez(tmp_path / "bad.npz", **arrays)
@@ -106,18 +106,18 @@ class TestPacks:
 
 def test_the_embedded_sample_is_real():
     found = data.load("mnist-sample")
-    assert found.train.images.shape == (5000, 28, 28, 1)
-    assert found.test.images.shape == (10000, 28, 28, 1)
-    assert np.bincount(found.train.labels).tolist() == [500] * 10
+    assert found.train.columns["images"].shape == (5000, 28, 28, 1)
+    assert found.test.columns["images"].shape == (10000, 28, 28, 1)
+    assert np.bincount(found.train.columns["labels"]).tolist() == [500] * 10
     # The counts of MNIST's own test set.
     counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert np.bincount(found.test.labels).tolist() == counts
+    assert np.bincount(found.test.columns["labels"]).tolist() == counts
     # Digits, not noise: the nearest training image classifies the test set far above chance.
-    train = found.train.images.reshape(5000, -1).astype(np.float32)
-    test = found.test.images.reshape(10000, -1).astype(np.float32)
+    train = found.train.columns["images"].reshape(5000, -1).astype(np.float32)
+    test = found.test.columns["images"].reshape(10000, -1).astype(np.float32)
     distance = (train**2).sum(1) - 2 * test @ train.T
-    nearest = found.train.labels[distance.argmin(1)]
-    assert (nearest == found.test.labels).mean() > 0.85
+    nearest = found.train.columns["labels"][distance.argmin(1)]
+    assert (nearest == found.test.columns["labels"]).mean() > 0.85
 
 
 class TestFolders:
@@ -135,19 +135,19 @@ class TestFolders:
         self.make(tmp_path)
         found = data.load(tmp_path)
         assert found.classes == ("cat", "dog")
-        assert isinstance(found.train.images, data.ImageFiles)
-        assert found.train.images.shape == (4, 8, 8, 3)
-        np.testing.assert_array_equal(found.train.labels, [0, 0, 1, 1])
-        chosen = found.train.images[np.array([3, 0])]
+        assert isinstance(found.train.columns["images"], data.ImageFiles)
+        assert found.train.columns["images"].shape == (4, 8, 8, 3)
+        np.testing.assert_array_equal(found.train.columns["labels"], [0, 0, 1, 1])
+        chosen = found.train.columns["images"][np.array([3, 0])]
         assert chosen[:, 0, 0, 0].tolist() == [110, 0]
 
     def test_sizes_are_brought_together(self, tmp_path):
         self.make(tmp_path, sizes=((8, 8), (20, 12)))
         with pytest.raises(ValueError, match="give the size to bring them to"):
-            data.load(tmp_path).train.images[:]
+            data.load(tmp_path).train.columns["images"][:]
         found = data.load(tmp_path, size=6)
-        assert found.train.images[:].shape == (4, 6, 6, 3)
-        assert found.train.images[:][1].max() == 10
+        assert found.train.columns["images"][:].shape == (4, 6, 6, 3)
+        assert found.train.columns["images"][:][1].max() == 10
 
     def test_refusals(self, tmp_path):
         with pytest.raises(ValueError, match="must have a folder train"):
@@ -173,11 +173,12 @@ class TestNamed:
             (tmp_path / name).write_bytes(idx(images if "images" in name else labels))
         with pytest.raises(OSError, match="has md5 .* expected f68b3c2d"):
             data.load("mnist", folder=tmp_path)  # not the published files
-        sums = {name: data.sets.downloads.checksum(tmp_path / name, "md5") for name in known.files}
-        monkeypatch.setitem(data.sets.NAMED, "mnist", known._replace(files=sums))
+        checksum = data.images.downloads.checksum
+        sums = {name: checksum(tmp_path / name, "md5") for name in known.files}
+        monkeypatch.setitem(data.images.NAMED, "mnist", known._replace(files=sums))
         found = data.load("mnist", folder=tmp_path)
-        np.testing.assert_array_equal(found.train.images[..., 0], images)
-        np.testing.assert_array_equal(found.test.labels, labels)
+        np.testing.assert_array_equal(found.train.columns["images"][..., 0], images)
+        np.testing.assert_array_equal(found.test.columns["labels"], labels)
         assert found.classes == tuple("0123456789")
 
     @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -198,11 +199,11 @@ class TestNamed:
                 info = tarfile.TarInfo(f"folder/{member}")
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
-        md5 = data.sets.downloads.checksum(tmp_path / file, "md5")
-        monkeypatch.setitem(data.sets.NAMED, name, data.NAMED[name]._replace(files={file: md5}))
+        md5 = data.images.downloads.checksum(tmp_path / file, "md5")
+        monkeypatch.setitem(data.images.NAMED, name, data.NAMED[name]._replace(files={file: md5}))
         found = data.load(name, folder=tmp_path)
-        np.testing.assert_array_equal(found.train.images, np.stack([image] * 5))
-        np.testing.assert_array_equal(found.test.labels, [7])
+        np.testing.assert_array_equal(found.train.columns["images"], np.stack([image] * 5))
+        np.testing.assert_array_equal(found.test.columns["labels"], [7])
         assert found.classes[7] == "class7"
 
     def test_without_download(self, tmp_path, monkeypatch):
@@ -254,32 +255,62 @@ class TestOrder:
         with pytest.raises(ValueError, match=message):
             data.Order(samples, batch, seed)
 
-    def test_images_are_held_out_in_the_same_way_each_time(self, tmp_path):
-        images = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
-        split = data.Split(images, np.arange(20, dtype=np.int32))
-        rest, aside = data.hold_out(split, 5)
-        assert len(aside.labels) == 5 and sorted({*rest.labels, *aside.labels}) == [*range(20)]
-        assert isinstance(rest.images, np.ndarray)
-        np.testing.assert_array_equal(rest.images.ravel(), rest.labels)
-        np.testing.assert_array_equal(data.hold_out(split, 5)[1].labels, aside.labels)
-        assert not np.array_equal(data.hold_out(split, 5, seed=1)[1].labels, aside.labels)
+    def test_samples_are_held_out_in_the_same_way_each_time(self, tmp_path):
+        table = data.Table({"images": np.arange(20).reshape(20, 1, 1, 1), "labels": np.arange(20)})
+        rest, aside = data.hold_out(table, 5)
+        numbers = [each.columns["labels"] for each in (rest, aside)]
+        assert len(aside) == 5 and sorted(np.concatenate(numbers)) == [*range(20)]
+        assert isinstance(rest.columns["images"], np.ndarray)
+        np.testing.assert_array_equal(rest[:]["images"].ravel(), rest[:]["labels"])
+        again = data.hold_out(table, 5)[1]
+        np.testing.assert_array_equal(again[:]["labels"], aside[:]["labels"])
+        other = data.hold_out(table, 5, seed=1)[1]
+        assert not np.array_equal(other[:]["labels"], aside[:]["labels"])
         TestFolders().make(tmp_path)  # files stay files, decoded when asked for
         found = data.load(tmp_path).train
         rest, aside = data.hold_out(found, 1)
-        assert isinstance(aside.images, data.ImageFiles) and len(rest.images) == 3
-        both = np.concatenate([rest.images[:], aside.images[:]])
+        assert isinstance(aside.columns["images"], data.Rows) and len(rest) == 3
+        both = np.concatenate([rest[:]["images"], aside[:]["images"]])
         assert sorted(both[:, 0, 0, 0].tolist()) == [0, 10, 100, 110]
         for count in (0, 20):
             with pytest.raises(ValueError, match=f"count is {count}"):
-                data.hold_out(split, count)
+                data.hold_out(table, count)
 
     def test_evaluation_batches_cover_everything_once(self):
-        split = data.Split(np.arange(7, dtype=np.uint8).reshape(7, 1, 1, 1), np.arange(7))
-        found = list(data.batches(split, 3))
-        assert {images.shape for images, _, _ in found} == {(3, 1, 1, 1)}
-        seen = np.concatenate([labels[weights > 0] for _, labels, weights in found])
+        table = data.Table({"images": np.arange(7).reshape(7, 1, 1, 1), "labels": np.arange(7)})
+        found = list(data.batches(table, 3))
+        assert {batch["images"].shape for batch, _ in found} == {(3, 1, 1, 1)}
+        seen = np.concatenate([batch["labels"][weights > 0] for batch, weights in found])
         np.testing.assert_array_equal(seen, np.arange(7))
-        assert sum(weights.sum() for _, _, weights in found) == 7
+        assert sum(weights.sum() for _, weights in found) == 7
+        with pytest.raises(ValueError, match="batch_size is 0"):
+            next(data.batches(table, 0))
+
+
+class TestTable:
+    @pytest.mark.parametrize(
+        "columns", [{}, {"a": np.zeros(0)}, {"a": np.zeros(2), "b": np.zeros(3)}]
+    )
+    def test_columns_have_one_length(self, columns):
+        with pytest.raises(ValueError, match="all of the same length"):
+            data.Table(columns)
+
+    def test_rows_of_any_column_are_taken_as_it_reads_them(self):
+        class Squares:
+            """A column that computes; it has no arrays to slice."""
+
+            def __len__(self):
+                return 6
+
+            def __getitem__(self, index):
+                return np.arange(6)[index] ** 2
+
+        table = data.Table({"n": np.arange(6), "square": Squares()})
+        part = table.take(np.array([5, 2, 4])).take(slice(1, None))
+        assert part[:]["square"].tolist() == [4, 16] and part[:]["n"].tolist() == [2, 4]
+        assert part[np.array([1])]["square"].tolist() == [16]
+        assert len(table.take(table.columns["n"] > 3)) == 2
+        assert data.stacked([table[:2], table[2:4]])["n"].tolist() == [[0, 1], [2, 3]]
 
 
 class TestAugment:
@@ -287,7 +318,7 @@ class TestAugment:
     def images(self):
         return jnp.asarray(RNG.integers(0, 256, (16, 12, 10, 3), dtype=np.uint8))
 
-    @pytest.mark.parametrize("name", ["none", "crop", "flip", "crop-flip", "resized-crop"])
+    @pytest.mark.parametrize("name", data.POLICIES)
     def test_policies_are_pure_and_keep_bytes(self, images, key, name):
         apply = jax.jit(data.policy(name, (8, 8)))
         out = apply(key, images)

@@ -1,0 +1,97 @@
+"""The second moments of what layers see, streamed over batches, for starts along them (EVA)."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from lorajax.adapters import paths
+from lorajax.adapters.kinds import axes_of
+from lorajax.adapters.layers import Adapted
+from lorajax.adapters.layouts import layout
+from lorajax.adapters.surgery import Targets
+
+
+class Recorder(Adapted):
+    """A layer that adds up the second moment of its inputs; for `input_moments` only."""
+
+    def __init__(self, base: nnx.Module, axes: Any):
+        super().__init__(base)
+        self.axes = axes
+        m = layout(getattr(base, "base", base), axes).shape[0]
+        self.moment = nnx.BatchStat(jnp.zeros((m, m), jnp.float32))
+        self.count = nnx.BatchStat(jnp.zeros((), jnp.float32))
+
+    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
+        """Records the input and calls the layer."""
+        base = self.base.base if isinstance(self.base, Adapted) else self.base
+        rows = layout(base, self.axes).rows(x).astype(jnp.float32)
+        self.moment[...] += rows.T @ rows
+        self.count[...] += rows.shape[0]
+        return self.base(x, *args, **kwargs)  # type: ignore[operator]
+
+
+def input_moments(
+    model: nnx.Module,
+    batches: Iterable[Any],
+    targets: Targets = "**",
+    *,
+    forward: Callable[[Any, Any], Any] | None = None,
+) -> dict[str, Array]:
+    """The second moment `E[x xᵀ]` of each layer's inputs, streamed over batches.
+
+    Args:
+      model: an NNX module. It is not changed.
+      batches: an iterable of batches.
+      targets: as for `adapt`; only the option `axes` is read.
+      forward: runs the model on a batch; `model(batch)` if None.
+
+    Returns:
+      A float32 matrix (m, m) for each layer by path, m the rows of its kernel; for a convolution
+      the mean over its windows. Give them to `adapt` as `inputs`.
+
+    Raises:
+      ValueError: for targets without a match, layers whose inputs are indices, stacked layers, no
+        batches, or a layer that the forward pass never calls.
+    """
+    copy = nnx.clone(model)
+    chosen: dict[str, Any] = {}
+    found = paths.find(copy)
+    for path, entry, _ in paths.select(copy, targets, found):
+        chosen[path] = axes_of(entry, path)
+        layer = found[path]
+        base = layer.base if isinstance(layer, Adapted) else layer
+        view = layout(base, chosen[path])
+        if view.stack or view.slices or isinstance(base, nnx.Embed):
+            raise ValueError(
+                f"the layer {path!r} has no second moment of inputs: "
+                + (
+                    "its inputs are indices."
+                    if isinstance(base, nnx.Embed)
+                    else "its stacked or separate kernels see different inputs."
+                )
+            )
+
+    def visit(path: str, layer: nnx.Module) -> Any:
+        if path in chosen:
+            return Recorder(layer, chosen[path])
+        return layer if isinstance(layer, Adapted) else None
+
+    recording = paths.replace(copy, visit)
+    run = forward or (lambda model, batch: model(batch))
+
+    @nnx.jit
+    def step(model: Any, batch: Any) -> None:
+        run(model, batch)
+
+    for batch in batches:
+        step(recording, batch)
+    moments = {}
+    for path, layer in paths.find(recording).items():
+        if isinstance(layer, Recorder):
+            if not float(layer.count[...]):
+                raise ValueError(f"the layer {path!r} saw no input on these batches.")
+            moments[path] = layer.moment[...] / layer.count[...]
+    return moments

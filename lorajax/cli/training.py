@@ -1,0 +1,135 @@
+"""The options of `lorajax finetune` that say how to train, and their limits."""
+
+import argparse
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from lorajax.cli import finetuning
+from lorajax.cli.finetuning import MOST, bounded
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of training."""
+    add = parser.add_argument
+    add("--method", choices=("lora", "full"), default="lora", help="what trains beside the head")
+    add(
+        "--rank", default="auto", metavar="R", help="a number, or auto (default) for lorajax rank's"
+    )
+    add(
+        "--start",
+        default="orthogonal",
+        metavar="START",
+        help="a function of lorajax.initializers, such as lora, small, spectral, lora_one, lora_ga,"
+        " pissa (default orthogonal: A with orthonormal columns, B zero)",
+    )
+    add("--scale", type=float, metavar="A", help="of the start; the initializer's own if not given")
+    add(
+        "--also",
+        nargs="*",
+        metavar="MODULE",
+        help="what trains in full beside the head (default: a ViT's embeddings)",
+    )
+    add(
+        "--beside",
+        type=float,
+        metavar="F",
+        help="learning rate of head and --also over A's (default with lora-plus: 4, as for B)",
+    )
+    add("--alpha", type=float, help="numerator of the scaling alpha/rank (default: scaling 1)")
+    add("--epochs", type=float, default=6.0, help="times through the data (default 6)")
+    add("--batch-size", type=int, help="images a step (default 50)")
+    add(
+        "--optimizer",
+        choices=("adamw", "adam", "sgd", "lora-plus"),
+        help="default lora-plus (B learns 4 times as fast as A); full: adamw",
+    )
+    add("--learning-rate", type=float, help="at its peak (default 7e-3; full: 8e-3)")
+    add("--schedule", choices=("constant", "linear", "cosine"), default="cosine")
+    add("--warmup", type=int, metavar="STEPS", help="steps (default a twentieth)")
+    add("--weight-decay", type=float, default=0.0)
+    add("--smoothing", type=float, default=0.1, help="of the labels in training (default 0.1)")
+    add("--augment", choices=("none", "crop", "flip", "crop-flip", "resized-crop"), default="none")
+    add("--probes", type=int, default=30, metavar="N", help="looks at the quantities (default 30)")
+    add("--checkpoints", type=int, default=5, metavar="N", help="saved on the way (default 5)")
+    add("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    add("--out", default="lorajax-finetune", metavar="DIR", help="folder for the results")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises ValueError, before jax is imported, for options that mean nothing."""
+    finetuning.check(args)
+    if args.rank != "auto" and not (args.rank.isdecimal() and 0 < int(args.rank) <= MOST):
+        raise ValueError(f"--rank is {args.rank!r}; it must be 'auto' or an integer of at least 1.")
+    for name in ("scale", "beside", "alpha", "learning_rate"):
+        bounded(args, name, 0, above=True)
+    bounded(args, "epochs", 0, 1e6, above=True)
+    for name in ("batch_size", "probes", "checkpoints"):
+        bounded(args, name, 0, MOST, above=True)
+    bounded(args, "warmup", 0, MOST)
+    bounded(args, "weight_decay", 0)
+    if not 0 <= args.smoothing < 1:
+        raise ValueError(f"--smoothing is {args.smoothing}; it must lie in [0, 1).")
+    if args.method == "full" and (args.beside is not None or args.optimizer == "lora-plus"):
+        given = f"--beside is {args.beside}" if args.beside else "--optimizer is lora-plus"
+        raise ValueError(f"{given} with --method full; it goes with lora.")
+    if args.weight_decay and (args.optimizer or "") != "adamw" and args.method == "lora":
+        raise ValueError(
+            f"--weight-decay is {args.weight_decay}; it goes with --optimizer adamw alone."
+        )
+
+
+@contextlib.contextmanager
+def naming_options() -> Iterator[None]:
+    """Names arguments as the options that they came from, in what a block raises."""
+    try:
+        yield
+    except ValueError as error:
+        names = "scale|rank|warmup|batch_size|steps|also|start"
+        text = re.sub(
+            f"^({names})(?= is | holds )",
+            lambda found: "--" + found[0].replace("_", "-"),
+            str(error),
+        )
+        raise ValueError(text) from error
+
+
+def recipe(args: argparse.Namespace, samples: int) -> Any:
+    """The library's tuned recipe with what was given in place of it."""
+    from lorajax.finetune import recipes
+
+    tuned = recipes.lora if args.method == "lora" else recipes.full
+    batch = args.batch_size or min(tuned(1).batch_size, samples)
+    if batch > samples:
+        raise ValueError(f"batch_size is {batch}; there are {samples:,} images to train on.")
+    steps = max(1, round(args.epochs * (samples // batch)))
+    if steps > MOST:
+        raise ValueError(
+            f"--epochs is {args.epochs}; that makes {steps:,} steps, {MOST:,} at most."
+        )
+    names = ("optimizer", "learning_rate", "warmup", "beside")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    return tuned(
+        steps,
+        batch_size=batch,
+        schedule=args.schedule,
+        weight_decay=args.weight_decay,
+        seed=args.seed,
+        **given,
+    )
+
+
+def looks(args: argparse.Namespace) -> Any:
+    """How often the run is looked at."""
+    from lorajax import finetune
+
+    # The embedded default has twice as many images to test on as to train on.
+    tests = max(1, min(20, round(args.epochs / 2)))
+    return finetune.Looks(tests=tests, probes=args.probes, checkpoints=args.checkpoints)
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What determines a run: every option but where it is written and how often it is looked at."""
+    skipped = {"out", "resume", "command", "run", "data_folder", "checkpoints"}
+    return {name: value for name, value in sorted(vars(args).items()) if name not in skipped}

@@ -1,0 +1,76 @@
+"""Images with one class each."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from lorajax import data, models
+from lorajax.tasks.base import Batch, PRNGKey, Scores, classified
+
+SMOOTHING = 0.1
+"""Smoothing of the classes that `lorajax finetune` trains with; chosen on held-out images."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Which class an image is of, from the columns `images` (bytes) and `labels`.
+
+    Attributes:
+      mean: per channel, or one number for all, in units of [0, 1], that images are normalized with.
+      std: likewise.
+      channels: that the model takes; gray images are repeated.
+      image_size: (height, width) that images are brought to; None takes them as they come.
+      augment: in training, a name of `data.POLICIES`.
+      smoothing: of the classes in training, in [0, 1); `SMOOTHING` is what the command takes.
+      unit: "images".
+
+    Raises:
+      ValueError: for an unknown augmentation or a smoothing out of range.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channels: int = 3
+    image_size: tuple[int, int] | None = None
+    augment: str = "none"
+    smoothing: float = 0.0
+    unit: str = "images"
+
+    def __post_init__(self):
+        if self.augment not in data.POLICIES:
+            raise ValueError(
+                f"augment is {self.augment!r}; it must be one of {', '.join(data.POLICIES)}."
+            )
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing is {self.smoothing}; it must lie in [0, 1).")
+
+    @classmethod
+    def of(cls, config: Any, *, augment: str = "none", smoothing: float = 0.0) -> "Images":
+        """The task for a vision model.
+
+        Args:
+          config: the model's: its `mean`, `std` and `channels`, and its `image_size` if it has one.
+          augment: as above.
+          smoothing: as above.
+
+        Returns:
+          The task.
+        """
+        size = getattr(config, "image_size", None)
+        return cls(config.mean, config.std, config.channels, size, augment, smoothing)
+
+    def prepare(self, batch: Batch, key: PRNGKey | None = None) -> Batch:
+        """Augments where there is a key, brings to size and normalizes; see `Task.prepare`."""
+        images = jnp.asarray(batch["images"])
+        if key is not None:
+            images = data.policy(self.augment, self.image_size)(key, images)
+        elif self.image_size is not None:
+            images = data.resize(images, self.image_size)
+        pixels = models.normalize(images, self.mean, self.std, channels=self.channels)
+        return {"pixels": pixels, "labels": jnp.asarray(batch["labels"])}
+
+    def scores(self, model: Any, batch: Batch) -> Scores:
+        """Cross-entropy of each image's class; see `Task.scores`."""
+        logits = model(batch["pixels"].astype(model.dtype or jnp.float32))
+        return classified(logits, batch["labels"], self.smoothing)
