@@ -1,24 +1,25 @@
 """Modes of the quadratic loss `½‖S − AB‖²`: exact solutions, limits, and a law under test."""
 
-from collections.abc import Callable
+import functools
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lorajax.factors import Factors
-from lorajax.laws.broadcast import Real, broadcast
+from lorajax.laws.base import Real, broadcast, mode_law
 from lorajax.problems import MatrixFactorization
 
 
 @jax.jit
-def logistic(times: Real, s: Real, start: Real) -> Float[Array, "..."]:
+def logistic(times: Real, s: Real, start: Real, *, rate: Real = 2.0) -> Float[Array, "..."]:
     """A mode of a balanced start (λ = 0): `σ(t) = s / (1 + (s/σ0 − 1) e^{−2st})`.
 
     Args:
       times: t ≥ 0.
       s: the target's singular value.
       start: σ0 > 0, the mode's singular value at t = 0.
+      rate: the law's constant 2: the approach has the rate `rate · s`.
 
     Returns:
       σ(t), broadcast over the arguments.
@@ -26,7 +27,7 @@ def logistic(times: Real, s: Real, start: Real) -> Float[Array, "..."]:
     Source: theory section 2.2 (derived; Saxe et al. 2014).
     """
     times, s, start = broadcast(times, s, start)
-    decay = jnp.exp(-2 * s * times)
+    decay = jnp.exp(-rate * s * times)
     # Multiplied through by σ0, so that a tiny σ0 does not overflow s/σ0.
     return s * start / (start * (1 - decay) + s * decay)
 
@@ -60,7 +61,7 @@ def balanced_mode(times: Real, s: Real, a: Real, b: Real) -> Float[Array, "..."]
     return (cosh * a + sinh * f_a) * (cosh * b + sinh * f_b) / (decay + growth)
 
 
-def lora_mode(times: Real, s: Real, a: Real) -> Float[Array, "..."]:
+def lora_mode(times: Real, s: Real, a: Real, *, square: float = 1.0) -> Float[Array, "..."]:
     """A mode of LoRA's default start, B = 0: exact at every scale from lazy to rich.
 
     Args:
@@ -68,32 +69,44 @@ def lora_mode(times: Real, s: Real, a: Real) -> Float[Array, "..."]:
       s: the target's singular value.
       a: |Aᵀu|, the start's amplitude along the left singular vector u (for several modes the
         deflated amplitude; see `deflated_amplitudes`).
+      square: the law's factor 1 of a².
 
     Returns:
       σ(t), broadcast over the arguments.
 
     Source: theory section 2.2 (derived).
     """
-    return balanced_mode(times, s, a, jnp.zeros_like(jnp.asarray(a)))
+    a = square**0.5 * jnp.asarray(a)
+    return balanced_mode(times, s, a, jnp.zeros_like(a))
 
 
 @jax.jit
-def lazy(times: Real, s: Real, a: Real) -> Float[Array, "..."]:
+def lazy(times: Real, s: Real, a: Real, *, rate: Real = 1.0) -> Float[Array, "..."]:
     """Lazy limit of `lora_mode`, a² ≫ s: `s (1 − e^{−a²t})`.
+
+    Args:
+      times: t ≥ 0.
+      s: the target's singular value.
+      a: |Aᵀu|, the start's amplitude.
+      rate: the law's constant 1: the approach has the rate `rate · a²`.
+
+    Returns:
+      σ(t), broadcast over the arguments.
 
     Source: theory section 2.2 (derived). Relative error of order s²/a⁴.
     """
     times, s, a = broadcast(times, s, a)
-    return -s * jnp.expm1(-(a**2) * times)
+    return -s * jnp.expm1(-rate * a**2 * times)
 
 
 @jax.jit
-def tanh_squared(times: Real, s: Real) -> Float[Array, "..."]:
+def tanh_squared(times: Real, s: Real, *, rate: Real = 2**-0.5) -> Float[Array, "..."]:
     """The law of the spectral-dynamics paper, `σ(t) ≈ s tanh²(s t/√2)`: a law under test.
 
     Args:
       times: t ≥ 0.
       s: the target's singular value.
+      rate: the law's constant 1/√2 in the argument `rate · s t` of tanh².
 
     Returns:
       The stated σ(t). It does not depend on the start and it solves σ̇ = √2 √(sσ)(s − σ), which is
@@ -102,16 +115,17 @@ def tanh_squared(times: Real, s: Real) -> Float[Array, "..."]:
     Source: OpenReview gg2Wb2HPOI, stated.
     """
     times, s = broadcast(times, s)
-    return s * jnp.tanh(s * times / 2**0.5) ** 2
+    return s * jnp.tanh(rate * s * times) ** 2
 
 
 @jax.jit
-def half_time(s: Real, a: Real) -> Float[Array, "..."]:
+def half_time(s: Real, a: Real, *, slope: Real = 0.5) -> Float[Array, "..."]:
     """Time at which a mode of a small LoRA start reaches s/2: `ln(4s/a²)/(2s)`.
 
     Args:
       s: the target's singular value.
       a: the (deflated) amplitude |Aᵀu|, a² ≪ s.
+      slope: the law's constant ½ before `ln(4s/a²)/s`.
 
     Returns:
       The half-time, in 1/s. Relative corrections are of order a²/s.
@@ -119,16 +133,19 @@ def half_time(s: Real, a: Real) -> Float[Array, "..."]:
     Source: theory section 2.2 (derived), rich limit.
     """
     s, a = broadcast(s, a)
-    return jnp.log(4 * s / a**2) / (2 * s)
+    return slope * jnp.log(4 * s / a**2) / s
 
 
-@jax.jit
-def deflated_amplitudes(problem: MatrixFactorization, factors: Factors) -> Float[Array, " q"]:
+@functools.partial(jax.jit, static_argnames="deflate")
+def deflated_amplitudes(
+    problem: MatrixFactorization, factors: Factors, *, deflate: bool = True
+) -> Float[Array, " q"]:
     """Amplitude that each mode really starts from, once the modes before it are learned.
 
     Args:
       problem: matrix factorization with distinct singular values, rank k.
       factors: a LoRA start (B = 0) of rank r.
+      deflate: False gives |Aᵀu_i| instead.
 
     Returns:
       `a_i = |R_ii|` of `AᵀU = Q R`, U's columns in order of decreasing s: shape (min(k, r),).
@@ -136,11 +153,19 @@ def deflated_amplitudes(problem: MatrixFactorization, factors: Factors) -> Float
 
     Source: theory section 2.3 (derived).
     """
-    return jnp.abs(jnp.diagonal(jnp.linalg.qr(factors.a.T @ problem.u, mode="r")))
+    projected = factors.a.T @ problem.u
+    if not deflate:
+        return jnp.linalg.norm(projected, axis=0)[: factors.rank]
+    return jnp.abs(jnp.diagonal(jnp.linalg.qr(projected, mode="r")))
 
 
+@mode_law("lora")
 def lora_modes(
-    problem: MatrixFactorization, factors: Factors, times: Float[Array, " t"]
+    problem: MatrixFactorization,
+    factors: Factors,
+    times: Float[Array, " t"],
+    *,
+    deflate: bool = True,
 ) -> Float[Array, "t q"]:
     """All modes of a small LoRA start: `lora_mode` of each deflated amplitude.
 
@@ -148,6 +173,7 @@ def lora_modes(
       problem: matrix factorization with distinct singular values, rank k.
       factors: a LoRA start (B = 0) of rank r.
       times: shape (t,).
+      deflate: as in `deflated_amplitudes`.
 
     Returns:
       Shape (t, min(k, r)): the top modes, largest first; with r < k the others are never learned.
@@ -155,11 +181,12 @@ def lora_modes(
     Source: theory section 2.3 (derived): sup error ≤ 0.4 % at std ≤ 1e-2, 2–8 % at 0.1. It fails
     for equal singular values and for std above about 0.3 √s.
     """
-    amplitudes = deflated_amplitudes(problem, factors)
+    amplitudes = deflated_amplitudes(problem, factors, deflate=deflate)
     s = problem.singular_values[: amplitudes.shape[0]]
     return lora_mode(times[:, None], s[None, :], amplitudes[None, :])
 
 
+@mode_law("logistic")
 def logistic_modes(
     problem: MatrixFactorization, factors: Factors, times: Float[Array, " t"]
 ) -> Float[Array, "t q"]:
@@ -182,6 +209,7 @@ def logistic_modes(
     return logistic(times[:, None], problem.singular_values[None, :count], start[None, :])
 
 
+@mode_law("lazy")
 def lazy_modes(
     problem: MatrixFactorization, factors: Factors, times: Float[Array, " t"]
 ) -> Float[Array, "t q"]:
@@ -191,6 +219,7 @@ def lazy_modes(
     return lazy(times[:, None], s, amplitudes[None, :])
 
 
+@mode_law("tanh_squared")
 def tanh_squared_modes(
     problem: MatrixFactorization, factors: Factors, times: Float[Array, " t"]
 ) -> Float[Array, "t q"]:
@@ -198,23 +227,17 @@ def tanh_squared_modes(
     return tanh_squared(times[:, None], problem.singular_values[None, : factors.rank])
 
 
-MODE_LAWS: dict[str, Callable[[MatrixFactorization, Factors, Array], Array]] = {
-    "lora": lora_modes,
-    "logistic": logistic_modes,
-    "lazy": lazy_modes,
-    "tanh_squared": tanh_squared_modes,
-}
-"""Laws that predict all modes of a matrix-factorization flow, by name."""
-
-
 @jax.jit
-def superfluous(times: Real, start: Real, level: Real = 0.0) -> Float[Array, "..."]:
+def superfluous(
+    times: Real, start: Real, level: Real = 0.0, *, rate: Real = 2.0
+) -> Float[Array, "..."]:
     """Decay of a direction without a target: the solution of `ṁ = −√(λ² + 4m²) m`.
 
     Args:
       times: t ≥ 0.
       start: m0 > 0, its singular value at t = 0.
       level: λ of the direction; 0 when balanced.
+      rate: the law's constant 2: `ṁ = −rate √(λ²/4 + m²) m`.
 
     Returns:
       `m0/(1 + 2 m0 t)` for λ = 0, else `(|λ|/2) / sinh(|λ| t + asinh(|λ|/2m0))`.
@@ -223,22 +246,23 @@ def superfluous(times: Real, start: Real, level: Real = 0.0) -> Float[Array, "..
     λ.
     """
     times, start, level = broadcast(times, start, level)
-    level = jnp.abs(level)
+    level, passed = jnp.abs(level), rate * times
     safe = jnp.where(level == 0, 1, level)
-    angle = safe * times + jnp.arcsinh(safe / (2 * start))
+    angle = safe * passed / 2 + jnp.arcsinh(safe / (2 * start))
     # exp(−θ) form: sinh overflows where the direction is long gone.
     unbalanced = safe * jnp.exp(-angle) / -jnp.expm1(-2 * angle)
-    return jnp.where(level == 0, start / (1 + 2 * start * times), unbalanced)
+    return jnp.where(level == 0, start / (1 + start * passed), unbalanced)
 
 
 @jax.jit
-def spectral_flow(times: Real, s: Real, start: Real) -> Float[Array, "..."]:
+def spectral_flow(times: Real, s: Real, start: Real, *, speed: Real = 1.0) -> Float[Array, "..."]:
     """A mode under spectral gradient flow (Muon): `min((√σ0 + t)², s)`.
 
     Args:
       times: t ≥ 0, in √s.
       s: the target's singular value.
       start: σ0 ≥ 0.
+      speed: the law's constant 1, at which √σ grows.
 
     Returns:
       σ(t): smaller targets are reached first.
@@ -246,27 +270,42 @@ def spectral_flow(times: Real, s: Real, start: Real) -> Float[Array, "..."]:
     Source: theory section 2.5 (derived).
     """
     times, s, start = broadcast(times, s, start)
-    return jnp.minimum((jnp.sqrt(start) + times) ** 2, s)
+    return jnp.minimum((jnp.sqrt(start) + speed * times) ** 2, s)
 
 
-def spectral_hit_time(s: Real, start: Real, fraction: float = 0.95) -> Float[Array, "..."]:
-    """Time at which `spectral_flow` reaches a fraction of s: `√(fraction · s) − √σ0`."""
+def spectral_hit_time(
+    s: Real, start: Real, fraction: float = 0.95, *, speed: Real = 1.0
+) -> Float[Array, "..."]:
+    """Time at which `spectral_flow` reaches a fraction of s: `√(fraction · s) − √σ0`.
+
+    Args:
+      s: the target's singular value.
+      start: σ0 ≥ 0.
+      fraction: in (0, 1].
+      speed: as in `spectral_flow`.
+
+    Returns:
+      The time, in √s.
+    """
     s, start = broadcast(s, start)
-    return jnp.sqrt(fraction * s) - jnp.sqrt(start)
+    return (jnp.sqrt(fraction * s) - jnp.sqrt(start)) / speed
 
 
-def lora_plus_equivalent(times: Real, a: Real, ratio: Real) -> tuple[Array, Array]:
+def lora_plus_equivalent(
+    times: Real, a: Real, ratio: Real, *, exponent: Real = 0.5
+) -> tuple[Array, Array]:
     """LoRA+ with ratio ρ as plain flow: time times √ρ, amplitude of A times ρ^{1/4}.
 
     Args:
       times: t of the LoRA+ flow.
-      a: amplitude of its start.
+      a: amplitude of its start, or all of A.
       ratio: ρ.
+      exponent: the law's constant ½, ρ's power in the time.
 
     Returns:
-      Time and amplitude of the plain flow with the same products.
+      Time and amplitude of the plain flow with the same products, each broadcast against ρ.
 
     Source: theory section 2.5 (derived).
     """
-    times, a, ratio = broadcast(times, a, ratio)
-    return jnp.sqrt(ratio) * times, ratio**0.25 * a
+    (times, of_times), (a, of_a) = broadcast(times, ratio), broadcast(a, ratio)
+    return of_times**exponent * times, of_a**0.25 * a

@@ -109,9 +109,9 @@ def scaled_gd_quadratic(run: Run, step: float = 0.5) -> Evidence:
     source="theory §2.5; Muon: Jordan et al. 2024",
     standing="derived",
     tolerance="one step of the descent, the resolution in time",
-    control=Control("the predicted times are 5 % longer", {"factor": 1.05}),
+    control=Control("the speed 1 of √σ becomes 1/1.05: times 5 % longer", {"speed": 1 / 1.05}),
 )
-def spectral_flow(run: Run, factor: float = 1.0) -> Evidence:
+def spectral_flow(run: Run, speed: float = 1.0) -> Evidence:
     """Under spectral gradient flow a mode grows as (√σ0 + t)² up to s: times of reaching 95 % are
     √(0.95 s) − √σ0, the smaller targets first."""
     spectrum = (4.0, 3.0, 2.0, 1.0)
@@ -127,7 +127,7 @@ def spectral_flow(run: Run, factor: float = 1.0) -> Evidence:
     values = singular_values(path)
     s = problem.singular_values
     found = np.asarray(hitting_times(path.times, values, 0.95 * s))
-    law = factor * np.asarray(laws.spectral_hit_time(s, scale**2))
+    law = np.asarray(laws.spectral_hit_time(s, scale**2, speed=speed))
     times = np.asarray(path.times)
 
     def draw(ax):
@@ -161,10 +161,10 @@ def lora_plus_equivalent(run: Run, exponent: float = 0.5) -> Evidence:
     start = lora_start(run, 0.02, index=15)
     times = until(5.0)
     plus = run.once("lora_plus", lambda: tight_flow(problem, start, times, b_rate=ratio))
-    equivalent = Factors(ratio**0.25 * start.a, start.b)
+    rescaled, a = laws.lora_plus_equivalent(times, start.a, ratio, exponent=exponent)
     plain = run.once(
         ("lora_plus_plain", exponent),
-        lambda: tight_flow(problem, equivalent, times * ratio**exponent),
+        lambda: tight_flow(problem, Factors(a, start.b), np.asarray(rescaled)),
     )
     simulated, law = np.asarray(singular_values(plus)), np.asarray(singular_values(plain))
     error = float(np.abs(simulated - law).max() / 4.0)
