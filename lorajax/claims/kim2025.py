@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lorajax import optima
+from lorajax import laws, optima
 from lorajax.claims import ntk
 from lorajax.claims.base import Assumption, Control, Evidence, Run, claim
 from lorajax.factors import Factors
@@ -45,7 +45,7 @@ class Kind(NamedTuple):
     start: str
 
 
-SPECIAL, GENERIC, STEEP = 1.9, 6.0, 20.0
+ALPHA, SPECIAL, GENERIC, STEEP = 1.0, 1.9, 6.0, 20.0
 KINDS = (
     *(Kind(SPECIAL, (SPECIAL - 1) / 2, r, s) for r in (1, 2) for s in ("zero", "large")),
     *(Kind(GENERIC, (GENERIC - 1) / 2, r, s) for r in (1, 2) for s in ("zero", "large")),
@@ -211,14 +211,14 @@ def _betas() -> np.ndarray:
     source=SOURCE,
     standing="stated",
     tolerance="what rest leaves: ‖T R‖ and ‖LᵀT‖ are at most the residual over √σ_r",
-    control=Control("the coefficient w becomes 1.05 w", {"factor": 1.05}),
+    control=Control("the coefficient w becomes 1.05 w", {"decay": 1.05 * DECAY}),
 )
-def gradient_structure(run: Run, factor: float = 1.0) -> Evidence:
+def gradient_structure(run: Run, decay: float = DECAY) -> Evidence:
     """Where LoRA with decay w rests, ∇f(X) = −w L Rᵀ + T with LᵀT = 0 and T R = 0, L and R the
     singular vectors of X."""
     ends = _ends(run)
     s = ends.structure.singular_values
-    leak = _leakage(ends.gradient, ends.rest.factors, jnp.asarray(factor * DECAY))
+    leak = _leakage(ends.gradient, ends.rest.factors, jnp.asarray(decay))
     leak = np.asarray(leak) / DECAY
     smallest = np.where(s > 1e-6 * s[..., :1], s, np.inf).min(axis=-1)
     allowed = float((ends.rest.residual / np.sqrt(smallest)).max())
@@ -248,20 +248,20 @@ def gradient_structure(run: Run, factor: float = 1.0) -> Evidence:
     source=SOURCE,
     standing="stated",
     tolerance="what rest leaves of ‖T‖₂ in units of the bound: the residual over √σ_r",
-    control=Control("β becomes 0.95 β", {"factor": 0.95}),
+    control=Control("β becomes 0.95 β", {"constant": 0.95}),
 )
-def outer_gradient(run: Run, factor: float = 1.0) -> Evidence:
+def outer_gradient(run: Run, constant: float = 1.0) -> Evidence:
     """At every point of second order ‖T‖₂ ≤ w + β σ_r; next to the limit where spurious minima
     appear the bound is nearly attained."""
     ends = _ends(run)
     sigma = _last(ends)
-    ratio = ends.structure.outer / (DECAY + factor * _betas() * sigma)
+    ratio = ends.structure.outer / laws.outer_bound(DECAY, _betas(), sigma, constant=constant)
     ratio = np.where(_local(ends), ratio, 0)
 
     def draw(ax):
         for start, marker in (("zero", "o"), ("small", "v"), ("large", "s"), ("near", "^")):
             rows = _rows(start=start)
-            bound = (DECAY + _betas() * sigma)[rows].ravel()
+            bound = laws.outer_bound(DECAY, _betas(), sigma)[rows].ravel()
             ax.loglog(bound, ends.structure.outer[rows].ravel(), marker, alpha=0.4, label=start)
         ends_of_line = np.array([DECAY, 30.0])
         ax.loglog(ends_of_line, ends_of_line, "k--")
@@ -383,7 +383,7 @@ def loud_failure(run: Run, constant: float = 2.0) -> Evidence:
     σ_r(X) ≥ (2α/β) σ_{r*}(X*), as theory §5 gives the constant."""
     ends = _ends(run)
     ratio, beta = _ratios(ends)
-    short = constant / beta - ratio
+    short = laws.spurious_share(ALPHA, beta, constant=constant) - ratio
     return Evidence(
         measured={
             "least_ratio_times_beta_over_alpha": float((ratio * beta).min()),
@@ -404,16 +404,18 @@ def loud_failure(run: Run, constant: float = 2.0) -> Evidence:
     "‖∇f(X)‖₂ ≤ w + β σ_r",
     standing="derived",
     tolerance="what rest leaves of the two sides' ratio: the residual",
-    control=Control("β becomes 0.95 β", {"factor": 0.95}),
+    control=Control("β becomes 0.95 β", {"constant": 0.95}),
 )
-def distance(run: Run, factor: float = 1.0) -> Evidence:
+def distance(run: Run, constant: float = 1.0) -> Evidence:
     """A point of second order that is not global has rank exactly r and lies far away:
     α‖X − X*‖_F² ≤ β σ_r(X) ‖X*‖_*, so that σ_r cannot be small; on tight instances of steep
     curvature that is nearly an equality."""
     ends = _ends(run)
     found = _spurious(ends) & _local(ends)
     ratio, beta = _ratios(ends)
-    used = ends.distance[found] / (factor * beta * ratio * ends.best[..., 0][found] ** 2)
+    best = ends.best[..., 0][found]
+    bound = laws.spurious_distance(ALPHA, beta, ratio * best, best, constant=constant)
+    used = ends.distance[found] / bound
     ranks = np.array([k.rank for k in KINDS])[:, None]
     values = ends.structure.singular_values
     own = (values > 1e-6 * values[..., :1]).sum(axis=-1)

@@ -17,11 +17,15 @@ from lorajax.laws.base import (
     Real,
     mode_law,
 )
-from lorajax.laws.conservation import (
-    imbalance_decay,
-)
+from lorajax.laws.conservation import imbalance_decay, lora_plus_level, tucker_level
 from lorajax.laws.early import (
     early_descent,
+)
+from lorajax.laws.landscape import (
+    outer_bound,
+    rank_count,
+    spurious_distance,
+    spurious_share,
 )
 from lorajax.laws.modes import (
     balanced_mode,
@@ -64,7 +68,7 @@ from lorajax.laws.two_layer import (
     alignment_exponent,
     escape_slope,
     growth_rates,
-    residual_decay,
+    loss_decay,
     slow_layer_exponent,
 )
 
@@ -89,15 +93,20 @@ __all__ = [
     "lora_mode",
     "lora_modes",
     "lora_plus_equivalent",
+    "lora_plus_level",
     "mode_law",
     "one_step_error",
     "orthonormal_error",
+    "outer_bound",
+    "rank_count",
     "relu_overlap_rate",
     "relu_overlap_velocity",
-    "residual_decay",
+    "loss_decay",
     "slow_layer_exponent",
     "spectral_flow",
     "spectral_hit_time",
+    "spurious_distance",
+    "spurious_share",
     "superfluous",
     "tanh_squared",
     "tanh_squared_modes",
@@ -106,6 +115,7 @@ __all__ = [
     "trace_squared_flow",
     "tucker_delay_exponent",
     "tucker_half_time",
+    "tucker_level",
     "tucker_mode",
     "tucker_rate",
     "tucker_time",

@@ -66,15 +66,18 @@ def alignment_exponent(problem: TwoLayer, *, constant: float = 2.0) -> Float[Arr
     return constant * jnp.minimum(first, second) / jnp.maximum(first, second)
 
 
-def residual_decay(problem: TwoLayer, end: TwoLayerFactors) -> Float[Array, ""]:
-    """Rate of the residual near convergence along the shift: `⟨R, JJᵀR⟩/‖R‖²`.
+def loss_decay(
+    problem: TwoLayer, end: TwoLayerFactors, *, constant: float = 2.0
+) -> Float[Array, ""]:
+    """Rate of the loss near convergence, twice the residual's `⟨R, JJᵀR⟩/‖R‖²` along the shift R.
 
     Args:
       problem: two frozen layers, shift R.
       end: converged adapters of both.
+      constant: the law's factor 2.
 
     Returns:
-      The rate, in 1/time; the loss decays at twice that.
+      The rate, in 1/time.
 
     Source: derived here: with the factors frozen at their end the residual obeys Ṙ = −JJᵀR, J the
     derivative of the product with respect to the factors, and this is its Rayleigh quotient.
@@ -89,4 +92,4 @@ def residual_decay(problem: TwoLayer, end: TwoLayerFactors) -> Float[Array, ""]:
         jnp.sum((pulled2 @ end.second.b.T) ** 2),
         jnp.sum((end.second.a.T @ pulled2) ** 2),
     ]
-    return sum(squares[1:], squares[0])
+    return constant * sum(squares[1:], squares[0])

@@ -36,3 +36,15 @@ def test_relative_error_of_orthonormal_starts(rank, key):
     a = initializers.orthogonal(key, (6, 6), rank, 0.3).a
     found = float(laws.trace_squared_error(a))
     assert found == pytest.approx((6 / rank - 1) ** 0.5, abs=1e-7)
+
+
+def test_the_angle_grows_at_the_trace(key):
+    problem = TraceSquared(jnp.asarray(1.5), 6)
+    start = initializers.lora(key, problem.shape, 3, 0.8)
+
+    def angle(times):
+        return laws.trace_squared_angle(problem, start, times)
+
+    found, size = angle(TIMES), float(jnp.sum(start.a**2))
+    slope = (angle(TIMES + 1e-6) - angle(TIMES - 1e-6)) / 2e-6
+    np.testing.assert_allclose(slope, 1.5 - size / 2 * np.sinh(2 * found), atol=1e-8)

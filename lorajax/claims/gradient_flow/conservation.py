@@ -140,14 +140,13 @@ def weight_decay(run: Run, rate: float = 2.0) -> Evidence:
     source="theory §1; LoRA+: Hayou et al. 2024 (arXiv:2402.12354)",
     standing="derived",
     tolerance="solver error, 2 · steps · rtol, times ρ, the larger weight of the two terms",
-    control=Control("ρ in the law becomes 1.05 ρ", {"factor": 1.05}),
+    control=Control("ρ in the law becomes 1.05 ρ", {"constant": 1.05}),
 )
-def lora_plus_conservation(run: Run, factor: float = 1.0) -> Evidence:
+def lora_plus_conservation(run: Run, constant: float = 1.0) -> Evidence:
     """Under LoRA+ (Ḃ multiplied by ρ) it is ρ AᵀA − BBᵀ that stays constant."""
     ratio = 4.0
     path = _quadratic(run, b_rate=ratio)
-    a, b = path.core
-    law = jnp.swapaxes(a, 1, 2) @ a * (factor * ratio) - b @ jnp.swapaxes(b, 1, 2)
+    law = laws.lora_plus_level(path.core, ratio, constant=constant)
     error, plain = _relative(law - law[:1], path), imbalance(path)
     plain_drift = _relative(plain - plain[:1], path)
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from lorajax import optima
+from lorajax import laws, optima
 from lorajax.claims import ntk
 from lorajax.claims.base import Assumption, Control, Evidence, Run, claim
 from lorajax.claims.jang2024.instances import (
@@ -29,9 +29,9 @@ def _ranks(updates: np.ndarray) -> np.ndarray:
     source=SOURCE + "; the reduction of ranks is Pataki's and Barvinok's argument (recalled)",
     standing="stated",
     tolerance="0: a count has no tolerance; the error is the largest r(r+1)/2 − KN",
-    control=Control("the count r(r+1)/2 becomes 1.05 times that", {"factor": 1.05}),
+    control=Control("the count r(r+1)/2 becomes 1.05 times that", {"constant": 0.525}),
 )
-def existence(run: Run, factor: float = 1.0) -> Evidence:
+def existence(run: Run, constant: float = 0.5) -> Evidence:
     """Nuclear-norm fine-tuning has a global minimizer of a rank r with r(r+1)/2 ≤ KN: the solver's
     where it is unique, and one that is found by reducing ranks where it is not."""
     blocks, parts, found, scale = solved(run)
@@ -55,7 +55,7 @@ def existence(run: Run, factor: float = 1.0) -> Evidence:
     errors = []
     for name, found_ranks in ranks.items():
         worst, n = max(found_ranks), float(name.split()[-1])
-        errors.append(factor * worst * (worst + 1) / 2 - n)
+        errors.append(laws.rank_count(worst, constant=constant) - n)
     # Outputs stay to rounding; the decay moves with the distance from the minimum, the root of the
     # gap, along a path of length one.
     allowed = ntk.CERTIFIED**0.5
@@ -160,7 +160,7 @@ def certificate(run: Run, factor: float = 1.0) -> Evidence:
         best = least[parts[COUNTS.index(n)]]
         heights.append(np.asarray(ends.objective)[i] - best[:, None])
     heights = np.stack(heights)
-    by_value, by_gradient = heights <= ntk.CERTIFIED, norms <= factor * (1 + AT_REST)
+    by_value, by_gradient = heights <= ntk.CERTIFIED, norms - factor <= AT_REST
     alignment = float(np.abs(np.asarray(ends.certificate.alignment / ends.scale)).max())
 
     def draw(ax):

@@ -50,12 +50,13 @@ def _rates(problem: TuckerFactorization, path: TuckerFactors) -> tuple[Array, Ar
 
 
 @jax.jit
-def _drift(path: TuckerFactors) -> Array:
+def _drift(path: TuckerFactors, constant: float) -> Array:
     """Largest change of U_iᵀU_i − G_(i)G_(i)ᵀ of each mode, relative to the size of its terms."""
     drifts = []
     for mode, u in enumerate(path.factors):
         core = jax.vmap(lambda g, mode=mode: unfold(g, mode))(path.core)
-        level = jnp.swapaxes(u, 1, 2) @ u - core @ jnp.swapaxes(core, 1, 2)
+        law = functools.partial(laws.tucker_level, mode=mode, constant=constant)
+        level = jax.vmap(law)(path)
         size = jnp.max(jnp.sum(u**2, (1, 2)) + jnp.sum(core**2, (1, 2)))
         drifts.append(jnp.linalg.norm(level - level[:1], axis=(1, 2)) / size)
     return jnp.stack(drifts)
@@ -81,9 +82,9 @@ def _flow(problem: TuckerFactorization, start: TuckerFactors, horizon: float) ->
     source="theory §3",
     standing="derived",
     tolerance="solver error, 2 · steps · rtol; the terms are quadratic in the factors",
-    control=Control("G_(i)G_(i)ᵀ is weighted by 1.05", {"weight": 1.05}),
+    control=Control("G_(i)G_(i)ᵀ is weighted by 1.05", {"constant": 1.05}),
 )
-def tucker_conservation(run: Run, weight: float = 1.0) -> Evidence:
+def tucker_conservation(run: Run, constant: float = 1.0) -> Evidence:
     """Along the gradient flow of a Tucker update U_iᵀU_i − G_(i)G_(i)ᵀ stays constant for every
     mode i.
     """
@@ -95,7 +96,7 @@ def tucker_conservation(run: Run, weight: float = 1.0) -> Evidence:
     ]
     start = TuckerFactors(core, tuple(factors))
     path = run.once("tucker_generic", lambda: _flow(problem, start, 6.0))
-    drift = np.asarray(_drift(path.core._replace(core=weight**0.5 * path.core.core)))
+    drift = np.asarray(_drift(path.core, constant))
     losses = np.asarray(path.losses / path.losses[0])
 
     def draw(ax):
@@ -407,7 +408,7 @@ def _null_passes(key: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _estimates(key: Array, count: int, floor: float) -> tuple[ranks.RankEstimate, ...]:
+def _estimates(key: Array, count: int, floor: Array) -> tuple[ranks.RankEstimate, ...]:
     """Rank estimates of every mode from `count` draws, the halves' difference times `floor`."""
     keys = jax.random.split(key, 3)
     shape = (RANK_SIDE,) * 3
@@ -436,7 +437,9 @@ def tucker_ranks(run: Run, floor: float = 1.0) -> Evidence:
     noise, which the half-difference of two halves of the data tells, unfolded alike.
     """
     count = run.pick(*REPETITIONS)
-    found = run.once(("tucker_ranks", floor), lambda: _estimates(run.key(55), count, floor))
+    found = run.once(
+        ("tucker_ranks", floor), lambda: _estimates(run.key(55), count, jnp.asarray(floor))
+    )
     estimates = np.stack([np.asarray(each.rank) for each in found], axis=1)
     wrong = np.mean(estimates != np.array(RANK_TRUE), axis=0)
     rate = float(np.mean(run.once("tucker_null", lambda: _null_passes(run.key(56)))))

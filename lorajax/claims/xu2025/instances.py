@@ -32,7 +32,7 @@ class Observed(NamedTuple):
       misalignments: 1 − cos between Z_i's top left singular vector and the top eigenvector of
         H(M_i), shape (..., 2, t).
       status: int32 code of the flow.
-      decay: rate at which the residual decays at the last point, in 1/time.
+      last: factors at the last point.
     """
 
     times: Array
@@ -40,7 +40,7 @@ class Observed(NamedTuple):
     norms: Array
     misalignments: Array
     status: Array
-    decay: Array
+    last: TwoLayerFactors
 
 
 def make_problem(run: Run, kind: Target, repetition: int = 0) -> TwoLayer:
@@ -93,7 +93,7 @@ def _look(problem: TwoLayer, losses, factors: TwoLayerFactors, status, grid, uni
         norms,
         of_layers(vectors, directions),
         status,
-        jax.vmap(functools.partial(laws.residual_decay, problem))(last),
+        last,
     )
 
 

@@ -1,7 +1,10 @@
 """How the loss ends: floors, tails, exponential convergence, and which scale ends lower."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from lorajax import laws
 from lorajax.claims.base import Assumption, Control, Evidence, Run, claim
 from lorajax.claims.instances import SAVES
 from lorajax.claims.xu2025.instances import (
@@ -153,9 +156,9 @@ def _off_principal(problem: TwoLayer) -> float:
     standing="reconstructed",
     tolerance="the relative residual at the start of the fit: so far are the factors that set the "
     "rate from their limit there, and the fit's slope moves by less",
-    control=Control("the rate becomes 1.05 times that", {"factor": 1.05}),
+    control=Control("the rate becomes 1.05 times that", {"constant": 2.1}),
 )
-def spectral_exponential(run: Run, factor: float = 1.0) -> Evidence:
+def spectral_exponential(run: Run, constant: float = 2.0) -> Evidence:
     """From a small spectral start along a principal component the loss falls exponentially to
     1e-25, at twice the residual's decay rate ⟨R, JJᵀR⟩/‖R‖² of the converged factors.
     """
@@ -177,7 +180,8 @@ def spectral_exponential(run: Run, factor: float = 1.0) -> Evidence:
         moving.append(float(np.sqrt(losses[fit][0])))
         turned.append(_off_principal(problem))
         rates[kind] = float(-np.polyfit(times[fit], np.log(losses[fit]), 1)[0])
-        predicted[kind] = float(2 * factor * seen.decay[0, 0])
+        end = jax.tree.map(lambda x: jnp.asarray(x[0, 0]), seen.last)
+        predicted[kind] = float(laws.loss_decay(problem, end, constant=constant))
         lowest.append(float(losses.min()))
         curves.append((kind, times, losses))
     _, generic = _late(run, "generic", (1e-2,), start="spectral")
