@@ -36,8 +36,12 @@ def trace_squared_angle(
     alpha, gamma = problem.trace + inner, problem.trace - inner
     # β ≥ 2 |tr A0B0|, so the root is real.
     kappa = jnp.sqrt(beta**2 + 4 * alpha * gamma) / 2
-    turn = jnp.tanh(kappa * jnp.asarray(times, problem.dtype))
-    return jnp.arctanh(alpha * turn / (kappa + beta / 2 * turn))
+    times = jnp.asarray(times, problem.dtype)
+    turn = jnp.tanh(kappa * times)
+    safe = jnp.where(kappa == 0, 1, kappa + beta / 2 * turn)
+    # A = ±Bᵀ of a trace 0: the limit of tanh(κt)/κ is t.
+    still = alpha * times / (1 + beta / 2 * times)
+    return jnp.arctanh(jnp.where(kappa == 0, still, alpha * turn / safe))
 
 
 def trace_squared_flow(

@@ -56,3 +56,13 @@ def test_lora_plus_is_plain_flow_in_another_clock():
     times, a = laws.lora_plus_equivalent(TIMES, jnp.ones((3, 2)), 16.0)
     np.testing.assert_allclose(times, 4 * TIMES, atol=1e-12)
     np.testing.assert_allclose(a, 2 * np.ones((3, 2)), atol=1e-12)
+
+
+@pytest.mark.parametrize("law", [laws.lora_modes, laws.lazy_modes])
+def test_a_law_of_lora_starts_says_where_it_does_not_hold(instance, law):
+    problem, start = instance
+    with pytest.raises(ValueError, match=r"factors\.b has entries up to 1"):
+        law(problem, start._replace(b=jnp.ones_like(start.b)), TIMES)
+    equal = MatrixFactorization(problem.u, jnp.array([2.0, 2.0, 1.0]), problem.v)
+    with pytest.raises(ValueError, match="distinct"):
+        law(equal, start, TIMES)

@@ -10,7 +10,7 @@ from lorajax import Factors, TwoLayer, TwoLayerFactors, laws
 def test_rates_and_what_follows_from_them():
     # E = 6 e₁e₁ᵀ: g₁ = σ₁(W2ᵀE) = 3, g₂ = σ₁(E W1ᵀ) = 12, δ_w = 1/4.
     w1, w2 = jnp.diag(jnp.array([2.0, 1.0])), jnp.diag(jnp.array([0.5, 1.0]))
-    problem = TwoLayer(w1, w2, w2 @ w1 + jnp.diag(jnp.array([6.0, 0.0])))
+    problem = TwoLayer(w1, w2, jnp.diag(jnp.array([6.0, 0.0])))
     assert [float(x) for x in laws.growth_rates(problem)] == pytest.approx([3.0, 12.0])
     assert float(laws.escape_slope(problem)) == pytest.approx(1 / 12)
     assert float(laws.slow_layer_exponent(problem)) == pytest.approx(0.75)
