@@ -190,6 +190,7 @@ def lora_modes(
     times: Float[Array, " t"],
     *,
     deflate: bool = True,
+    square: float = 1.0,
 ) -> Float[Array, "t q"]:
     """All modes of a small LoRA start: `lora_mode` of each deflated amplitude.
 
@@ -198,6 +199,7 @@ def lora_modes(
       factors: a LoRA start (B = 0) of rank r.
       times: shape (t,).
       deflate: as in `deflated_amplitudes`.
+      square: as in `lora_mode`.
 
     Returns:
       Shape (t, min(k, r)): the top modes, largest first; with r < k the others are never learned.
@@ -214,7 +216,7 @@ def lora_modes(
     _check_lora_start(problem, factors)
     amplitudes = deflated_amplitudes(problem, factors, deflate=deflate)
     s = problem.singular_values[: amplitudes.shape[0]]
-    return lora_mode(times[:, None], s[None, :], amplitudes[None, :])
+    return lora_mode(times[:, None], s[None, :], amplitudes[None, :], square=square)
 
 
 @mode_law("logistic")

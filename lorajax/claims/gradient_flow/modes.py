@@ -158,46 +158,50 @@ def _deflation_order(amplitudes, s) -> float:
     "gradient_flow.multi_mode",
     source="theory §2.3",
     standing="derived",
-    tolerance="finite-scale order max_i (a_i²/4s_i)^{1 − s_{i+1}/s_i}, the share of the next mode "
-    "when a mode saturates",
-    control=Control(
-        "the amplitudes |Aᵀu_i| without deflation, the assumption broken", {"deflate": False}
-    ),
+    tolerance="solver error, 2 · steps · rtol, as a share of the least sup error, over the "
+    "logarithm of the orders' range. The order's constant depends on the draw and drops out: starts of one "
+    "draw differ in scale alone, and further terms fall faster",
+    control=Control("a² becomes 1.05 a² in the law of each mode", {"square": 1.05}),
 )
-def multi_mode(run: Run, deflate: bool = True) -> Evidence:
+def multi_mode(run: Run, square: float = 1.0, deflate: bool = True) -> Evidence:
     """From a small LoRA start each mode follows the single-mode law of its deflated amplitude
-    |R_ii|, AᵀU = QR.
+    |R_ii|, AᵀU = QR, the better the smaller the start: in every draw the sup error falls at least
+    as max_i (a_i²/4s_i)^{1 − s_{i+1}/s_i}, the share of the next mode when a mode saturates.
     """
     problem = factorization(run)
     times = until(22.0)
     s = np.asarray(problem.singular_values)
     stds = [1e-2, 1e-3, 1e-4]
-    seeds = run.pick(3, 20)
-    errors, orders, shown = np.zeros((seeds, len(stds))), np.zeros((seeds, len(stds))), None
-    for i in range(seeds):
+    draws = run.pick(3, 20)
+    errors, orders, shown = np.zeros((draws, len(stds))), np.zeros((draws, len(stds))), None
+    bound = 0.0
+    for i in range(draws):
         for j, std in enumerate(stds):
             start = lora_start(run, std, index=100 + i)
             path = run.once(
                 ("multi_mode", std, i), lambda start=start: tight_flow(problem, start, times)
             )
             simulated = np.asarray(singular_values(path))[:, :3]
-            amplitudes = np.asarray(laws.deflated_amplitudes(problem, start))
-            orders[i, j] = _deflation_order(amplitudes, s)
-            law = laws.lora_modes(problem, start, jnp.asarray(times), deflate=deflate)
+            law = laws.lora_modes(
+                problem, start, jnp.asarray(times), deflate=deflate, square=square
+            )
             law = np.asarray(law)
+            orders[i, j] = _deflation_order(np.asarray(laws.deflated_amplitudes(problem, start)), s)
             errors[i, j] = (np.abs(simulated - law) / s).max()
+            bound = max(bound, solver_error(path))
             shown = (simulated, law) if (i, j) == (0, 0) else shown
-    ratio = float((errors / orders).max())
+    x, y = np.log(orders), np.log(errors)
+    exponents = (y[:, 0] - y[:, -1]) / (x[:, 0] - x[:, -1])
     assert shown is not None
     return Evidence(
         measured={
             "sup_error": errors.max(0).tolist(),
             "finite_scale_order": orders.max(0).tolist(),
-            "largest_ratio": ratio,
+            "exponents": exponents.tolist(),
         },
-        predicted={"sup_error": [0.0] * len(stds)},
-        error=ratio,
-        tolerance=1.0,
+        predicted={"least_exponent": 1.0},
+        error=float(max(1.0 - exponents.min(), 0.0)),
+        tolerance=float(bound / errors.min() / (x[:, 0] - x[:, -1]).min()),
         draw=_draw_modes(times, *shown, [f"s = {x:g}" for x in s], "deflated law"),
         caption=f"LoRA start with std {stds[0]:g}, 60×40, rank 5: one law a mode.",
     )

@@ -44,7 +44,7 @@ class Observed(NamedTuple):
 
 
 def make_problem(run: Run, kind: Target, repetition: int = 0) -> TwoLayer:
-    """The instance of a kind; see the module's docstring."""
+    """An instance of a kind; see the docstring of the folder."""
     return TwoLayer.pretrained(run.key(1000 + repetition), WIDTH, kind, strength=STRENGTH)
 
 
@@ -106,14 +106,18 @@ def observe(
     *,
     start: str = "small",
     repetitions: int | None = None,
+    target: int = 0,
     rtol: float = RTOL,
 ) -> tuple[TwoLayer, Observed]:
-    """Flows of a kind for repetitions × scales, each scale with its own horizon."""
-    problem = make_problem(run, kind)
+    """Flows of a kind for repetitions × scales, each scale with its own horizon.
+
+    Layers and directions are drawn anew for every number of a `target`.
+    """
+    problem = make_problem(run, kind, target)
     count: int = run.pick(5, 30) if repetitions is None else repetitions
     scales = np.asarray(scales, float)
     horizons = np.broadcast_to(np.asarray(horizons, float), scales.shape)
-    name = (kind, tuple(scales), tuple(horizons), float(grid[1]), start, count, rtol)
+    name = (kind, tuple(scales), tuple(horizons), float(grid[1]), start, count, rtol, target)
 
     def simulate() -> Observed:
         keys = np.asarray(jax.random.key_data(jax.random.split(run.key(2000), count)))

@@ -8,7 +8,6 @@ from lorajax import laws
 from lorajax.claims.base import Assumption, Control, Evidence, Run, claim
 from lorajax.claims.instances import SAVES
 from lorajax.claims.xu2025.instances import (
-    RTOL,
     SOURCE,
     fit_slopes,
     growth,
@@ -20,10 +19,10 @@ from lorajax.problems import Target, TwoLayer
 TAIL_GRID = np.concatenate([[0.0], np.geomspace(1e-3, 1.0, SAVES - 1)])
 
 
-def _late(run: Run, kind: Target, scales, *, start: str = "small", rtol=RTOL, reach=1000.0):
+def _late(run: Run, kind: Target, scales, *, start: str = "small", reach=1000.0, target: int = 0):
     """Flows to a horizon of `reach` growth times, on a logarithmic grid."""
-    fast = growth(make_problem(run, kind))[0]
-    return observe(run, kind, scales, reach / fast, TAIL_GRID, start=start, rtol=rtol)
+    fast = growth(make_problem(run, kind, target))[0]
+    return observe(run, kind, scales, reach / fast, TAIL_GRID, start=start, target=target)
 
 
 def _draw_losses(curves):
@@ -220,62 +219,73 @@ def spectral_exponential(run: Run, constant: float = 2.0) -> Evidence:
     )
 
 
-def _smaller_is_lower(
-    run: Run, kinds: tuple[Target, ...], sign: float = 1.0, order: tuple[int, ...] = (0, 1, 2)
-) -> Evidence:
-    """Whether the median loss at 1000 growth times falls with every decade of α."""
-    scales = (1e-1, 1e-2, 1e-3)
-    medians, curves, wrong = {}, [], []
-    for kind in kinds:
-        _, seen = _late(run, kind, scales)
-        losses = np.asarray(seen.losses)
-        medians[kind] = np.median(losses[..., -1], axis=0)
-        wrong.append(float(np.max(sign * np.diff(np.log10(medians[kind][list(order)])))))
-        if kind == kinds[0]:
-            for j, scale in enumerate(scales):
-                curves.append((f"α = {scale:g}", np.asarray(seen.times)[0, j], losses[:, j]))
-    return Evidence(
-        measured={kind: values.tolist() for kind, values in medians.items()},
-        predicted={},
-        error=max(wrong),
-        tolerance=0.0,
-        draw=_draw_losses(curves),
-        caption=f"{kinds[0].capitalize()} target, loss over time for three scales.",
+SMALLER = (1e-1, 1e-2, 1e-3)
+
+
+def _change(losses: np.ndarray) -> float:
+    """Largest change of log10 of the median loss from one scale to the next smaller one."""
+    return float(np.max(np.diff(np.log10(np.median(losses[..., -1], axis=0)))))
+
+
+def _draw_scales(seen):
+    losses, times = np.asarray(seen.losses), np.asarray(seen.times)[0]
+    return _draw_losses(
+        [(f"α = {scale:g}", times[j], losses[:, j]) for j, scale in enumerate(SMALLER)]
     )
-
-
-SMALLER_TOLERANCE = (
-    "0: an order has no tolerance; the error is the largest change of log10 of the "
-    "median loss from one "
-    "scale to the next smaller one"
-)
 
 
 @claim(
     "xu2025.smaller_alpha_aligned",
     source=SOURCE,
     standing="stated",
-    tolerance=SMALLER_TOLERANCE,
-    control=Control("the order is reversed: smaller α, higher loss", {"sign": -1.0}),
+    tolerance="0: an order has no tolerance; the error is the largest change of log10 of the "
+    "median loss from one scale to the next smaller one",
+    control=Control("the order is reversed: smaller α, higher loss", {"sign": -1}),
 )
-def smaller_alpha_aligned(run: Run, sign: float = 1.0) -> Evidence:
+def smaller_alpha_aligned(run: Run, sign: int = 1) -> Evidence:
     """For a target along the top or bottom principal component of Y_pre a smaller scale of a random
     start ends at a lower loss (median, at 1000 growth times)."""
-    return _smaller_is_lower(run, ("top", "bottom"), sign)
+    seen = {kind: _late(run, kind, SMALLER)[1] for kind in ("top", "bottom")}
+    losses = {kind: np.asarray(each.losses) for kind, each in seen.items()}
+    return Evidence(
+        measured={kind: np.median(each[..., -1], axis=0).tolist() for kind, each in losses.items()},
+        predicted={},
+        error=max(_change(each[:, ::sign]) for each in losses.values()),
+        tolerance=0.0,
+        draw=_draw_scales(seen["top"]),
+        caption="Top target, loss over time for three scales.",
+    )
+
+
+TARGETS = (12, 30)
 
 
 @claim(
     "xu2025.smaller_alpha_generic",
     source=SOURCE,
     standing="reconstructed",
-    tolerance=SMALLER_TOLERANCE,
-    # The reversed order is what the simulation shows here, so it could not serve as the control.
+    tolerance="0: the error is the share of targets for which the statement fails. Where it fails "
+    "for about half of all targets, twelve of them all agree with it at 2 seeds in 10 000",
+    # The reversed order holds for some targets as well, so it is no less refuted.
     control=Control(
         "the scales are compared in cyclic order, 1e-2, 1e-3, 1e-1", {"order": (1, 2, 0)}
     ),
 )
 def smaller_alpha_generic(run: Run, order: tuple[int, ...] = (0, 1, 2)) -> Evidence:
-    """For a target along random directions, too, a smaller scale of a random start ends at a lower
-    loss (median, at 1000 growth times).
+    """For every target along random directions, too, a smaller scale of a random start ends at a
+    lower loss (median, at 1000 growth times).
     """
-    return _smaller_is_lower(run, ("generic",), order=order)
+    seen = [_late(run, "generic", SMALLER, target=each)[1] for each in range(run.pick(*TARGETS))]
+    losses = [np.asarray(each.losses) for each in seen]
+    changes = np.array([_change(each[:, list(order)]) for each in losses])
+    return Evidence(
+        measured={
+            "changes": changes.tolist(),
+            "first_target": np.median(losses[0][..., -1], axis=0).tolist(),
+        },
+        predicted={},
+        error=float(np.mean(changes >= 0)),
+        tolerance=0.0,
+        draw=_draw_scales(seen[0]),
+        caption="The first of the random targets, loss over time for three scales.",
+    )
