@@ -159,8 +159,8 @@ def _deflation_order(amplitudes, s) -> float:
     source="theory §2.3",
     standing="derived",
     tolerance="solver error, 2 · steps · rtol, as a share of the least sup error, over the "
-    "logarithm of the orders' range. The order's constant depends on the draw and drops out: starts of one "
-    "draw differ in scale alone, and further terms fall faster",
+    "logarithm of the orders' range. The order's constant depends on the draw and drops out: "
+    "starts of one draw differ in scale alone, and further terms fall faster",
     control=Control("a² becomes 1.05 a² in the law of each mode", {"square": 1.05}),
 )
 def multi_mode(run: Run, square: float = 1.0, deflate: bool = True) -> Evidence:
