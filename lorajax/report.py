@@ -18,7 +18,7 @@ from lorajax import __version__
 from lorajax.claims import Outcome
 
 SCHEMA = 1
-SYMBOLS = {"confirmed": "✓", "refuted": "✗", "inconclusive": "?"}
+SYMBOLS = {"confirmed": "✓", "refuted": "✗", "inconclusive": "?", "vacuous": "∅"}
 
 
 def environment() -> dict[str, Any]:
@@ -104,7 +104,7 @@ figure { margin: 1rem 0; } figcaption { font-size: .85rem; opacity: .8; }
 code { font: .85rem ui-monospace, monospace; background: #8882; padding: .1rem .3rem;
        border-radius: 3px; }
 .verdict { font-weight: 600; } .confirmed { color: var(--good); } .refuted { color: var(--bad); }
-.inconclusive { color: var(--open); } .meta { font-size: .85rem; opacity: .8; }
+.inconclusive, .vacuous { color: var(--open); } .meta { font-size: .85rem; opacity: .8; }
 .scroll { overflow-x: auto; }
 """
 

@@ -14,9 +14,10 @@ import lorajax.finetune.claims  # noqa: F401  adds to the registry
 from lorajax import claims
 from lorajax.claims import Assumption, Control, Evidence, Run
 
-RECORD = json.loads(
+ROWS = json.loads(
     resources.files("lorajax").joinpath("claims", "record.json").read_text(encoding="utf-8")
 )
+RECORD = {claim: row["verdict"] for claim, row in ROWS.items()}
 RUN = Run(seed=0, profile="quick")
 
 
@@ -24,6 +25,7 @@ def test_the_record_names_every_claim_and_no_other():
     assert list(RECORD) == list(claims.REGISTRY)
     assert len(RECORD) >= 20
     assert "inconclusive" not in RECORD.values()
+    assert all(row["seeds"] and 0 in row["seeds"] for row in ROWS.values())
     assert RECORD["spectral_dynamics.tanh_squared"] == "refuted"
     assert RECORD["spectral_dynamics.ordering"] == "confirmed"
     assert RECORD["spectral_dynamics.benign_rank"] == "confirmed"
@@ -54,8 +56,10 @@ def test_the_rule_of_verdicts():
     assert evidence(1.1).verdict == "refuted"
     assert evidence(1.1, uncertainty=0.2).verdict == "inconclusive"
     assert evidence(float("nan")).verdict == "inconclusive"
+    assert evidence(0.0, vacuous=True).verdict == "vacuous"
     broken = (Assumption("something that fails", False),)
     assert evidence(0.0, assumptions=broken).verdict == "inconclusive"
+    assert evidence(0.0, vacuous=True, assumptions=broken).verdict == "inconclusive"
 
 
 def fake(check):

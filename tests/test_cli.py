@@ -112,6 +112,16 @@ def test_a_changed_verdict_is_exit_status_one(tmp_path, capsys, monkeypatch):
     assert "confirmed, on record refuted" in capsys.readouterr().err
 
 
+def test_several_seeds_are_told_apart_in_one_table(tmp_path, capsys):
+    name = "lora_ga2024.first_step"
+    assert main(["validate", name, "--seeds", "2", "--seed", "3", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(rf"seed 3 +seed 4\n{re.escape(name)} +confirmed +confirmed", printed)
+    assert "All 2 verdicts are those on record." in printed
+    for seed in (3, 4):
+        assert json.loads((tmp_path / f"seed-{seed}" / "verdicts.json").read_text())["seed"] == seed
+
+
 def test_claims_lists_standing_and_source(capsys):
     assert main(["claims", "xu2025"]) == 0
     printed = capsys.readouterr().out

@@ -272,3 +272,117 @@ def test_tracked_files_name_no_private_path_and_no_package_index():
 )
 def test_a_private_path_or_index_is_caught(line):
     assert PRIVATE.search(line)
+
+
+CLAIMS = sorted((PACKAGE / "claims").rglob("*.py"))
+SIMULATED = {"b_scale", "sign", "told", "skip", "shift"}
+"""Alterations of what is simulated, ordered, or given to a law: with these a claim may compute."""
+
+
+def parameters(function: ast.FunctionDef) -> list[str]:
+    """Names of the parameters, positional ones first."""
+    return [each.arg for each in [*function.args.args, *function.args.kwonlyargs]]
+
+
+def is_claim(function: ast.FunctionDef) -> bool:
+    """Whether a function is a claim's check."""
+    calls = [each.func for each in function.decorator_list if isinstance(each, ast.Call)]
+    return any(isinstance(each, ast.Name) and each.id == "claim" for each in calls)
+
+
+def constants(functions: dict[str, ast.FunctionDef]) -> dict[str, set[str]]:
+    """The parameters of each function that hold a constant of a claim's law, also handed on."""
+    found = {
+        name: {*parameters(each)[1:]} - SIMULATED if is_claim(each) else set()
+        for name, each in functions.items()
+    }
+    for _ in functions:  # A constant is handed on at most that often.
+        for name, function in functions.items():
+            for call in ast.walk(function):
+                called = getattr(getattr(call, "func", None), "id", None)
+                if not isinstance(call, ast.Call) or called not in functions:
+                    continue
+                handed = [*zip(parameters(functions[called]), call.args, strict=False)]
+                handed += [(each.arg, each.value) for each in call.keywords]
+                for parameter, value in handed:
+                    if isinstance(value, ast.Name) and value.id in found[name]:
+                        found[called].add(parameter)
+    return found
+
+
+def retypings(source: str) -> list[str]:
+    """Where a module of claims computes with a law's constant instead of handing it to the law.
+
+    A difference from what was measured is the comparison itself, and figures may draw a line.
+    """
+    tree = ast.parse(source)
+    functions = {each.name: each for each in tree.body if isinstance(each, ast.FunctionDef)}
+    found = []
+    for name, held in constants(functions).items():
+        waiting: list[ast.AST] = [functions[name]]
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, ast.FunctionDef) and node.name == "draw":
+                continue
+            waiting.extend(ast.iter_child_nodes(node))
+            if isinstance(node, ast.BinOp) and not isinstance(node.op, ast.Sub):
+                sides = [getattr(each, "operand", each) for each in (node.left, node.right)]
+                if any(isinstance(each, ast.Name) and each.id in held for each in sides):
+                    found.append(f"{name}, line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+@pytest.mark.parametrize("path", CLAIMS, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_claim_retypes_a_law(path):
+    assert retypings(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return _slopes(run, lambda e: -factor / e['fast'])",
+        "return _slopes(run, lambda e: factor * (1 - e['delta']))",
+        "law = sum(V) - np.cumsum(V / (1 + (1 + factor * sum(V) / V) / N))",
+        "law = factor**0.5 * np.asarray(laws.allora_time(levels, goals, a, eta))",
+        "law = np.asarray(laws.logistic(factor * times[:, None], s[None], 1e-4))",
+        "share = jnp.exp(-factor * w * path.times)",
+        "plain = tight_flow(problem, start, times * ratio**factor)",
+        "return helper(run, factor)",
+    ],
+)
+def test_a_retyped_law_is_caught(body):
+    helper = "def helper(run, floor):\n    return above(values, floor * svd(noise)[:, 0])\n"
+    check = f"@claim('a.b')\ndef check(run, factor=1.0):\n    {body}\n"
+    assert retypings(helper + check) != []
+
+
+def test_a_law_that_is_called_is_not_caught():
+    body = "law = laws.logistic(t, s, start, rate=factor)\n    return abs(slope - factor)"
+    assert retypings(f"@claim('a.b')\ndef check(run, factor=1.0):\n    {body}\n") == []
+
+
+def unnamed(room: types.ModuleType, prefix: str, sources: list[pathlib.Path]) -> list[str]:
+    """The public functions of a room that no source names as `prefix.name`."""
+    texts = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    named = set(re.findall(rf"\b{prefix}\.(\w+)", texts))
+    tools = {"lorajax.laws.base"}
+    return [
+        name
+        for name, value in vars(room).items()
+        if callable(value)
+        and not name.startswith("_")
+        and not inspect.isclass(value)
+        and getattr(value, "__module__", "").startswith(room.__name__)
+        and value.__module__ not in tools
+        and name not in named
+    ]
+
+
+def test_every_law_and_rank_rule_is_named_in_a_claim_or_a_test():
+    tests = [*(ROOT / "tests" / "laws").glob("*.py"), *(ROOT / "tests").rglob("test_ranks*.py")]
+    assert unnamed(lorajax.laws, "laws", CLAIMS + tests) == []
+    assert unnamed(lorajax.ranks, "ranks", CLAIMS + tests) == []
+
+
+def test_a_law_that_nothing_names_is_found():
+    assert "logistic" in unnamed(lorajax.laws, "laws", [])

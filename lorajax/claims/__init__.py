@@ -1,6 +1,6 @@
 """Claims: statements of theory, each with a check, a tolerance, a control and a verdict.
 
-One module a paper:
+One module (or folder) a paper, found from here; its row in `record.json` says where it stands:
 
 * `gradient_flow`: facts and exact solutions of every LoRA flow,
 * `spectral_dynamics`: spectral dynamics of LoRA and rank selection (OpenReview gg2Wb2HPOI),
@@ -19,6 +19,9 @@ Claims on real networks, `finetuning`, are in `lorajax.finetune.claims`: models 
 """
 
 import importlib
+import json
+import pkgutil
+from importlib import resources
 
 from lorajax.claims.base import (
     PROFILES,
@@ -35,26 +38,15 @@ from lorajax.claims.base import (
     select,
 )
 
-# The order of the modules is the order of the tables.
-PAPERS = (
-    "gradient_flow",
-    "spectral_dynamics",
-    "xu2025",
-    "jang2024",
-    "kim2025",
-    "rushka2026",
-    "loraone2025",
-    "lora_ga2024",
-    "eva2024",
-    "allora2024",
-    "linear_attention2025",
-    "dayi_chen2024",
-)
-for _paper in PAPERS:
-    importlib.import_module(f"lorajax.claims.{_paper}")
+for _file in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_file.name}")
+
+# The order of the record is the order of the tables; a claim without a row comes last.
+_ROWS = list(json.loads(resources.files(__name__).joinpath("record.json").read_text("utf-8")))
+for _id in sorted(REGISTRY, key=lambda id: _ROWS.index(id) if id in _ROWS else len(_ROWS)):
+    REGISTRY[_id] = REGISTRY.pop(_id)
 
 __all__ = [
-    "PAPERS",
     "PROFILES",
     "REGISTRY",
     "Assumption",

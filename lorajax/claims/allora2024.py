@@ -30,9 +30,9 @@ def _instance(run: Run) -> tuple[MatrixFactorization, Factors]:
     standing="derived",
     tolerance="order of the next term of descent, step · fastest rate a² η, and of the "
     "interpolation, relative to the time",
-    control=Control("1/√(ω + 1/η²) becomes 1/√(1.1 (ω + 1/η²)), 5 % slower", {"factor": 1.1}),
+    control=Control("1/√(ω + 1/η²) becomes 1/√(1.1 (ω + 1/η²)), 5 % slower", {"square": 1.1}),
 )
-def frozen_time(run: Run, factor: float = 1.0) -> Evidence:
+def frozen_time(run: Run, square: float = 1.0) -> Evidence:
     """With A frozen (columns orthonormal times a) ALLoRA learns column j of the update by
     ω̇ = a²(s_j − ω)/√(ω + 1/η²), whose solution is a closed form of the time.
     """
@@ -57,7 +57,8 @@ def frozen_time(run: Run, factor: float = 1.0) -> Evidence:
         [np.asarray(hitting_times(path.times, columns, share * goals)) for share in shares]
     )
     levels = jnp.array(shares)[:, None] * goals[None, :]
-    law = factor**0.5 * np.asarray(laws.allora_time(levels, goals[None, :], AMPLITUDE, ETA))
+    law = laws.allora_time(levels, goals[None, :], AMPLITUDE, ETA, square=square)
+    law = np.asarray(law)
     error = np.abs(found - law) / law
 
     def draw(ax):

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 Standing = Literal["stated", "derived", "reconstructed", "recalled"]
-Verdict = Literal["confirmed", "refuted", "inconclusive"]
+Verdict = Literal["confirmed", "refuted", "inconclusive", "vacuous"]
 Profile = Literal["quick", "full"]
 Value = float | list[float]
 
@@ -50,6 +50,7 @@ class Evidence:
       error: the one number that is held against the tolerance, in the claim's own unit.
       tolerance: how large it may be if the law is right; derived, never fitted.
       assumptions: the claim's conditions on this instance; one that fails makes it inconclusive.
+      vacuous: nothing was found that the statement speaks of, so that it was not tested.
       uncertainty: standard error of `error`; an excess below it decides nothing.
       draw: draws the claim's figure on a matplotlib Axes.
       caption: what the figure shows.
@@ -60,15 +61,18 @@ class Evidence:
     error: float
     tolerance: float
     assumptions: tuple[Assumption, ...] = ()
+    vacuous: bool = False
     uncertainty: float = 0.0
     draw: Callable[[Any], None] | None = None
     caption: str = ""
 
     @property
     def verdict(self) -> Verdict:
-        """Confirmed, refuted or inconclusive, by the same rule for every claim."""
+        """Confirmed, refuted, inconclusive or vacuous, by the same rule for every claim."""
         if not np.isfinite(self.error) or not all(a.holds for a in self.assumptions):
             return "inconclusive"
+        if self.vacuous:
+            return "vacuous"
         if self.error <= self.tolerance:
             return "confirmed"
         return "refuted" if self.error > self.tolerance + self.uncertainty else "inconclusive"

@@ -59,9 +59,9 @@ def _measure(key: Array, x: Array, overlaps: Array, parts) -> tuple[Array, Array
     standing="recalled",
     tolerance="four standard errors of a mean over 64 chunks of the data (nine overlaps are looked "
     "at), relative to the fastest",
-    control=Control("h(m) becomes 1.05 h(m)", {"factor": 1.05}),
+    control=Control("h(m) becomes 1.05 h(m)", {"constant": 1.05}),
 )
-def overlap(run: Run, factor: float = 1.0) -> Evidence:
+def overlap(run: Run, constant: float = 1.0) -> Evidence:
     """In rank-one fine-tuning of a two-layer network the overlap m = ⟨u, û⟩ with the teacher's
     direction obeys ṁ = h(m)(1 − m²), and nothing else of û matters.
     """
@@ -81,14 +81,18 @@ def overlap(run: Run, factor: float = 1.0) -> Evidence:
     along, across = (np.asarray(part) for part in run.once("overlap", simulate))
     mean, bar = along.mean(0), along.std(0, ddof=1) / CHUNKS**0.5
     drift, drift_bar = across.mean(0), across.std(0, ddof=1) / CHUNKS**0.5
-    rate = np.asarray(laws.relu_overlap_rate(jnp.asarray(OVERLAPS), frozen, outputs, directions))
-    law = factor * rate * (1 - OVERLAPS**2)
+
+    def velocity(overlaps: np.ndarray) -> np.ndarray:
+        parts = frozen, outputs, directions
+        found = laws.relu_overlap_velocity(jnp.asarray(overlaps), *parts, constant=constant)
+        return np.asarray(found)
+
+    law = velocity(OVERLAPS)
     size = float(np.abs(mean).max())
 
     def draw(ax):
         fine = np.linspace(-1, 1, 201)
-        smooth = np.asarray(laws.relu_overlap_rate(jnp.asarray(fine), frozen, outputs, directions))
-        ax.plot(fine, factor * smooth * (1 - fine**2), "--", color="black", label="h(m)(1 − m²)")
+        ax.plot(fine, velocity(fine), "--", color="black", label="h(m)(1 − m²)")
         ax.errorbar(OVERLAPS, mean, 4 * bar, fmt="o", label="gradient of the network")
         ax.errorbar(OVERLAPS, drift, 4 * drift_bar, fmt="x", label="out of the plane of u and û")
         ax.set(xlabel="overlap m", ylabel="velocity")

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lorajax import optima
+from lorajax import laws, optima
 from lorajax.claims import ntk
 from lorajax.claims.base import Assumption, Control, Evidence, Run, claim
 from lorajax.factors import Factors
@@ -45,13 +45,16 @@ class Kind(NamedTuple):
     start: str
 
 
-SPECIAL, GENERIC, STEEP = 1.9, 6.0, 20.0
+ALPHA, SPECIAL, GENERIC, STEEP = 1.0, 1.9, 6.0, 20.0
 KINDS = (
     *(Kind(SPECIAL, (SPECIAL - 1) / 2, r, s) for r in (1, 2) for s in ("zero", "large")),
     *(Kind(GENERIC, (GENERIC - 1) / 2, r, s) for r in (1, 2) for s in ("zero", "large")),
     Kind(GENERIC, (GENERIC - 1) / 2, 1, "small"),
     Kind(GENERIC, 1.03, 1, "near"),
     Kind(STEEP, 1.03, 1, "near"),
+    # More of r = r*, so that rates of it can be compared, and a steeper one of r > r*.
+    *(Kind(GENERIC, (GENERIC - 1) / 2, 1, s) for s in 9 * ("zero", "large")),
+    Kind(STEEP, (STEEP - 1) / 2, 2, "large"),
 )
 
 
@@ -176,10 +179,14 @@ def _rows(*, beta: float | None = None, start: str | None = None, rank: int | No
     )
 
 
+def _at_rest(ends: Ends) -> np.ndarray:
+    return np.asarray(ends.rest.residual) < AT_REST
+
+
 def _local(ends: Ends) -> np.ndarray:
     """Which runs rest at points of second order: no negative curvature beyond what rest leaves."""
     # A step along the gradient's residual changes the Hessian by at most β times the factors' size.
-    return ends.curvature > -1e-6
+    return (ends.curvature > -1e-6) & _at_rest(ends)
 
 
 def _spurious(ends: Ends) -> np.ndarray:
@@ -187,8 +194,9 @@ def _spurious(ends: Ends) -> np.ndarray:
 
 
 def _rested(ends: Ends) -> Assumption:
-    worst = float(ends.rest.residual.max())
-    return Assumption("all runs rest", worst < AT_REST, f"largest residual {worst:.1e} of w")
+    """Statements are of points of rest: runs that are still on their way say nothing."""
+    share = float(_at_rest(ends).mean())
+    return Assumption("nine runs in ten rest", share >= 0.9, f"{share:.3f} of them")
 
 
 def _some(ends: Ends) -> Assumption:
@@ -211,17 +219,17 @@ def _betas() -> np.ndarray:
     source=SOURCE,
     standing="stated",
     tolerance="what rest leaves: ‖T R‖ and ‖LᵀT‖ are at most the residual over √σ_r",
-    control=Control("the coefficient w becomes 1.05 w", {"factor": 1.05}),
+    control=Control("the coefficient w becomes 1.05 w", {"decay": 1.05 * DECAY}),
 )
-def gradient_structure(run: Run, factor: float = 1.0) -> Evidence:
+def gradient_structure(run: Run, decay: float = DECAY) -> Evidence:
     """Where LoRA with decay w rests, ∇f(X) = −w L Rᵀ + T with LᵀT = 0 and T R = 0, L and R the
     singular vectors of X."""
     ends = _ends(run)
     s = ends.structure.singular_values
-    leak = _leakage(ends.gradient, ends.rest.factors, jnp.asarray(factor * DECAY))
-    leak = np.asarray(leak) / DECAY
+    leak = _leakage(ends.gradient, ends.rest.factors, jnp.asarray(decay))
+    leak = np.where(_at_rest(ends), np.asarray(leak) / DECAY, 0.0)
     smallest = np.where(s > 1e-6 * s[..., :1], s, np.inf).min(axis=-1)
-    allowed = float((ends.rest.residual / np.sqrt(smallest)).max())
+    allowed = float((ends.rest.residual / np.sqrt(smallest))[_at_rest(ends)].max())
 
     def draw(ax):
         ax.loglog(
@@ -248,20 +256,20 @@ def gradient_structure(run: Run, factor: float = 1.0) -> Evidence:
     source=SOURCE,
     standing="stated",
     tolerance="what rest leaves of ‖T‖₂ in units of the bound: the residual over √σ_r",
-    control=Control("β becomes 0.95 β", {"factor": 0.95}),
+    control=Control("β becomes 0.95 β", {"constant": 0.95}),
 )
-def outer_gradient(run: Run, factor: float = 1.0) -> Evidence:
+def outer_gradient(run: Run, constant: float = 1.0) -> Evidence:
     """At every point of second order ‖T‖₂ ≤ w + β σ_r; next to the limit where spurious minima
     appear the bound is nearly attained."""
     ends = _ends(run)
     sigma = _last(ends)
-    ratio = ends.structure.outer / (DECAY + factor * _betas() * sigma)
+    ratio = ends.structure.outer / laws.outer_bound(DECAY, _betas(), sigma, constant=constant)
     ratio = np.where(_local(ends), ratio, 0)
 
     def draw(ax):
         for start, marker in (("zero", "o"), ("small", "v"), ("large", "s"), ("near", "^")):
             rows = _rows(start=start)
-            bound = (DECAY + _betas() * sigma)[rows].ravel()
+            bound = laws.outer_bound(DECAY, _betas(), sigma)[rows].ravel()
             ax.loglog(bound, ends.structure.outer[rows].ravel(), marker, alpha=0.4, label=start)
         ends_of_line = np.array([DECAY, 30.0])
         ax.loglog(ends_of_line, ends_of_line, "k--")
@@ -297,7 +305,10 @@ def special_regime(run: Run, beta: float = SPECIAL) -> Evidence:
         predicted={"stuck": 0.0},
         error=float(bad),
         tolerance=0.0,
-        assumptions=(_rested(ends),),
+        assumptions=(
+            _rested(ends),
+            Assumption("there are runs of this curvature", bool(rows.any()), f"β = {beta:g}α"),
+        ),
         draw=_draw_starts(ends),
         caption="Share of runs that end above the global minimum.",
     )
@@ -305,11 +316,13 @@ def special_regime(run: Run, beta: float = SPECIAL) -> Evidence:
 
 def _draw_starts(ends: Ends):
     def draw(ax):
-        shares = _spurious(ends).mean(axis=1)
-        names = [f"β = {k.beta:g}α, r = {k.rank}, {k.start}" for k in KINDS]
-        colors = [f"C{('zero', 'small', 'large', 'near').index(k.start)}" for k in KINDS]
-        ax.barh(np.arange(len(KINDS)), shares, color=colors)
-        ax.set_yticks(np.arange(len(KINDS)), names)
+        kinds = list(dict.fromkeys(KINDS))
+        found = _spurious(ends) & _local(ends)
+        shares = [found[[each == kind for each in KINDS]].mean() for kind in kinds]
+        names = [f"β = {k.beta:g}α, r = {k.rank}, {k.start}" for k in kinds]
+        colors = [f"C{('zero', 'small', 'large', 'near').index(k.start)}" for k in kinds]
+        ax.barh(np.arange(len(kinds)), shares, color=colors)
+        ax.set_yticks(np.arange(len(kinds)), names)
         ax.invert_yaxis()
         ax.set(xlabel="share of runs above the global minimum", xlim=(0, 1))
 
@@ -318,33 +331,31 @@ def _draw_starts(ends: Ends):
 
 @claim(
     "kim2025.starts",
-    source=SOURCE,
-    standing="stated",
-    tolerance="0: a count of runs from zero that end above the global minimum",
-    control=Control("the runs start large", {"start": "large"}),
+    source="theory §5, measured here; the paper states that LoRA's start next to zero finds the "
+    "global minimum, without a rate",
+    standing="derived",
+    tolerance="0: an order of two rates; with 120 runs of each start and rates of 8 % and 26 % the "
+    "order of the counts is wrong for 3 seeds in 100 000 (normal approximation)",
+    control=Control("the order is reversed: zero finds spurious minima more often", {"sign": -1.0}),
 )
-def starts(run: Run, start: str = "zero") -> Evidence:
-    """In the generic regime (β = 6α) LoRA's start next to zero (B = 0, entries of A of 1e-3) finds
-    the global minimum, while large starts of the same rank also find spurious ones."""
+def starts(run: Run, sign: float = 1.0) -> Evidence:
+    """In the generic regime (β = 6α) at r = r* large starts end at spurious minima more often than
+    LoRA's start next to zero (B = 0, entries of A of 1e-3), which is not safe from them either."""
     ends = _ends(run)
-    bad = int(_spurious(ends)[_rows(beta=GENERIC, start=start)].sum())
-    shares = {
-        each: float(_spurious(ends)[_rows(beta=GENERIC, start=each, rank=1)].mean())
-        for each in ("zero", "small", "large")
-    }
-    large = shares["large"]
+    found = _spurious(ends) & _local(ends)
+
+    def share(start: str, rank: int = 1) -> float:
+        return float(found[_rows(beta=GENERIC, start=start, rank=rank)].mean())
+
     return Evidence(
         measured={
-            "stuck_from_start": float(bad),
-            **{f"stuck_share_from_{each}": share for each, share in shares.items()},
+            **{f"stuck_share_from_{each}": share(each) for each in ("zero", "small", "large")},
+            **{f"stuck_share_from_{each}_rank_2": share(each, 2) for each in ("zero", "large")},
         },
-        predicted={"stuck_from_start": 0.0},
-        error=float(bad),
+        predicted={},
+        error=sign * (share("zero") - share("large")),
         tolerance=0.0,
-        assumptions=(
-            _rested(ends),
-            Assumption("large starts find spurious minima", large > 0, f"{large:.2f} of them"),
-        ),
+        assumptions=(_rested(ends),),
         draw=_draw_starts(ends),
         caption="Share of runs that end above the global minimum.",
     )
@@ -358,43 +369,45 @@ def _ratios(ends: Ends) -> tuple[np.ndarray, np.ndarray]:
     return ratio[found], np.broadcast_to(_betas(), found.shape)[found]
 
 
-def _draw_ratios(ends: Ends):
-    def draw(ax):
-        ratio, beta = _ratios(ends)
-        ax.loglog(beta, ratio, "o", alpha=0.4, label="spurious minima found")
-        line = np.geomspace(4, 25, 50)
-        ax.loglog(line, 2 / line, "k--", label="2α/β")
-        ax.loglog(line, 1 / line, "k:", label="α/β")
-        ax.set(xlabel="β/α", ylabel="σ_r(X) / σ_{r*}(X*)")
-        ax.legend()
-
-    return draw
-
-
 @claim(
     "kim2025.loud_failure",
-    source=SOURCE,
+    source=SOURCE + ", Theorem 1 and Corollary 1",
     standing="stated",
-    tolerance="what rest leaves of σ_r, in units of σ_{r*}: the residual",
+    tolerance="what rest leaves of the two singular values' ratio: the residual",
     control=Control("the constant 2 becomes 2.1", {"constant": 2.1}),
 )
 def loud_failure(run: Run, constant: float = 2.0) -> Evidence:
-    """A point of second order that is not global has rank exactly r and
-    σ_r(X) ≥ (2α/β) σ_{r*}(X*), as theory §5 gives the constant."""
+    """With r > r* a point X of second order that is not global has rank exactly r and
+    σ_r(X) ≥ (2α/β) σ_{r*}(X), both singular values its own. (With r = r* that is empty.)"""
     ends = _ends(run)
-    ratio, beta = _ratios(ends)
-    short = constant / beta - ratio
+    wide = np.array([kind.rank > 1 for kind in KINDS])
+    rows = wide[:, None] & (_betas() > 2 * ALPHA)
+    found = _spurious(ends) & _local(ends) & rows
+    values, beta = ends.structure.singular_values, np.broadcast_to(_betas(), found.shape)
+    share = (_last(ends) / values[..., 0])[found]
+    short = laws.spurious_share(ALPHA, beta[found], constant=constant) - share
+    searched = int((rows & _at_rest(ends)).sum())
+
+    def draw(ax):
+        ax.loglog(beta[found], share, "o", alpha=0.4, label="spurious minima found")
+        line = np.geomspace(4, 25, 50)
+        ax.loglog(line, laws.spurious_share(ALPHA, line), "k--", label="2α/β")
+        ax.set(xlabel="β/α", ylabel="σ_r(X) / σ_{r*}(X)", title=f"{len(share)} of {searched} runs")
+        ax.legend()
+
     return Evidence(
-        measured={
-            "least_ratio_times_beta_over_alpha": float((ratio * beta).min()),
-            "spurious_points": float(len(ratio)),
-        },
-        predicted={"least_ratio_times_beta_over_alpha": constant},
-        error=float(max(short.max(), 0)),
+        measured={"spurious_points": float(len(share)), "runs_searched": float(searched)},
+        predicted={},
+        error=float(max(short.max(initial=0.0), 0.0)),
         tolerance=AT_REST,
-        assumptions=(_rested(ends), _some(ends)),
-        draw=_draw_ratios(ends),
-        caption="Spurious minima of rank 1 beside the constant of the claim and half of it.",
+        assumptions=(
+            _rested(ends),
+            Assumption("X* has rank 1", bool(np.all(ends.best[..., 1] < 1e-6))),
+        ),
+        vacuous=not len(share),
+        draw=draw,
+        caption=f"Spurious minima of rank 2 with r* = 1 among {searched} runs, most of them from "
+        "large starts. Where there are none the statement was not tested: the claim is vacuous.",
     )
 
 
@@ -404,16 +417,18 @@ def loud_failure(run: Run, constant: float = 2.0) -> Evidence:
     "‖∇f(X)‖₂ ≤ w + β σ_r",
     standing="derived",
     tolerance="what rest leaves of the two sides' ratio: the residual",
-    control=Control("β becomes 0.95 β", {"factor": 0.95}),
+    control=Control("β becomes 0.95 β", {"constant": 0.95}),
 )
-def distance(run: Run, factor: float = 1.0) -> Evidence:
+def distance(run: Run, constant: float = 1.0) -> Evidence:
     """A point of second order that is not global has rank exactly r and lies far away:
     α‖X − X*‖_F² ≤ β σ_r(X) ‖X*‖_*, so that σ_r cannot be small; on tight instances of steep
     curvature that is nearly an equality."""
     ends = _ends(run)
     found = _spurious(ends) & _local(ends)
     ratio, beta = _ratios(ends)
-    used = ends.distance[found] / (factor * beta * ratio * ends.best[..., 0][found] ** 2)
+    best = ends.best[..., 0][found]
+    bound = laws.spurious_distance(ALPHA, beta, ratio * best, best, constant=constant)
+    used = ends.distance[found] / bound
     ranks = np.array([k.rank for k in KINDS])[:, None]
     values = ends.structure.singular_values
     own = (values > 1e-6 * values[..., :1]).sum(axis=-1)

@@ -35,9 +35,9 @@ def _speeds(problem: LinearAttention, path: AttentionHeads):
     tolerance="1: each plateau in units of how far from a saddle the loss can be where the flow is "
     "slowest, ⅓ ‖∇L‖ ‖unlearned heads‖ (Euler, the growth is cubic) + ½ ‖∇L‖²/μ, μ the weakest "
     "curvature of a learned head, plus rounding",
-    control=Control("tr Λ becomes 1.05 tr Λ within the brackets", {"factor": 1.05}),
+    control=Control("tr Λ becomes 1.05 tr Λ within the brackets", {"trace": 1.05}),
 )
-def plateaus(run: Run, factor: float = 1.0) -> Evidence:
+def plateaus(run: Run, trace: float = 1.0) -> Evidence:
     """Linear attention with rank-one heads learns in context one principal component after the
     other: its loss rests at d + 1 plateaus, tr Λ − Σ_{i≤m} λ_i [1 + (1 + tr Λ/λ_i)/N]^{−1}.
     """
@@ -50,10 +50,7 @@ def plateaus(run: Run, factor: float = 1.0) -> Evidence:
     losses, speeds, diagonal = (np.asarray(x) for x in _speeds(problem, path.core))
     count = len(EIGENVALUES)
     learned = np.sum(diagonal > 0.5 * np.asarray(problem.optimum), axis=1)
-    altered = EIGENVALUES / (1 + (1 + factor * sum(EIGENVALUES) / np.array(EIGENVALUES)) / CONTEXT)
-    law = sum(EIGENVALUES) - np.concatenate([[0.0], np.cumsum(altered)])
-    if factor == 1.0:
-        law = np.asarray(laws.attention_plateaus(problem))
+    law = np.asarray(laws.attention_plateaus(problem, trace=trace))
     strength = np.asarray(problem.optimum) ** (4 / 3)
     moments = np.asarray(problem.second_moments)
     found, tolerances, places = [], [], []

@@ -4,6 +4,7 @@ All ranks of a problem run as lanes of one program: a rank r start of width n ha
 columns of A and the rows of B beyond r, which no gradient ever fills.
 """
 
+import functools
 from typing import NamedTuple
 
 import equinox as eqx
@@ -157,9 +158,9 @@ def trace_squared_loss(run: Run, weight_decay: float = 0.0) -> Evidence:
     standing="reconstructed",
     tolerance="solver error of the product, 2 · steps · rtol, times its size relative to the full "
     "update's, at most √n",
-    control=Control("n becomes 1.05 n in the law", {"factor": 1.05}),
+    control=Control("n becomes 1.05 n in the law", {"size": 1.05}),
 )
-def trace_squared_error(run: Run, factor: float = 1.0) -> Evidence:
+def trace_squared_error(run: Run, size: float = 1.0) -> Evidence:
     """On the trace-squared loss LoRA ends at relative distance √(n/r − 1) from full fine-tuning for
     orthonormal A0 and √(n‖A0ᵀA0‖²/‖A0‖⁴ − 1) for any A0 (B0 = 0): of the order r^{−1/2}.
     """
@@ -167,9 +168,13 @@ def trace_squared_error(run: Run, factor: float = 1.0) -> Evidence:
     full = np.asarray(found.problem.full_update())
     ends = np.asarray(jax.tree.map(lambda x: x[:, -1], found.path.core).product)
     measured = np.linalg.norm(ends - full, axis=(1, 2)) / np.linalg.norm(full)
-    general = np.asarray(jax.vmap(laws.trace_squared_error)(found.starts.a))
-    predicted = np.sqrt(factor * (general**2 + 1) - 1)
-    predicted[:SIZE] = np.sqrt(factor * SIZE / RANKS - 1)
+    law = functools.partial(laws.trace_squared_error, size=size)
+    predicted = np.concatenate(
+        [
+            laws.orthonormal_error(SIZE, RANKS, size=size),
+            np.asarray(jax.vmap(law)(found.starts.a[SIZE:])),
+        ]
+    )
     gaussian = np.sqrt((SIZE + 1) / RANKS)
 
     def draw(ax):
@@ -204,18 +209,17 @@ def trace_squared_error(run: Run, factor: float = 1.0) -> Evidence:
     source=SOURCE,
     standing="reconstructed",
     tolerance="solver error, 2 · steps · rtol, relative to the factors' size",
-    control=Control("‖A0‖²/2 becomes 1.05 ‖A0‖²/2 in the equation", {"factor": 1.05}),
+    control=Control("‖A0‖²/2 becomes 1.05 ‖A0‖²/2 in the equation", {"drag": 1.05}),
 )
-def trace_squared_trajectory(run: Run, factor: float = 1.0) -> Evidence:
+def trace_squared_trajectory(run: Run, drag: float = 1.0) -> Evidence:
     """On the trace-squared loss the factors stay A = cosh θ A0, B = −sinh θ A0ᵀ (B0 = 0), with
     θ̇ = tr W0 − (‖A0‖²/2) sinh 2θ, at every rank and time.
     """
     found = _traces(run)
     times = found.path.times[0]
-    # Rescaling A0 by √factor is the altered coefficient; the factors scale back.
-    stretched = jax.tree.map(lambda x: factor**0.5 * x, found.starts)
-    law = jax.vmap(laws.trace_squared_flow, (None, 0, None))(found.problem, stretched, times)
-    a, b = (np.asarray(x) / factor**0.5 for x in law)
+    flow = functools.partial(laws.trace_squared_flow, drag=drag)
+    law = jax.vmap(flow, (None, 0, None))(found.problem, found.starts, times)
+    a, b = (np.asarray(x) for x in law)
     core = jax.tree.map(np.asarray, found.path.core)
     gap = np.sqrt(np.sum((core.a - a) ** 2, (2, 3)) + np.sum((core.b - b) ** 2, (2, 3)))
     size = np.sqrt(np.sum(core.a**2, (2, 3)) + np.sum(core.b**2, (2, 3)))
@@ -311,9 +315,9 @@ def low_rank_loss(run: Run, shift: int = 0) -> Evidence:
     source=SOURCE,
     standing="reconstructed",
     tolerance="solver error, 2 · steps · rtol, in units of s_1",
-    control=Control("a² becomes 1.05 a² in the law", {"factor": 1.05}),
+    control=Control("a² becomes 1.05 a² in the law", {"square": 1.05}),
 )
-def low_rank_modes(run: Run, factor: float = 1.0) -> Evidence:
+def low_rank_modes(run: Run, square: float = 1.0) -> Evidence:
     """From A0 = a U_r, B0 = 0 low-rank approximation learns each of the top r modes by the closed
     form of one mode, at every rank, and the others never.
     """
@@ -322,7 +326,7 @@ def low_rank_modes(run: Run, factor: float = 1.0) -> Evidence:
     lanes = jax.tree.map(lambda x: x[:width], found.path.core)
     along = np.asarray(problem.u).T @ np.asarray(lanes.product) @ np.asarray(problem.v)
     times, s = found.path.times[0], problem.singular_values
-    law = laws.lora_mode(times[:, None], s[None], factor**0.5 * AMPLITUDE)
+    law = laws.lora_mode(times[:, None], s[None], AMPLITUDE, square=square)
     expected = np.asarray(law)[None, :, :, None] * np.eye(width)
     learned = np.arange(width)[None, :] <= np.arange(width)[:, None]
     expected = expected * learned[:, None, :, None]

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from lorajax.cli.output import Progress, output_folder, prepare_jax
@@ -40,6 +41,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of every random draw (default 0)")
     parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="repeat at N seeds from --seed on, each with its report in a folder seed-S of DIR",
+    )
+    parser.add_argument(
         "--out",
         default="lorajax-report",
         metavar="DIR",
@@ -48,10 +56,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def read_record() -> dict[str, str]:
-    """The verdicts on record in the package, by claim."""
+    """The verdicts on record in the package, by claim; the rows hold their seeds as well."""
     # Through the top package: naming lorajax.claims would import it, and jax with it.
     text = resources.files("lorajax").joinpath("claims", "record.json").read_text(encoding="utf-8")
-    return json.loads(text)
+    return {claim: row["verdict"] for claim, row in json.loads(text).items()}
 
 
 def check_names(names: list[str]) -> None:
@@ -83,10 +91,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--seed is {args.seed}; it must be at least 0.")
     if args.jobs < 1:
         raise ValueError(f"--jobs is {args.jobs}; it must be at least 1.")
+    if args.seeds < 1:
+        raise ValueError(f"--seeds is {args.seeds}; it must be at least 1.")
     folder = output_folder(args.out)
     prepare_jax()
-    from lorajax import plots, report
-
     claims = load_claims(args.names)
     chosen = claims.select(args.names)
     if args.profile == "quick":
@@ -94,14 +102,29 @@ def run(args: argparse.Namespace) -> int:
         chosen = [c for c in chosen if c.id not in left]
         if left:
             print(f"Left out, as they train networks: {', '.join(left)}; name them to run them.")
+    seeds = range(args.seed, args.seed + args.seeds)
+    found = {}
+    for seed in seeds:
+        place = folder if args.seeds == 1 else output_folder(str(folder / f"seed-{seed}"))
+        found[seed] = run_seed(claims, chosen, seed, args.profile, args.jobs, place)
+    if args.seeds > 1:
+        print(seed_table(found))
+    return compare(found)
+
+
+def run_seed(
+    claims: Any, chosen: list[Any], seed: int, profile: str, jobs: int, folder: Path
+) -> list[Any]:
+    """Outcomes of the chosen claims at one seed, in their order, with a report in the folder."""
+    from lorajax import plots, report
+
     figures_folder = folder / "figures"
     figures_folder.mkdir(exist_ok=True)
-    run_state = claims.Run(args.seed, args.profile)
     progress, outcomes, figures = Progress(len(chosen)), [], {}
-    settings = {"seed": args.seed, "profile": args.profile}
+    settings = {"seed": seed, "profile": profile}
     order = {claim.id: i for i, claim in enumerate(chosen)}
-    progress.start(f"{len(chosen)} claims, {args.jobs} at once")
-    for outcome in claims.examine_all(chosen, run_state, args.jobs):
+    progress.start(f"{len(chosen)} claims, {jobs} at once, seed {seed}")
+    for outcome in claims.examine_all(chosen, claims.Run(seed, profile), jobs):
         claim = outcome.claim
         outcomes = sorted([*outcomes, outcome], key=lambda o: order[o.claim.id])
         if outcome.evidence is not None and outcome.evidence.draw is not None:
@@ -113,19 +136,33 @@ def run(args: argparse.Namespace) -> int:
     report.write_text(folder / "report.html", report.to_html(outcomes, figures, **settings))
     print(report.verdict_table(outcomes))
     print(f"\nReport: {folder / 'report.html'}")
-    return compare(outcomes)
+    return outcomes
 
 
-def compare(outcomes) -> int:
-    """Prints what differs from the record; 0 if nothing does, 1 otherwise."""
+def seed_table(found: dict[int, list[Any]]) -> str:
+    """Verdicts by claim and seed; one that is not on record stands in capitals."""
+    record = read_record()
+    width = max(len(o.claim.id) for o in next(iter(found.values())))
+    lines = ["claim".ljust(width) + "".join(f"  {f'seed {seed}':<12}" for seed in found)]
+    for row in zip(*found.values(), strict=True):
+        name = row[0].claim.id
+        cells = [o.verdict if o.verdict == record.get(name) else o.verdict.upper() for o in row]
+        lines.append(name.ljust(width) + "".join(f"  {cell:<12}" for cell in cells))
+    return "\n" + "\n".join(line.rstrip() for line in lines)
+
+
+def compare(found: dict[int, list[Any]]) -> int:
+    """Prints what differs from the record, by seed; 0 if nothing does, 1 otherwise."""
     record = read_record()
     changed = [
-        f"{o.claim.id}: {o.verdict}, on record {record.get(o.claim.id, 'nothing')}"
+        f"{o.claim.id}: {o.verdict}, on record {record.get(o.claim.id, 'nothing')} (seed {seed})"
+        for seed, outcomes in found.items()
         for o in outcomes
         if record.get(o.claim.id) != o.verdict
     ]
     for line in changed:
         print(f"changed: {line}", file=sys.stderr)
     if not changed:
-        print(f"All {len(outcomes)} verdicts are those on record.")
+        count = sum(len(outcomes) for outcomes in found.values())
+        print(f"All {count} verdicts are those on record.")
     return 1 if changed else 0

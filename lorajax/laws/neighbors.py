@@ -6,16 +6,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lorajax.factors import check_positive
-from lorajax.laws.broadcast import Real, broadcast
+from lorajax.laws.base import Real, broadcast
 from lorajax.problems import LinearAttention
 
 
-def one_step_error(dimension: int, samples: int) -> float:
+def one_step_error(dimension: int, samples: int, *, constant: float = 1.0) -> float:
     """How far LoRA-One's start is from the oracle update: `√((d + 1)/n)` of its norm.
 
     Args:
       dimension: d of the inputs.
       samples: n that the gradient is averaged over.
+      constant: the law's factor 1.
 
     Returns:
       Root mean square of `‖A0B0 − S‖_F / ‖S‖_F` over data sets, for Gaussian inputs of covariance
@@ -28,14 +29,17 @@ def one_step_error(dimension: int, samples: int) -> float:
     (arXiv:2502.01235) state the bound ε‖S‖.
     """
     check_positive(dimension=dimension, samples=samples)
-    return math.sqrt((dimension + 1) / samples)
+    return constant * math.sqrt((dimension + 1) / samples)
 
 
-def attention_plateaus(problem: LinearAttention) -> Float[Array, " plateaus"]:
+def attention_plateaus(
+    problem: LinearAttention, *, trace: float = 1.0
+) -> Float[Array, " plateaus"]:
     """Losses at which linear attention with rank-one heads rests on its way, d + 1 of them.
 
     Args:
       problem: in-context linear regression.
+      trace: the law's factor 1 of tr Λ within the brackets.
 
     Returns:
       `tr Λ − Σ_{i≤m} λ_i [1 + (1 + tr Λ/λ_i)/N]^{−1}` for m = 0 … d, shape (d + 1,): one principal
@@ -45,7 +49,7 @@ def attention_plateaus(problem: LinearAttention) -> Float[Array, " plateaus"]:
     """
     values = problem.eigenvalues
     total = jnp.sum(values)
-    gains = values / (1 + (1 + total / values) / problem.context)
+    gains = values / (1 + (1 + trace * total / values) / problem.context)
     return total - jnp.concatenate([jnp.zeros((1,), values.dtype), jnp.cumsum(gains)])
 
 
@@ -82,7 +86,35 @@ def relu_overlap_rate(
     return jnp.sum(jnp.multiply.outer(both, both)[None] * share, axis=(1, 2))
 
 
-def allora_time(value: Real, s: Real, a: Real, eta: Real) -> Float[Array, "..."]:
+def relu_overlap_velocity(
+    overlap: Float[Array, " m"],
+    weights: Float[Array, "k d"],
+    outputs: Float[Array, " k"],
+    directions: Float[Array, " k"],
+    *,
+    constant: float = 1.0,
+) -> Float[Array, " m"]:
+    """The overlap equation's right-hand side, `ṁ = h(m)(1 − m²)`, with `relu_overlap_rate` as h.
+
+    Args:
+      overlap: m, in [−1, 1].
+      weights: as in `relu_overlap_rate`.
+      outputs: likewise.
+      directions: likewise.
+      constant: the law's factor 1 of h.
+
+    Returns:
+      ṁ on the population loss, one for each overlap.
+
+    Source: as of `relu_overlap_rate`.
+    """
+    rate = relu_overlap_rate(overlap, weights, outputs, directions)
+    return constant * rate * (1 - overlap**2)
+
+
+def allora_time(
+    value: Real, s: Real, a: Real, eta: Real, *, square: Real = 1.0
+) -> Float[Array, "..."]:
     """Time at which a column of the update reaches a size under ALLoRA with A frozen.
 
     Args:
@@ -90,6 +122,7 @@ def allora_time(value: Real, s: Real, a: Real, eta: Real) -> Float[Array, "..."]
       s: size of the oracle update's column within A's span.
       a: scale of A, whose columns are orthonormal times a.
       eta: η.
+      square: the law's factor 1 under the root, `√(square (ω + 1/η²))`.
 
     Returns:
       t of the flow `ω̇ = a² (s − ω)/√(ω + 1/η²)` from 0. Plain descent of B would take
@@ -105,4 +138,4 @@ def allora_time(value: Real, s: Real, a: Real, eta: Real) -> Float[Array, "..."]
     def primitive(x: Array) -> Array:
         return 2 * top * jnp.arctanh(x / top) - 2 * x
 
-    return (primitive(y) - primitive(first)) / a**2
+    return jnp.sqrt(square) * (primitive(y) - primitive(first)) / a**2

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lorajax.laws.broadcast import Real, broadcast
+from lorajax.laws.base import Real, broadcast
 
 
 def _check_modes(modes: int) -> None:
@@ -14,13 +14,14 @@ def _check_modes(modes: int) -> None:
         raise ValueError(f"modes is {modes!r}; it must be an integer of at least 1.")
 
 
-def tucker_rate(value: Real, s: Real, modes: int) -> Float[Array, "..."]:
+def tucker_rate(value: Real, s: Real, modes: int, *, power: float = 1.0) -> Float[Array, "..."]:
     """The depth law: `σ̇ = (p + 1) σ^{2 − 2/(p+1)} (s − σ)` of an aligned, balanced mode.
 
     Args:
       value: σ ≥ 0.
       s: the target's singular value.
       modes: p, the number of tensor modes; p + 1 factors (the core is one) share the growth.
+      power: the law's factor 1 of the exponent.
 
     Returns:
       dσ/dt. p = 1 is the logistic equation of a matrix with balanced factors.
@@ -32,7 +33,7 @@ def tucker_rate(value: Real, s: Real, modes: int) -> Float[Array, "..."]:
     """
     _check_modes(modes)
     value, s = broadcast(value, s)
-    return (modes + 1) * value ** (2 * modes / (modes + 1)) * (s - value)
+    return (modes + 1) * value ** (power * 2 * modes / (modes + 1)) * (s - value)
 
 
 def tucker_time(value: Real, s: Real, start: Real, modes: int) -> Float[Array, "..."]:
@@ -132,3 +133,22 @@ def tucker_half_time(s: Real, scale: Real, modes: int) -> Float[Array, "..."]:
     """
     s, scale = broadcast(s, scale)
     return tucker_time(s / 2, s, scale ** (modes + 1), modes)
+
+
+def tucker_delay_exponent(modes: int, *, order: float = 1.0) -> float:
+    """Power of 1/scale at which the delay of small Tucker factors grows: p − 1.
+
+    Args:
+      modes: p, the number of tensor modes.
+      order: the law's constant 1 in p − 1.
+
+    Returns:
+      The exponent; 0 for p = 1, where the delay is a logarithm.
+
+    Raises:
+      ValueError: if modes is not a positive integer.
+
+    Source: theory section 3 (derived); the limit of `tucker_half_time`.
+    """
+    _check_modes(modes)
+    return modes - order

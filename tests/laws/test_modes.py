@@ -81,10 +81,16 @@ def test_laws_do_not_overflow():
         assert bool(jnp.all(jnp.isfinite(law)))
 
 
-def test_half_time_is_where_the_mode_is_half_learned():
-    a = 1e-4
+@pytest.mark.parametrize("a", [1e-8, 1e-2, 0.5, 1.0, 3.0, 30.0])
+def test_half_time_is_where_the_mode_is_half_learned(a):
     half = laws.half_time(S, a)
-    assert float(laws.lora_mode(half, S, a)) == pytest.approx(S / 2, rel=1e-6)
+    assert float(half) > 0
+    assert float(laws.lora_mode(half, S, a)) == pytest.approx(S / 2, rel=1e-10)
+
+
+def test_half_time_has_its_two_limits():
+    assert float(laws.half_time(S, 1e-5)) == pytest.approx(np.log(4 * S / 1e-10) / (2 * S))
+    assert float(laws.half_time(S, 1e3)) == pytest.approx(np.log(2) / 1e6)
 
 
 def test_spectral_hit_times_of_the_table():

@@ -59,9 +59,9 @@ def reduction(run: Run, kept: float = 1.0) -> Evidence:
     source="theory §2.1; Fukumizu 1998, Braun et al. 2022, Dominé et al. 2024",
     standing="derived",
     tolerance="solver error of the reference, 2 · steps · rtol at rtol = 1e-12",
-    control=Control("the propagator's singular values are 5 % too large", {"factor": 1.05}),
+    control=Control("the propagator's singular values are 5 % too large", {"told": 1.05}),
 )
-def balanced_propagator(run: Run, factor: float = 1.0) -> Evidence:
+def balanced_propagator(run: Run, told: float = 1.0) -> Evidence:
     """A λ-balanced flow of any rank is a matrix exponential and a small inverse square root, from
     scale 1 down to 1e-8, with ranks below, at and above that of the target."""
     problem = factorization(run)
@@ -80,7 +80,7 @@ def balanced_propagator(run: Run, factor: float = 1.0) -> Evidence:
     errors, drifts, tolerance = {}, [], 0.0
     for (rank, scale), (start, reference) in run.once("propagator", simulate).items():
         diagonal, core, frames = reduce(problem, start)
-        altered = DiagonalFactorization(factor * diagonal.singular_values, diagonal.shape)
+        altered = DiagonalFactorization(told * diagonal.singular_values, diagonal.shape)
         path = balanced_core(altered, core, jnp.asarray(times))
         whole = Path(reference.times, path.core, altered, frames, reference.status, path.steps)
         gap = _gap(path.core.product, reference.core.product)

@@ -45,9 +45,9 @@ def _draw_modes(times, simulated, law, names, law_name):
     source="theory §2.2",
     standing="derived",
     tolerance="solver error, 2 · steps · rtol",
-    control=Control("a² becomes 1.05 a² in the law", {"factor": 1.05}),
+    control=Control("a² becomes 1.05 a² in the law", {"square": 1.05}),
 )
-def lora_mode(run: Run, factor: float = 1.0) -> Evidence:
+def lora_mode(run: Run, square: float = 1.0) -> Evidence:
     """A mode of LoRA's default start (B = 0) follows a closed form at every scale, lazy to rich."""
     s, scales = 2.0, [3.0, 1.0, 1e-1, 1e-3, 1e-6]
     times = until(12.0)
@@ -55,7 +55,7 @@ def lora_mode(run: Run, factor: float = 1.0) -> Evidence:
     for a in scales:
         path, curve = _one_mode(run, "lora_mode", s, a, 0.0, times)
         curves.append(curve)
-        predictions.append(np.asarray(laws.lora_mode(times, s, factor**0.5 * a)))
+        predictions.append(np.asarray(laws.lora_mode(times, s, a, square=square)))
         bound = max(bound, solver_error(path))
     simulated, law = np.stack(curves, 1), np.stack(predictions, 1)
     errors = np.abs(simulated - law).max(0) / s
@@ -74,9 +74,9 @@ def lora_mode(run: Run, factor: float = 1.0) -> Evidence:
     source="theory §2.2; Saxe et al. 2014 (arXiv:1312.6120)",
     standing="derived",
     tolerance="solver error, 2 · steps · rtol, relative to s_1",
-    control=Control("the rate 2s becomes 2.1 s", {"rate": 1.05}),
+    control=Control("the rate 2s becomes 2.1 s", {"rate": 2.1}),
 )
-def logistic(run: Run, rate: float = 1.0) -> Evidence:
+def logistic(run: Run, rate: float = 2.0) -> Evidence:
     """From a balanced start along the target's singular vectors (spectral initialization) every
     mode follows its own logistic curve."""
     problem = factorization(run)
@@ -85,7 +85,7 @@ def logistic(run: Run, rate: float = 1.0) -> Evidence:
     path = run.once("logistic", lambda: tight_flow(problem, start, times))
     simulated = np.asarray(singular_values(path))
     s = np.asarray(problem.singular_values)
-    law = np.asarray(laws.logistic(rate * times[:, None], s[None], 1e-4))
+    law = np.asarray(laws.logistic(times[:, None], s[None], 1e-4, rate=rate))
     errors = np.abs(simulated - law).max(0)
     return Evidence(
         measured={"sup_error": errors.tolist()},
@@ -124,7 +124,7 @@ def lazy_limit(run: Run, rate: float = 1.0) -> Evidence:
         curve = np.asarray(path.core.product[:, 0, 0])
         # The tolerance follows the larger factor A, so that B ~ s/a is resolved to rtol · a.
         bound = max(bound, solver_error(path, rtol=rtol) * a**2 / s)
-        remainders.append(np.abs(curve - np.asarray(laws.lazy(rate * times, s, a))).max() / s)
+        remainders.append(np.abs(curve - np.asarray(laws.lazy(times, s, a, rate=rate))).max() / s)
     slope = float(np.polyfit(np.log(scales), np.log(remainders), 1)[0])
 
     def draw(ax):
@@ -158,47 +158,50 @@ def _deflation_order(amplitudes, s) -> float:
     "gradient_flow.multi_mode",
     source="theory §2.3",
     standing="derived",
-    tolerance="finite-scale order max_i (a_i²/4s_i)^{1 − s_{i+1}/s_i}, the share of the next mode "
-    "when a mode saturates",
-    control=Control(
-        "the amplitudes |Aᵀu_i| without deflation, the assumption broken", {"deflated": False}
-    ),
+    tolerance="solver error, 2 · steps · rtol, as a share of the least sup error, over the "
+    "logarithm of the orders' range. The order's constant depends on the draw and drops out: "
+    "starts of one draw differ in scale alone, and further terms fall faster",
+    control=Control("a² becomes 1.05 a² in the law of each mode", {"square": 1.05}),
 )
-def multi_mode(run: Run, deflated: bool = True) -> Evidence:
+def multi_mode(run: Run, square: float = 1.0, deflate: bool = True) -> Evidence:
     """From a small LoRA start each mode follows the single-mode law of its deflated amplitude
-    |R_ii|, AᵀU = QR.
+    |R_ii|, AᵀU = QR, the better the smaller the start: in every draw the sup error falls at least
+    as max_i (a_i²/4s_i)^{1 − s_{i+1}/s_i}, the share of the next mode when a mode saturates.
     """
     problem = factorization(run)
     times = until(22.0)
     s = np.asarray(problem.singular_values)
     stds = [1e-2, 1e-3, 1e-4]
-    seeds = run.pick(3, 20)
-    errors, orders, shown = np.zeros((seeds, len(stds))), np.zeros((seeds, len(stds))), None
-    for i in range(seeds):
+    draws = run.pick(3, 20)
+    errors, orders, shown = np.zeros((draws, len(stds))), np.zeros((draws, len(stds))), None
+    bound = 0.0
+    for i in range(draws):
         for j, std in enumerate(stds):
             start = lora_start(run, std, index=100 + i)
             path = run.once(
                 ("multi_mode", std, i), lambda start=start: tight_flow(problem, start, times)
             )
             simulated = np.asarray(singular_values(path))[:, :3]
-            amplitudes = np.asarray(laws.deflated_amplitudes(problem, start))
-            orders[i, j] = _deflation_order(amplitudes, s)
-            if not deflated:
-                amplitudes = np.linalg.norm(np.asarray(start.a.T @ problem.u), axis=0)
-            law = np.asarray(laws.lora_mode(times[:, None], s[None], amplitudes[None]))
+            law = laws.lora_modes(
+                problem, start, jnp.asarray(times), deflate=deflate, square=square
+            )
+            law = np.asarray(law)
+            orders[i, j] = _deflation_order(np.asarray(laws.deflated_amplitudes(problem, start)), s)
             errors[i, j] = (np.abs(simulated - law) / s).max()
+            bound = max(bound, solver_error(path))
             shown = (simulated, law) if (i, j) == (0, 0) else shown
-    ratio = float((errors / orders).max())
+    x, y = np.log(orders), np.log(errors)
+    exponents = (y[:, 0] - y[:, -1]) / (x[:, 0] - x[:, -1])
     assert shown is not None
     return Evidence(
         measured={
             "sup_error": errors.max(0).tolist(),
             "finite_scale_order": orders.max(0).tolist(),
-            "largest_ratio": ratio,
+            "exponents": exponents.tolist(),
         },
-        predicted={"sup_error": [0.0] * len(stds)},
-        error=ratio,
-        tolerance=1.0,
+        predicted={"least_exponent": 1.0},
+        error=float(max(1.0 - exponents.min(), 0.0)),
+        tolerance=float(bound / errors.min() / (x[:, 0] - x[:, -1]).min()),
         draw=_draw_modes(times, *shown, [f"s = {x:g}" for x in s], "deflated law"),
         caption=f"LoRA start with std {stds[0]:g}, 60×40, rank 5: one law a mode.",
     )
@@ -211,9 +214,9 @@ def multi_mode(run: Run, deflated: bool = True) -> Evidence:
     tolerance="finite-scale order of the multi-mode law plus solver error, divided by "
     "the slope ½ s "
     "per unit time",
-    control=Control("ln(4s/a²) becomes 1.05 ln(4s/a²)", {"factor": 1.05}),
+    control=Control("ln(4s/a²)/(2s) becomes 1.05 times that", {"slope": 0.525}),
 )
-def half_times(run: Run, factor: float = 1.0) -> Evidence:
+def half_times(run: Run, slope: float = 0.5) -> Evidence:
     """From a small LoRA start mode i reaches s_i/2 at ln(4s_i/a_i²)/(2s_i), a_i deflated."""
     problem = factorization(run)
     times = until(30.0)
@@ -229,7 +232,7 @@ def half_times(run: Run, factor: float = 1.0) -> Evidence:
         logit = jnp.log(share / (1 - share))
         measured.append(np.asarray(hitting_times(path.times, logit, 0.0)))
         amplitudes = laws.deflated_amplitudes(problem, start)
-        predicted.append(factor * np.asarray(laws.half_time(s, amplitudes)))
+        predicted.append(np.asarray(laws.half_time(s, amplitudes, slope=slope)))
         orders.append(_deflation_order(np.asarray(amplitudes), s) + solver_error(path))
     found, law = np.array(measured), np.array(predicted)
     # σ moves by s²/2 per unit time at its midpoint, so an error ε s of σ moves the time by 2ε/s.
@@ -304,9 +307,9 @@ def superfluous_lora(run: Run, b_scale: float = 0.0) -> Evidence:
     source="theory §2.4",
     standing="derived",
     tolerance="solver error, 2 · steps · rtol, relative to m0",
-    control=Control("m0/(1 + 2 m0 t) becomes m0/(1 + 2.1 m0 t)", {"rate": 1.05}),
+    control=Control("m0/(1 + 2 m0 t) becomes m0/(1 + 2.1 m0 t)", {"rate": 2.1}),
 )
-def superfluous_balanced(run: Run, rate: float = 1.0) -> Evidence:
+def superfluous_balanced(run: Run, rate: float = 2.0) -> Evidence:
     """A direction without a target decays as m0/(1 + 2 m0 t) when balanced, faster when not."""
     times = log_times(1e-2, 1e3)
     cases = {"balanced": (0.4, 0.4), "λ = 0.12": (0.4, 0.2)}
@@ -318,7 +321,7 @@ def superfluous_balanced(run: Run, rate: float = 1.0) -> Evidence:
             ("superfluous_balanced", name), lambda start=start: tight_flow(problem, start, times)
         )
         curve = np.asarray(path.core.product[:, 1, 1])
-        law = np.asarray(laws.superfluous(rate * times, a * b, (a**2 - b**2) * 1.0))
+        law = np.asarray(laws.superfluous(times, a * b, a**2 - b**2, rate=rate))
         errors[name], curves[name] = float(np.abs(curve - law).max() / (a * b)), (curve, law)
         bound = max(bound, solver_error(path))
 

@@ -33,13 +33,13 @@ def _flow(run: Run, std: float, rank: int = 5):
     standing="stated",
     tolerance="5 % of λ_i: the alteration that negative controls must be able to see; a law that "
     "misses by more says nothing that its own altered form does not say as well",
-    control=Control("λ_i becomes 1.05 λ_i in the argument of tanh²", {"factor": 1.05}),
+    control=Control("λ_i becomes 1.05 λ_i in the argument of tanh²", {"rate": 1.05 / 2**0.5}),
 )
-def tanh_squared(run: Run, factor: float = 1.0) -> Evidence:
+def tanh_squared(run: Run, rate: float = 2**-0.5) -> Evidence:
     """From a small start the singular values follow σ_i(t) ≈ λ_i tanh²(λ_i t/√2)."""
     problem = factorization(run)
     s = np.asarray(problem.singular_values)
-    law = np.asarray(laws.tanh_squared(factor * TIMES[:, None], s[None]))
+    law = np.asarray(laws.tanh_squared(TIMES[:, None], s[None], rate=rate))
     errors, exact_errors, shown = [], [], {}
     for std in SCALES:
         start, values, _ = _flow(run, std)

@@ -1,6 +1,7 @@
 """The rank rule and what replaces its unknown constant."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -127,6 +128,17 @@ FALSE_PASS_TEXT = (
 )
 
 
+@functools.partial(jax.jit, static_argnames="signs")
+def _read(first: Array, second: Array, signed: Array, floor: Array, *, signs: bool):
+    """Spectra, floors and ranks by the rules as they ship, from noise of `floor` times its size."""
+    mean, half = (first + second) / 2, floor * (first - second) / 2
+    if signs:
+        read = jax.vmap(ranks.random_signs)(mean, floor * signed)
+    else:
+        read = jax.vmap(ranks.split_half)(mean + half, mean - half)
+    return read.singular_values, read.floor, read.rank
+
+
 def _noise_floor_evidence(run: Run, floor: float, signs: bool) -> Evidence:
     count = run.pick(*REPETITIONS)
     keys = jax.random.split(run.key(30), count)
@@ -136,10 +148,7 @@ def _noise_floor_evidence(run: Run, floor: float, signs: bool) -> Evidence:
             ("regressions", varying),
             lambda varying=varying: _regressions(keys, SAMPLES, jnp.asarray(NOISE), varying),
         )
-        values = jnp.linalg.svd((first + second) / 2, compute_uv=False)
-        noise = signed if signs else (first - second) / 2
-        floors = floor * jnp.linalg.svd(noise, compute_uv=False)[:, 0]
-        found[name] = np.asarray(ranks.above(values, floors))
+        values, floors, found[name] = _read(first, second, signed, jnp.asarray(floor), signs=signs)
         constant = ranks.noise_constant(SHAPE, NOISE)
         rule[f"mean_rank_c_over_n_{name}"] = float(
             np.mean(np.asarray(ranks.c_over_n(values, SAMPLES, constant)))
