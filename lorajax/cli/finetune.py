@@ -326,10 +326,11 @@ def _write(
 ) -> None:
     import json
 
-    from lorajax import adapters, models, plots, report
+    from lorajax import adapters, models, plots
+    from lorajax.environment import files
     from lorajax.plots import finetune as figures
 
-    report.write_text(folder / "history.json", json.dumps(history) + "\n")
+    files.write(folder / "history.json", json.dumps(history) + "\n")
     plots.save(figures.curves(history), folder / "curves.png")
     tuned = trainer.model(state)
     if args.method == "full":

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
     import numpy as np
 
-    from lorajax import report
+    from lorajax.environment import files
 
     found, model, targets = finetuning.prepare(args)
     selection = finetuning.choose(args, model, found.train, targets)
@@ -53,6 +53,6 @@ def run(args: argparse.Namespace) -> int:
         "layers": layers,
         "peft": selection.peft() if selection.ranks else None,
     }
-    report.write_text(folder / "ranks.json", json.dumps(result, indent=2) + "\n")
+    files.write(folder / "ranks.json", json.dumps(result, indent=2) + "\n")
     print(f"\nWritten: {folder / 'ranks.json'}")
     return 0

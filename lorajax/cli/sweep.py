@@ -6,10 +6,8 @@ each writes its own part of the store.
 """
 
 import argparse
-import sys
-import time
 
-from lorajax.cli.output import prepare_jax
+from lorajax.cli.output import Progress, prepare_jax
 
 HELP = "run a sweep that the papers make, into a store"
 # Name, what it shows, and the defaults: size, rank, seeds and number of scales (or noise levels).
@@ -84,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         _say(sweeps.plan(preset.function, preset.axes, **options), len(devices))
         return 0
     found = sweeps.sweep(
-        preset.function, preset.axes, settings=preset.settings, progress=Line(), **options
+        preset.function, preset.axes, settings=preset.settings, progress=Shown(), **options
     )
     if jax.process_index() != 0:
         return 0
@@ -110,27 +108,20 @@ def _say(plan, devices: int) -> None:
     print(f"time: about {plan.seconds:.1f} s, and the compilation")
 
 
-class Line:
-    """Progress on standard error: one line that is rewritten on a terminal, else one a tenth."""
+class Shown:
+    """Shows how far a sweep has come; called with a `sweeps.Progress` after each chunk."""
 
-    def __init__(self) -> None:
-        self.live, self.last, self.begin = sys.stderr.isatty(), -1, time.perf_counter()
+    bar: Progress | None = None
 
     def __call__(self, progress) -> None:
-        """Shows how far the sweep has come."""
-        tenth = 10 * progress.done // progress.total
-        if not self.live and tenth == self.last:
-            return
-        self.last = tenth
-        text = f"{progress.done}/{progress.total} lanes"
-        if progress.resumed:
-            text += f" ({progress.resumed} were there)"
-        if progress.done > progress.resumed:
-            text += f", {progress.rate:.0f} a second, {progress.remaining:.0f} s to go"
+        """Moves the bar, which begins at what was there already."""
+        if self.bar is None:
+            self.bar = Progress(progress.total, "lane", progress.resumed)
         if progress.failed:
-            text += f", {progress.failed} failed"
-        end = "\n" if not self.live or progress.done == progress.total else ""
-        print(f"\r\x1b[K{text}" if self.live else text, end=end, file=sys.stderr, flush=True)
+            self.bar.set_postfix(failed=progress.failed, refresh=False)
+        self.bar.update(progress.done - self.bar.n)
+        if progress.done == progress.total:
+            self.bar.close()
 
 
 def summary(found, headline: str) -> str:

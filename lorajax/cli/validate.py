@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     folder = output_folder(args.out)
     prepare_jax()
     from lorajax import plots, report
+    from lorajax.environment import files
 
     claims = load_claims(args.names)
     chosen = claims.select(args.names)
@@ -97,20 +98,22 @@ def run(args: argparse.Namespace) -> int:
     figures_folder = folder / "figures"
     figures_folder.mkdir(exist_ok=True)
     run_state = claims.Run(args.seed, args.profile)
-    progress, outcomes, figures = Progress(len(chosen)), [], {}
+    outcomes, figures = [], {}
     settings = {"seed": args.seed, "profile": args.profile}
     order = {claim.id: i for i, claim in enumerate(chosen)}
-    progress.start(f"{len(chosen)} claims, {args.jobs} at once")
+    progress = Progress(len(chosen), "claim")
     for outcome in claims.examine_all(chosen, run_state, args.jobs):
         claim = outcome.claim
         outcomes = sorted([*outcomes, outcome], key=lambda o: order[o.claim.id])
         if outcome.evidence is not None and outcome.evidence.draw is not None:
             figures[claim.id] = plots.to_png(outcome.evidence.draw)
-            (figures_folder / f"{claim.id}.png").write_bytes(figures[claim.id])
+            files.write(figures_folder / f"{claim.id}.png", figures[claim.id])
         report.write_json(folder / "verdicts.json", outcomes, **settings)
         trouble = f": {outcome.problem}" if outcome.problem else ""
-        progress.finish(f"{claim.id}: {outcome.verdict}{trouble}")
-    report.write_text(folder / "report.html", report.to_html(outcomes, figures, **settings))
+        progress.update()
+        progress.say(f"{claim.id}: {outcome.verdict}{trouble}")
+    progress.close()
+    files.write(folder / "report.html", report.to_html(outcomes, figures, **settings))
     print(report.verdict_table(outcomes))
     print(f"\nReport: {folder / 'report.html'}")
     return compare(outcomes)

@@ -17,8 +17,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from lorajax import data, memory, models
+from lorajax import data, models
 from lorajax.adapters.optimizers import lora_plus, scale_beside
+from lorajax.environment import memory
 
 
 @dataclasses.dataclass(frozen=True)

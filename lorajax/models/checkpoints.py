@@ -18,7 +18,8 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from lorajax import downloads, memory
+from lorajax import downloads
+from lorajax.environment import memory
 from lorajax.models import catalog, layers
 from lorajax.models.catalog import Model
 from lorajax.models.formats import FORMATS, Source, pair

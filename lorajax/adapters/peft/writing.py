@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from lorajax.adapters.peft.shared import (
     saved_parts,
 )
 from lorajax.adapters.surgery import layers
+from lorajax.environment import files
 
 
 class _Entry(NamedTuple):
@@ -121,14 +121,8 @@ def save_peft(
     target = pathlib.Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    # Written aside and moved into place, so that a crash leaves no half-written adapter.
-    for final, data in (
-        (target / WEIGHTS, safetensors.numpy.save(tensors, metadata)),
-        (target / CONFIG, text.encode()),
-    ):
-        aside = final.with_name(final.name + ".partial")
-        aside.write_bytes(data)
-        os.replace(aside, final)
+    files.write(target / WEIGHTS, safetensors.numpy.save(tensors, metadata))
+    files.write(target / CONFIG, text)
 
 
 def _tidy(alpha: float | int) -> float:
