@@ -10,6 +10,11 @@ os.environ.setdefault("NPROC", "16")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from lorajax import environment  # noqa: E402
+
+# Before the first computation, which is when XLA reads its flags.
+environment.guard()
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

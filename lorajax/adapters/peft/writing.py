@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 import re
 from collections.abc import Sequence
