@@ -6,6 +6,7 @@ The rooms and the floors they stand on are those of CONTRIBUTING.md.
 import ast
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import os
 import pathlib
@@ -208,6 +209,14 @@ def test_type_checkers_and_run_time_know_the_same_names():
     assert {*names, *modules} <= set(dir(lorajax))
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = lorajax.no_such_name
+
+
+def test_the_front_door_opens():
+    spec = importlib.util.spec_from_file_location("front_door", ROOT / "tests" / "front_door.py")
+    assert spec is not None and spec.loader is not None
+    door = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(door)
+    assert door.ROOMS[0] is door.SAME[0] is importlib.import_module("lorajax.finetune")
 
 
 # What is imported under another name than it is installed by.
