@@ -13,6 +13,8 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# The flags that keep JAX right on CPU, for programs that are not the command itself.
+GUARDED = XLA_FLAGS="$$($(BIN)/python -m lorajax.environment)"
 CHECK_VERSION = import sys; sys.version_info >= (3, 11) or sys.exit('lorajax needs Python 3.11 or \
 newer and $(PYTHON) is ' + sys.version.split()[0] + ': choose one with make PYTHON=...')
 SIMS = $(wildcard sims/*/[a-z]*.py)
@@ -50,7 +52,7 @@ validate: $(INSTALLED)
 	@$(BIN)/lorajax validate $(ARGS)
 
 test: $(INSTALLED)-test
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(GUARDED) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 lint: $(INSTALLED)-lint
 	@$(BIN)/ruff check .
@@ -75,15 +77,15 @@ notebooks: $(INSTALLED)-notebooks
 
 $(SIMS):
 	@echo "$@"
-	@$(BIN)/python $@ --profile quick $(ARGS)
+	@$(GUARDED) $(BIN)/python $@ --profile quick $(ARGS)
 
 $(NOTEBOOKS):
-	@$(BIN)/jupyter execute --kernel_name=python3 --timeout=600 \
+	@$(GUARDED) $(BIN)/jupyter execute --kernel_name=python3 --timeout=600 \
 	  --output="$(CURDIR)/out/notebooks/$$(basename $@ .ipynb)" $@
 
 benchmarks: $(INSTALLED)-benchmark
 	@$(if $(BENCHMARKS),,echo "benchmarks/ holds no benchmark.")
-	@set -e; for file in $(BENCHMARKS); do echo "$$file"; $(BIN)/python $$file $(ARGS); done
+	@set -e; for file in $(BENCHMARKS); do echo "$$file"; $(GUARDED) $(BIN)/python $$file $(ARGS); done
 
 constraints: $(INSTALLED)-lock
 	@{ echo "# Made by 'make constraints': the releases that this repository is tested with."; \

@@ -6,30 +6,14 @@ carries the same initializations and ranks into a real model. Each of these word
 """
 
 import importlib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# Loaded on first use, so that `lorajax --help` costs no import of jax and `import lorajax` none of
-# flax, matplotlib or xarray.
-_MODULES = (
-    "adapters",
-    "claims",
-    "exact",
-    "factors",
-    "flows",
-    "initializers",
-    "laws",
-    "models",
-    "optima",
-    "plots",
-    "problems",
-    "ranks",
-    "report",
-    "spectra",
-    "studies",
-    "sweeps",
-)
+# Modules and names load on first use, so that `lorajax --help` costs no import of jax and
+# `import lorajax` none of flax, matplotlib or xarray. Modules are found in the folder; the lists
+# for type checkers below are held against both by tests/test_house.py.
 _NAMES = {
     "Factors": "factors",
     "MatrixFactorization": "problems",
@@ -54,15 +38,27 @@ _NAMES = {
 }
 
 if TYPE_CHECKING:
+    from lorajax import adapters as adapters
+    from lorajax import claims as claims
+    from lorajax import data as data
+    from lorajax import downloads as downloads
+    from lorajax import environment as environment
     from lorajax import exact as exact
     from lorajax import factors as factors
+    from lorajax import finetune as finetune
     from lorajax import flows as flows
     from lorajax import initializers as initializers
     from lorajax import laws as laws
+    from lorajax import models as models
     from lorajax import optima as optima
+    from lorajax import plots as plots
     from lorajax import problems as problems
     from lorajax import ranks as ranks
+    from lorajax import report as report
     from lorajax import spectra as spectra
+    from lorajax import studies as studies
+    from lorajax import sweeps as sweeps
+    from lorajax import tasks as tasks
     from lorajax.factors import Factors as Factors
     from lorajax.factors import TuckerFactors as TuckerFactors
     from lorajax.flows import Path as Path
@@ -85,13 +81,18 @@ if TYPE_CHECKING:
     from lorajax.problems import TwoLayerFactors as TwoLayerFactors
 
 
+def _modules() -> list[str]:
+    found = (info.name for info in pkgutil.iter_modules(__path__))
+    return sorted(name for name in found if name not in ("cli", "__main__"))
+
+
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
         return getattr(importlib.import_module(f"lorajax.{_NAMES[name]}"), name)
-    if name in _MODULES:
+    if not name.startswith("_") and name in _modules():
         return importlib.import_module(f"lorajax.{name}")
     raise AttributeError(f"module 'lorajax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULES, *_NAMES])
+    return sorted({*globals(), *_modules(), *_NAMES})

@@ -9,6 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
+from lorajax import environment
+
+# Nearly every module that imports jax imports this one.
+environment.warn()
+
 PRNGKey = Key[Array, ""] | UInt32[Array, "2"]
 
 

@@ -6,48 +6,24 @@ The report is one file with its figures inside; it opens offline and needs nothi
 import base64
 import html
 import json
-import os
-import platform
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lorajax import __version__
+from lorajax import environment
 from lorajax.claims import Outcome
+from lorajax.environment import files
+from lorajax.environment.text import table
 
 SCHEMA = 1
 SYMBOLS = {"confirmed": "✓", "refuted": "✗", "inconclusive": "?", "vacuous": "∅"}
-
-
-def environment() -> dict[str, Any]:
-    """Versions and the machine's kind: what one needs to reproduce a verdict."""
-    import jax
-
-    names = ("jax", "jaxlib", "diffrax", "optax", "numpy")
-    return {
-        "lorajax": __version__,
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in names},
-        "platform": f"{platform.system()} {platform.machine()}",
-        "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
-        "x64": bool(jax.config.jax_enable_x64),  # pyright: ignore[reportAttributeAccessIssue]
-    }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file in one step, so that a reader (or a crash) never sees half of it."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def to_json(outcomes: Sequence[Outcome], *, seed: int, profile: str) -> dict[str, Any]:
     """The content of `verdicts.json`."""
     return {
         "schema": SCHEMA,
-        "environment": environment(),
+        "environment": environment.versions(),
         "seed": seed,
         "profile": profile,
         "claims": [outcome.to_json() for outcome in outcomes],
@@ -57,17 +33,7 @@ def to_json(outcomes: Sequence[Outcome], *, seed: int, profile: str) -> dict[str
 def write_json(path: Path, outcomes: Sequence[Outcome], *, seed: int, profile: str) -> None:
     """Writes `verdicts.json`; called after every claim, so that a run that dies loses nothing."""
     content = to_json(outcomes, seed=seed, profile=profile)
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=float) + "\n")
-
-
-def table(rows: Iterable[Sequence[str]], header: Sequence[str]) -> str:
-    """A plain table with aligned columns."""
-    lines = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    text = [
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
-    ]
-    return "\n".join([text[0], "  ".join("─" * w for w in widths), *text[1:]])
+    files.write(path, json.dumps(content, indent=2, ensure_ascii=False, default=float) + "\n")
 
 
 def verdict_table(outcomes: Sequence[Outcome]) -> str:
@@ -87,7 +53,7 @@ def verdict_table(outcomes: Sequence[Outcome]) -> str:
             )
         )
     header = ("claim", "standing", "verdict", "error", "tolerance", "altered law", "time")
-    return table(rows, header)
+    return table(header, rows)
 
 
 CSS = """
@@ -202,7 +168,7 @@ def to_html(
         for o in outcomes
     ]
     head = _row(("claim", "standing", "verdict", "error", "tolerance", "altered law"), "th")
-    versions = ", ".join(f"{k} {v}" for k, v in environment().items() if k != "devices")
+    versions = ", ".join(f"{k} {v}" for k, v in environment.versions().items() if k != "devices")
     sections = "".join(
         _section(
             o,
@@ -224,8 +190,3 @@ def to_html(
         f'confirmed.</p><p class="meta">{html.escape(versions)}</p>'
         f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>{sections}</body></html>\n'
     )
-
-
-def supports_unicode() -> bool:
-    """Whether the terminal can print the table's symbols."""
-    return (sys.stdout.encoding or "").lower().startswith("utf")

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from lorajax.cli import main
+from lorajax.cli import COMMANDS, main, output
 
 
 def run(*arguments):
@@ -35,7 +35,6 @@ def run(*arguments):
         (["spectra", "--until", "-3"], "--until is -3.0"),
         (["spectra", "--scales", "0"], "--scales has 0.0"),
         (["no-such-command"], "invalid choice"),
-        ([], "required"),
     ],
 )
 def test_usage_errors_answer_in_a_sentence_without_jax(arguments, message):
@@ -44,6 +43,26 @@ def test_usage_errors_answer_in_a_sentence_without_jax(arguments, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout.strip().endswith("False")
+
+
+def test_alone_it_says_what_to_type_next():
+    done = run()
+    assert done.returncode == 0 and not done.stderr
+    offered = re.findall(r"^  lorajax (\w+)  ", done.stdout, re.MULTILINE)
+    assert len(offered) == 5 and set(offered) <= set(COMMANDS)
+    assert done.stdout.strip().endswith("False")
+
+
+def test_progress_is_a_line_a_tenth_where_there_is_no_terminal(capsys):
+    bar = output.Progress(40, "claim", done=4)
+    for i in range(4, 40):
+        bar.update()
+        if i == 20:
+            bar.say("half")
+    bar.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert "half" in lines and len(lines) == 11  # 10 % to 100 %, and what was said
+    assert "40/40" in lines[-1] and "\r" not in "".join(lines)
 
 
 @pytest.mark.parametrize(

@@ -1,35 +1,115 @@
 """The installed environment: JAX computes right numbers, and imports stay light."""
 
+import os
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import jaxtyping
-import numpy as np
 import pytest
 
+from lorajax import environment
+from lorajax.environment import faults
 from lorajax.factors import Factors
 
 
-# The fault needs just over 2**14 rows in float64 and 2**15 in float32, and few columns: jax 0.10.2
-# fails 4 of these 32 cases, by up to the full size of the result.
+# Jax 0.10.2 fails 4 of these 32 cases, by up to the full size of the result.
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("rows", [100, 16_384, 16_385, 32_769])
 @pytest.mark.parametrize("shape", [(3, 3), (4, 3), (8, 8), (16, 64)], ids=str)
 def test_vmapped_product_then_reduction_is_right(shape, rows, dtype):
     """Jax 0.10.2 returns wrong numbers here: https://github.com/jax-ml/jax/issues/39103."""
-    rng = np.random.default_rng(0)
-    matrix = rng.standard_normal(shape).astype(dtype)
-    x = rng.standard_normal((rows, shape[1])).astype(dtype)
-    got = jax.jit(jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2)))(x)
-    wide_x, wide_matrix = x.astype(np.float64), matrix.astype(np.float64)
-    want = np.sum((wide_x @ wide_matrix.T) ** 2, axis=1)
-    # Roundoff bound: each entry takes at most 2 columns + rows + 2 roundings of terms whose
-    # absolute values add up to `size`.
-    size = np.sum((np.abs(wide_x) @ np.abs(wide_matrix).T) ** 2, axis=1)
-    bound = (2 * shape[1] + shape[0] + 2) * np.finfo(dtype).eps * size
-    np.testing.assert_array_less(np.abs(np.asarray(got, np.float64) - want), bound)
+    assert environment.vmapped_product(shape, rows, dtype) <= 1
+
+
+# Jax 0.11.1 to 0.12.0.1 fail those of 64 and 128 without the guard, by factors of 1 to 1e265.
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("side", [32, 64, 128])
+@pytest.mark.parametrize("vmapped", [False, True])
+def test_product_with_a_broadcast_scalar_is_right(side, vmapped, dtype):
+    """Jax 0.11.1 and later return wrong numbers here, unless guarded."""
+    assert environment.scalar_product(side, vmapped=vmapped, dtype=dtype) <= 1
+
+
+def python(code: str, **variables: str | None) -> subprocess.CompletedProcess[str]:
+    """`code` in a fresh interpreter with these environment variables; None removes one."""
+    merged = {**os.environ, **variables}
+    kept = {name: value for name, value in merged.items() if value is not None}
+    return subprocess.run(
+        [sys.executable, "-W", "always", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=kept,
+    )
+
+
+AFFECTED = environment.affected(jaxlib.version.__version__)
+
+
+@pytest.mark.skipif(not AFFECTED, reason="the installed jaxlib is not affected")
+def test_the_canary_dies_without_the_guard():
+    code = "from lorajax.environment import scalar_product; print(scalar_product())"
+    bare = python(code, XLA_FLAGS=None, JAX_COMPILATION_CACHE_DIR=None)
+    assert float(bare.stdout) > 1
+    code = "from lorajax import environment; environment.guard();" + code
+    assert float(python(code, XLA_FLAGS=None, JAX_COMPILATION_CACHE_DIR=None).stdout) <= 1
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("0.10.1", False),
+        ("0.11.0", False),
+        ("0.11.1", True),
+        ("0.12.0.1", True),
+        ("0.12.0.dev20260101", True),
+        ("1.0rc1", True),
+    ],
+)
+def test_affected_versions(version, expected):
+    assert environment.affected(version) == expected
+
+
+@pytest.mark.parametrize(
+    ("version", "before", "after"),
+    [
+        ("0.10.1", None, ""),
+        ("0.12.0.1", None, environment.GUARD),
+        ("0.12.0.1", "--xla_cpu_a=1", f"--xla_cpu_a=1 {environment.GUARD}"),
+        ("0.12.0.1", environment.GUARD, environment.GUARD),
+        ("0.12.0.1", f"--{faults.FLAG}=dot", f"--{faults.FLAG}=dot"),
+        ("0.12.0.1", "flags.txt", "flags.txt"),
+    ],
+)
+def test_the_guard_is_added_once_and_clobbers_nothing(version, before, after, monkeypatch):
+    monkeypatch.setattr(faults.metadata, "version", lambda name: version)
+    if before is None:
+        monkeypatch.delenv("XLA_FLAGS", raising=False)
+    else:
+        monkeypatch.setenv("XLA_FLAGS", before)
+    assert [environment.guard(), environment.guard()] == [after, after]
+    assert os.environ.get("XLA_FLAGS", "") == after
+
+
+def test_an_untried_release_gets_the_guard_only_if_it_knows_the_flag(monkeypatch):
+    assert faults.accepts_guard("99.0")  # the library at hand has the flag's name
+    monkeypatch.setattr(faults, "FLAG", "xla_cpu_no_such_flag" + "_at_all")
+    assert not faults.accepts_guard("99.0")
+
+
+def test_a_library_user_is_warned_once_and_told_what_to_set():
+    code = (
+        "from lorajax.environment import faults; faults.FIRST_AFFECTED = (0, 1);"
+        "import lorajax; print('imported'); lorajax.flows, lorajax.problems; faults.warn()"
+    )
+    told = python(code, XLA_FLAGS=None, JAX_PLATFORMS="cpu").stderr
+    assert told.count("UserWarning") == 1 and f"XLA_FLAGS={environment.GUARD}" in told
+    for variables in ({"XLA_FLAGS": environment.GUARD}, {"JAX_PLATFORMS": "cuda"}):
+        quiet = python(code, **{"XLA_FLAGS": None, "JAX_PLATFORMS": "cpu"} | variables)
+        assert quiet.returncode == 0 and "UserWarning" not in quiet.stderr
 
 
 def test_traces_lists_what_is_traced_and_nothing_else(traces):
@@ -96,7 +176,8 @@ def test_core_rooms_import_neither_flax_nor_matplotlib_nor_xarray():
         (["validate", "--help"], 0),
         (["claims", "--help"], 0),
         (["spectra", "--help"], 0),
-        ([], 2),
+        ([], 0),
+        (["doctor", "--help"], 0),
         (["no-such-command"], 2),
         (["validate", "--profile", "no-such-profile"], 2),
         (["validate", "--seed", "one"], 2),

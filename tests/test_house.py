@@ -6,6 +6,7 @@ The rooms and the floors they stand on are those of CONTRIBUTING.md.
 import ast
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import os
 import pathlib
@@ -13,6 +14,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 import types
 from collections.abc import Iterator
 
@@ -23,8 +25,10 @@ import lorajax
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lorajax"
 
-# Each room and the rooms it may import, ground floor first; every room may import `factors`.
+# Each room and the rooms it may import, ground floor first; every room may import these two.
+GROUND = {"environment", "factors"}
 CORE = {
+    "environment": set(),
     "factors": set(),
     "problems": set(),
     "initializers": set(),
@@ -39,12 +43,11 @@ CORE = {
 MIDDLE = {
     "claims": set(CORE),
     "downloads": set(),
-    "memory": set(),
     "adapters": {"initializers", "problems", "ranks"},
-    "models": {"downloads", "memory"},
+    "models": {"downloads"},
     "data": {"downloads"},
     "tasks": {"models", "data"},
-    "finetune": {*CORE, "claims", "memory", "adapters", "models", "data", "tasks"},
+    "finetune": {*CORE, "claims", "adapters", "models", "data", "tasks"},
 }
 BELOW = {*CORE, *MIDDLE}
 TOP = {
@@ -92,7 +95,7 @@ def trespasses(room: str, modules: Iterator[str]) -> list[str]:
             # `from lorajax import name` may also bring a public name: the name says which room.
             if target not in ROOMS:
                 target = room_of_public_name(target)
-            if target not in ROOMS[room] | {room, "factors", "__version__"}:
+            if target not in ROOMS[room] | {room, "__version__"} | GROUND:
                 found.append(module)
         elif top in HEAVY and room not in HEAVY[top]:
             found.append(module)
@@ -116,8 +119,7 @@ def test_every_module_is_in_a_known_room():
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_rooms_import_only_downwards(path):
-    package = ".".join(path.relative_to(ROOT).parent.parts)
-    modules = imported_modules(path.read_text(encoding="utf-8"), package)
+    modules = imported_modules(path.read_text(encoding="utf-8"), package_of(path))
     assert trespasses(room_of(path), modules) == []
 
 
@@ -154,15 +156,6 @@ def test_training_does_not_know_what_an_image_is(room):
     ]
     assert found == []
     assert IMAGES.search("x = split.images[index], model.config.mean")
-
-
-def test_parsed_arguments_stay_in_the_command():
-    found = [
-        str(path.relative_to(ROOT))
-        for path in SOURCES
-        if room_of(path) != "cli" and "argparse.Namespace" in path.read_text(encoding="utf-8")
-    ]
-    assert found == []
 
 
 def public_objects() -> Iterator[tuple[str, object]]:
@@ -208,14 +201,174 @@ def test_every_public_name_has_a_docstring():
     assert [name for name, value in named.items() if not has_own_docstring(value)] == []
 
 
-def test_every_lazy_name_exists_and_is_listed():
-    lazy = [*lorajax._MODULES, *lorajax._NAMES]
-    assert len(lazy) == len(set(lazy))
-    assert set(lazy) <= set(dir(lorajax))
-    for name in lazy:
+def declared_to_type_checkers() -> tuple[dict[str, str], set[str]]:
+    """The public names (with their rooms) and modules under `TYPE_CHECKING` in `__init__.py`."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    names, modules = {}, set()
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names:
+            assert alias.asname == alias.name, f"{alias.name} is private to type checkers"
+            if node.module == "lorajax":
+                modules.add(alias.name)
+            else:
+                names[alias.name] = node.module.removeprefix("lorajax.")
+    return names, modules
+
+
+def test_type_checkers_and_run_time_know_the_same_names():
+    names, modules = declared_to_type_checkers()
+    assert names == lorajax._NAMES
+    rooms = {info.name for info in pkgutil.iter_modules([str(PACKAGE)])}
+    assert modules == rooms - {"cli", "__main__"}
+    for name in [*names, *modules]:
         assert getattr(lorajax, name) is not None
+    assert {*names, *modules} <= set(dir(lorajax))
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = lorajax.no_such_name
+
+
+def test_the_front_door_opens():
+    spec = importlib.util.spec_from_file_location("front_door", ROOT / "tests" / "front_door.py")
+    assert spec is not None and spec.loader is not None
+    door = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(door)
+    assert door.ROOMS[0] is door.SAME[0] is importlib.import_module("lorajax.finetune")
+
+
+# What is imported under another name than it is installed by.
+DISTRIBUTIONS = {"PIL": "pillow", "orbax": "orbax-checkpoint"}
+
+
+def test_every_imported_package_is_declared():
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        wanted = tomllib.load(file)["project"]["dependencies"]
+    declared = {re.split(r"[^\w-]", line)[0].lower() for line in wanted}
+    imported = {
+        module.partition(".")[0]
+        for path in SOURCES
+        for module in imported_modules(path.read_text(encoding="utf-8"), package_of(path))
+    }
+    imported -= {"lorajax", *sys.stdlib_module_names}
+    needed = {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in imported}
+    assert needed - declared == set()
+    assert declared - needed == set()
+
+
+def package_of(path: pathlib.Path) -> str:
+    """The dotted package that a file belongs to."""
+    return ".".join(path.relative_to(ROOT).parent.parts)
+
+
+def private_names(source: str, package: str) -> list[str]:
+    """The private names that `source` takes from other files of lorajax, by import or by dot."""
+    tree, found, modules = ast.parse(source), [], set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.level or node.module):
+            ours = node.level or (node.module or "").split(".")[0] == "lorajax"
+            for alias in node.names if ours else ():
+                modules.add(alias.asname or alias.name)
+                if alias.name.startswith("_") and not alias.name.startswith("__"):
+                    found.append(alias.name)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            private = node.attr.startswith("_") and not node.attr.startswith("__")
+            named_tuple = node.attr in {"_replace", "_asdict", "_fields", "_make"}
+            if private and not named_tuple and node.value.id in modules:
+                found.append(f"{node.value.id}.{node.attr}")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_takes_a_private_name_from_another(path):
+    assert private_names(path.read_text(encoding="utf-8"), package_of(path)) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from lorajax.flows.gradient import _check_start",
+        "def late():\n    from .gradient import _check_start",
+        "from lorajax.flows import gradient\ngradient._check_start(1)",
+    ],
+)
+def test_a_private_name_is_caught(source):
+    assert private_names(source, "lorajax.flows") != []
+
+
+LONGEST_FILE, LONGEST_FUNCTION = 500, 80
+
+
+def long_functions(source: str) -> list[str]:
+    """The functions of more than `LONGEST_FUNCTION` lines, from `def` to their end."""
+    return [
+        f"{node.name}: {node.end_lineno - node.lineno + 1} lines"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno >= LONGEST_FUNCTION
+    ]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_short(path):
+    source = path.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= LONGEST_FILE
+    assert long_functions(source) == []
+
+
+def test_a_long_function_is_caught():
+    head, line = "def f():\n", "    pass\n"
+    assert long_functions(head + line * (LONGEST_FUNCTION - 1)) == []
+    assert long_functions(head + line * LONGEST_FUNCTION) == ["f: 81 lines"]
+
+
+def test_parsed_arguments_stay_in_the_command():
+    found = [
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if room_of(path) != "cli" and "argparse.Namespace" in path.read_text(encoding="utf-8")
+    ]
+    assert found == []
+
+
+def arrows() -> set[tuple[str, str]]:
+    """The pairs of different rooms of which the first imports the second, wherever in a file.
+
+    The front door counts for none: it names every room so that a user need not.
+    """
+    found = set()
+    for path in SOURCES:
+        room = room_of(path)
+        for module in imported_modules(path.read_text(encoding="utf-8"), package_of(path)):
+            top, _, rest = module.partition(".")
+            target = rest.partition(".")[0]
+            if top != "lorajax" or not rest or target.startswith("__"):
+                continue
+            target = target if target in ROOMS else room_of_public_name(target)
+            found.add((room, target))
+    return {(a, b) for a, b in found if a != b and a != "__init__"}
+
+
+def circle(pairs: set[tuple[str, str]]) -> set[str]:
+    """The rooms that are left when those that import no room that is left are taken away."""
+    left = {room for pair in pairs for room in pair}
+    while free := {room for room in left if not any(a == room and b in left for a, b in pairs)}:
+        left -= free
+    return left
+
+
+def test_few_arrows_and_no_circle():
+    pairs = arrows()
+    assert circle(pairs) == set()
+    assert len(pairs) < 103, sorted(pairs)
+
+
+def test_a_circle_is_caught():
+    pairs = {("a", "b"), ("b", "c"), ("d", "a")}
+    assert circle(pairs) == set()
+    assert circle(pairs | {("c", "a")}) == {"a", "b", "c", "d"}
 
 
 def tracked_files() -> list[pathlib.Path]:

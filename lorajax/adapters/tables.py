@@ -7,6 +7,7 @@ from flax import nnx
 from lorajax.adapters.layers import Adapted
 from lorajax.adapters.layouts import kernel_variable
 from lorajax.adapters.surgery import layers
+from lorajax.environment.text import table
 
 
 class Row(NamedTuple):
@@ -64,21 +65,6 @@ class Description(NamedTuple):
 
 def _sizes(sizes: Any) -> str:
     return str(sizes) if isinstance(sizes, int) else "×".join(map(str, sizes))
-
-
-def table(header: tuple[str, ...], lines: list[tuple[str, ...]], right: tuple[int, ...]) -> str:
-    """Lines of text in columns, those in `right` flush right."""
-    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
-
-    def line(cells: tuple[str, ...]) -> str:
-        padded = [
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return "  ".join(padded).rstrip()
-
-    rule = tuple("-" * width for width in widths)
-    return "\n".join(map(line, [header, rule, *lines]))
 
 
 def describe(model: nnx.Module) -> Description:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from lorajax import __version__
 
-COMMANDS = ("validate", "claims", "spectra", "sweep", "plot", "finetune", "rank")
+COMMANDS = ("validate", "claims", "spectra", "sweep", "plot", "finetune", "rank", "doctor")
 
 DESCRIPTION = """\
 The theory of low-rank adaptation (LoRA), made executable: simulate its training dynamics, hold the
@@ -19,11 +19,26 @@ theory about it against the simulation, and carry what holds into real fine-tuni
 """
 
 
+WELCOME = f"""\
+lorajax {__version__}: the theory of low-rank adaptation (LoRA), made executable in JAX.
+It simulates training dynamics, holds theory against them, and fine-tunes with what holds.
+
+Try next:
+  lorajax doctor      whether everything it needs is here and computes right
+  lorajax validate    check the theory against simulation: verdicts, figures, a report
+  lorajax spectra     simulated and analytic singular values over time, of a problem of yours
+  lorajax sweep       a paper's experiment over scales, ranks and seeds
+  lorajax finetune    fine-tune the small model that comes along, its ranks chosen by theory
+
+Each explains itself with --help; `lorajax --help` lists all of them.
+"""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command with all its subcommands; imports no jax."""
     parser = argparse.ArgumentParser(prog="lorajax", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"lorajax {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name in COMMANDS:
         module = importlib.import_module(f"lorajax.cli.{name}")
         sub = subparsers.add_parser(name, help=module.HELP, description=module.__doc__)
@@ -42,7 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
       0 when all went as on record, 1 when a result changed, 2 for bad usage, 130 when interrupted.
     """
     try:
+        argv = sys.argv[1:] if argv is None else argv
+        if not argv:
+            print(WELCOME, end="")
+            return 0
         args = build_parser().parse_args(argv)
+        if args.command is None:
+            raise ValueError("no command is given; `lorajax --help` lists them.")
         return args.run(args)
     except ValueError as error:
         print(f"lorajax: error: {error}", file=sys.stderr)

@@ -3,6 +3,7 @@
 import argparse
 import textwrap
 
+from lorajax.cli.output import prepare_jax
 from lorajax.cli.validate import check_names, load_claims, read_record
 
 HELP = "list the claims with their standing and source"
@@ -18,6 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the list."""
     check_names(args.names)
+    prepare_jax()
     record = read_record()
     claims = load_claims(args.names)
     paper = None

@@ -115,10 +115,11 @@ def _report(begun: finetuning.Begun, trainer: Any, history: dict[str, Any]) -> N
 def _write(
     args: argparse.Namespace, folder: Any, tuned: Any, history: dict[str, Any], heads: Any
 ) -> None:
-    from lorajax import adapters, models, plots, report
+    from lorajax import adapters, models, plots
+    from lorajax.environment import files
     from lorajax.plots import finetune as figures
 
-    report.write_text(folder / "history.json", json.dumps(history) + "\n")
+    files.write(folder / "history.json", json.dumps(history) + "\n")
     plots.save(figures.curves(history), folder / "curves.png")
     if args.method == "full":
         models.save(tuned, folder / "model" / "model.safetensors")

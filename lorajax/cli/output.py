@@ -1,12 +1,13 @@
 """What the subcommands share: folders for results, the compile cache, progress."""
 
-import hashlib
 import os
-import platform
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from tqdm import tqdm
+
+from lorajax import environment
 
 
 def output_folder(name: str) -> Path:
@@ -28,29 +29,18 @@ def output_folder(name: str) -> Path:
     return folder
 
 
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
-
-
 def prepare_jax(*, x64: bool = True) -> None:
     """Switches the process to float64 and to a compile cache that later runs share.
 
-    The theory's tolerances need float64; real models are trained without. The cache is kept apart
-    by jaxlib and by the processor's features, because compiled code of another processor may not
-    run.
+    The theory's tolerances need float64; real models are trained without.
     """
+    environment.guard()
     # XLA runs LAPACK calls inside its thread pool, where as many independent ones as there are
     # threads wait for each other forever; with a thread a core that happens on two cores (jaxlib
     # 0.10.1).
     os.environ.setdefault("NPROC", "16")
     # XLA reports harmless tuning hints of cached code as errors, a page for each program.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from importlib import metadata
-
     # Equinox raises from compiled code through host callbacks, and such programs are never
     # kept in the compile cache; every run has a status of its own instead.
     os.environ.setdefault("EQX_ON_ERROR", "nan")
@@ -64,9 +54,7 @@ def prepare_jax(*, x64: bool = True) -> None:
     jax.config.update("jax_enable_x64", x64)
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    tag = hashlib.sha256(f"{metadata.version('jaxlib')} {_cpu()}".encode()).hexdigest()[:12]
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = Path(home) / "lorajax" / f"compiled-{tag}"
+    folder = environment.cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -76,29 +64,48 @@ def prepare_jax(*, x64: bool = True) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-class Progress:
-    """One line a finished step, and on a terminal a line for the step that runs.
+class Progress(tqdm):
+    """A bar on a terminal, and elsewhere a line a tenth of the way.
 
     Args:
       total: number of steps.
+      unit: what a step is called.
+      done: steps that an earlier run has done.
     """
 
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.done = 0
-        self.begin = time.perf_counter()
-        self.live = sys.stderr.isatty()
+    monitor_interval = 0  # no thread: a bar moves when a step ends
 
-    def start(self, name: str) -> None:
-        """Says what runs now, where the line can be taken back."""
+    def __init__(self, total: int, unit: str, done: int = 0) -> None:
+        self.live, self.tenth = sys.stderr.isatty(), -1
+        interval = 0.1 if self.live else 0.0
+        super().__init__(
+            total=total,
+            initial=done,
+            unit=" " + unit,
+            file=sys.stderr,
+            dynamic_ncols=self.live,
+            mininterval=interval,
+            miniters=None if self.live else 1,
+        )
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Shows how far it is; tqdm calls it."""
         if self.live:
-            print(f"\r\x1b[K[{self.done + 1:>2}/{self.total}] {name} …", end="", file=sys.stderr)
-            sys.stderr.flush()
+            return bool(super().display(msg, pos))
+        tenth = 10 * self.n // max(self.total, 1)
+        if tenth > self.tenth and self.n:
+            print(self, file=sys.stderr, flush=True)
+        self.tenth = max(tenth, self.tenth)
+        return True
 
-    def finish(self, text: str) -> None:
-        """Says how a step ended."""
-        self.done += 1
-        clear = "\r\x1b[K" if self.live else ""
-        elapsed = time.perf_counter() - self.begin
-        line = f"{clear}[{self.done:>2}/{self.total}] {text}  ({elapsed:.0f} s so far)"
-        print(line, file=sys.stderr, flush=True)
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        if self.live:
+            self.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it is; elsewhere the last line has been said already."""
+        self.disable = self.disable or not self.live
+        super().close()

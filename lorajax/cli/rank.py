@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> int:
 
     import numpy as np
 
-    from lorajax import finetune, report, tasks
+    from lorajax import finetune, tasks
+    from lorajax.environment import files
 
     begun = finetuning.begin(args)
     targets, _ = finetune.targets_of(begun.model, args.targets, also=())
@@ -63,6 +64,6 @@ def run(args: argparse.Namespace) -> int:
         "layers": layers,
         "peft": selection.peft() if selection.ranks else None,
     }
-    report.write_text(folder / "ranks.json", json.dumps(result, indent=2) + "\n")
+    files.write(folder / "ranks.json", json.dumps(result, indent=2) + "\n")
     print(f"\nWritten: {folder / 'ranks.json'}")
     return 0

@@ -65,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
 
     import numpy as np
 
-    from lorajax import plots, report
+    from lorajax import plots
+    from lorajax.environment import files
+    from lorajax.environment.text import table
     from lorajax.studies import comparison
 
     result = comparison.compare_spectra(
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     np.savez(folder / "spectra.npz", **result.arrays())  # pyright: ignore[reportArgumentType]
-    report.write_text(folder / "spectra.json", json.dumps(result.to_json(), indent=2) + "\n")
+    files.write(folder / "spectra.json", json.dumps(result.to_json(), indent=2) + "\n")
     plots.save(comparison.draw(result), folder / "spectra.png")
     rows = [
         (
@@ -93,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         for row in result.rows
     ]
     header = ("scale", "law", "mode", "sup error", "half-time error", "best time-warp error")
-    print(report.table(rows, header))
+    print(table(header, rows))
     for scale, plan in result.plans.items():
         print(f"scale {scale:g}: {plan}")
     print(

@@ -8,12 +8,10 @@ writes its own part of the store.
 """
 
 import argparse
-import sys
-import time
 from typing import Any
 
 from lorajax import studies
-from lorajax.cli.output import prepare_jax
+from lorajax.cli.output import Progress, prepare_jax
 
 HELP = "run flows over scales, ranks and seeds, or a study of the papers, into a store"
 
@@ -132,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
         _say(sweeps.estimate(ready.function, ready.axes, **options), len(options["devices"]))
         return 0
     settings = {**study.settings(**given), "engine": ready.engine}
-    found = sweeps.sweep(ready.function, ready.axes, settings=settings, progress=Line(), **options)
+    found = sweeps.sweep(ready.function, ready.axes, settings=settings, progress=Shown(), **options)
     if jax.process_index() != 0:
         return 0
     headline = study.headline if study.headline in found else next(iter(found.data_vars))
@@ -156,27 +154,20 @@ def _say(found, devices: int) -> None:
     print(f"time: about {found.seconds:.1f} s, and the compilation")
 
 
-class Line:
-    """Progress on standard error: one line that is rewritten on a terminal, else one a tenth."""
+class Shown:
+    """Shows how far a sweep has come; called with a `sweeps.Progress` after each chunk."""
 
-    def __init__(self) -> None:
-        self.live, self.last, self.begin = sys.stderr.isatty(), -1, time.perf_counter()
+    bar: Progress | None = None
 
     def __call__(self, progress) -> None:
-        """Shows how far the sweep has come."""
-        tenth = 10 * progress.done // progress.total
-        if not self.live and tenth == self.last:
-            return
-        self.last = tenth
-        text = f"{progress.done}/{progress.total} lanes"
-        if progress.resumed:
-            text += f" ({progress.resumed} were there)"
-        if progress.done > progress.resumed:
-            text += f", {progress.rate:.0f} a second, {progress.remaining:.0f} s to go"
+        """Moves the bar, which begins at what was there already."""
+        if self.bar is None:
+            self.bar = Progress(progress.total, "lane", progress.resumed)
         if progress.failed:
-            text += f", {progress.failed} failed"
-        end = "\n" if not self.live or progress.done == progress.total else ""
-        print(f"\r\x1b[K{text}" if self.live else text, end=end, file=sys.stderr, flush=True)
+            self.bar.set_postfix(failed=progress.failed, refresh=False)
+        self.bar.update(progress.done - self.bar.n)
+        if progress.done == progress.total:
+            self.bar.close()
 
 
 def summary(found, headline: str) -> str:

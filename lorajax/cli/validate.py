@@ -120,20 +120,22 @@ def run_seed(
 
     figures_folder = folder / "figures"
     figures_folder.mkdir(exist_ok=True)
-    progress, outcomes, figures = Progress(len(chosen)), [], {}
+    outcomes, figures = [], {}
     settings = {"seed": seed, "profile": profile}
     order = {claim.id: i for i, claim in enumerate(chosen)}
-    progress.start(f"{len(chosen)} claims, {jobs} at once, seed {seed}")
+    progress = Progress(len(chosen), "claim")
     for outcome in claims.examine_all(chosen, claims.Run(seed, profile), jobs):
         claim = outcome.claim
         outcomes = sorted([*outcomes, outcome], key=lambda o: order[o.claim.id])
         if outcome.evidence is not None and outcome.evidence.draw is not None:
             figures[claim.id] = plots.to_png(outcome.evidence.draw)
-            (figures_folder / f"{claim.id}.png").write_bytes(figures[claim.id])
+            files.write(figures_folder / f"{claim.id}.png", figures[claim.id])
         report.write_json(folder / "verdicts.json", outcomes, **settings)
         trouble = f": {outcome.problem}" if outcome.problem else ""
-        progress.finish(f"{claim.id}: {outcome.verdict}{trouble}")
-    report.write_text(folder / "report.html", report.to_html(outcomes, figures, **settings))
+        progress.update()
+        progress.say(f"{claim.id}: {outcome.verdict}{trouble}")
+    progress.close()
+    files.write(folder / "report.html", report.to_html(outcomes, figures, **settings))
     print(report.verdict_table(outcomes))
     print(f"\nReport: {folder / 'report.html'}")
     return outcomes

@@ -16,7 +16,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lorajax import data, memory, tasks
+from lorajax import data, tasks
+from lorajax.environment import memory
 from lorajax.finetune.recipes import Recipe
 from lorajax.tasks import Batch, Task, Totals
 

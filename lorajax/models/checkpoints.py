@@ -14,7 +14,8 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from lorajax import downloads, memory
+from lorajax import downloads
+from lorajax.environment import memory
 from lorajax.models import catalog
 from lorajax.models.family import Family, Format, Model, Rule, Untold
 from lorajax.models.files import Source, Tensor, opened, said

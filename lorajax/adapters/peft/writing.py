@@ -27,6 +27,7 @@ from lorajax.adapters.peft.shared import (
 )
 from lorajax.adapters.surgery import layers
 from lorajax.adapters.torch_layers import Names, Rename, TensorRule, TorchLayer, base_layers
+from lorajax.environment import files
 
 
 def save_peft(
@@ -90,8 +91,10 @@ def save_peft(
     }
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     whole = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
-    files = {WEIGHTS: safetensors.numpy.save(whole, metadata), CONFIG: text.encode()}
-    _replace(pathlib.Path(folder), files)
+    target = pathlib.Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    files.write(target / WEIGHTS, safetensors.numpy.save(whole, metadata))
+    files.write(target / CONFIG, text)
 
 
 def _chosen(model: nnx.Module, name: str) -> dict[str, Adapter]:
@@ -209,12 +212,3 @@ def _head(
         for key, tensor in zip(part.names, part.write(*arrays), strict=True):
             tensors[f"{whole.module}.{inside}{key}"] = tensor
     return tensors
-
-
-def _replace(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
-    """Written aside and moved into place, so that a crash leaves no half-written file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, data in files.items():
-        aside = folder / f"{file}.partial"
-        aside.write_bytes(data)
-        os.replace(aside, folder / file)

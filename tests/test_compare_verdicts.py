@@ -1,0 +1,34 @@
+"""The comparison of two runs of the main job."""
+
+import copy
+import importlib.util
+import pathlib
+
+import pytest
+
+PATH = pathlib.Path(__file__).with_name("compare_verdicts.py")
+SPEC = importlib.util.spec_from_file_location("compare_verdicts", PATH)
+assert SPEC is not None and SPEC.loader is not None
+compare = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(compare)
+
+CLAIM = {"id": "a.b", "verdict": "confirmed", "error": 0.1, "tolerance": 1.0}
+REPORT = {"claims": [CLAIM | {"control": {"verdict": "refuted"}}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "count"),
+    [
+        ({}, 0),
+        ({"error": 0.12}, 0),
+        ({"error": 0.2}, 1),
+        ({"error": float("nan")}, 1),
+        ({"verdict": "refuted"}, 1),
+        ({"control": {"verdict": "confirmed"}}, 1),
+        ({"id": "a.c"}, 2),
+    ],
+)
+def test_what_differs_is_told(change, count):
+    other = copy.deepcopy(REPORT)
+    other["claims"][0].update(change)
+    assert len(compare.differences(REPORT, other)) == count

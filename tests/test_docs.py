@@ -1,0 +1,51 @@
+"""The pages of docs/extending and the README's first example run as they stand."""
+
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "docs" / "extending").glob("*.md"))
+LONGEST = 40
+
+
+def blocks(text: str) -> list[str]:
+    """The ```python blocks of a page, in order."""
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def lines_of_code(blocks: list[str]) -> int:
+    """Lines that are neither empty nor a comment."""
+    lines = (line.strip() for block in blocks for line in block.splitlines())
+    return sum(bool(line) and not line.startswith("#") for line in lines)
+
+
+def run(path: pathlib.Path, blocks: list[str]) -> None:
+    """Runs blocks in one namespace; a traceback names the page."""
+    namespace: dict[str, object] = {"__name__": path.stem.replace("-", "_")}
+    for block in blocks:
+        exec(compile(block, str(path), "exec"), namespace)
+
+
+def test_every_extension_runs_in_few_lines(subtests, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for page in PAGES:
+        with subtests.test(page.name):
+            code = blocks(page.read_text(encoding="utf-8"))
+            assert code, f"{page.name} has no example."
+            assert lines_of_code(code) < LONGEST
+            run(page, code)
+
+
+def test_the_first_example_of_the_readme_runs():
+    path = ROOT / "README.md"
+    run(path, blocks(path.read_text(encoding="utf-8"))[:1])
+
+
+def test_a_page_that_fails_is_caught():
+    text = "```python\n# a comment\n\nx = 1\n```\ntext\n```python\nassert x == 2\n```\n"
+    code = blocks(text)
+    assert lines_of_code(code) == 2
+    with pytest.raises(AssertionError):
+        run(ROOT / "page.md", code)
