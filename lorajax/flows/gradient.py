@@ -33,6 +33,12 @@ def amplitude(start: Any) -> Float[Array, ""]:
     return jnp.asarray(xp.min(xp.stack(parts)))
 
 
+def _absolute(rtol: float | Array, start: Any) -> Array:
+    """`rtol` times the start's amplitude: where a solver may step is not what is differentiated."""
+    scale = amplitude(jax.lax.stop_gradient(start))
+    return jnp.maximum(jnp.asarray(rtol, scale.dtype) * scale, jnp.finfo(scale.dtype).tiny)
+
+
 def field(problem: Problem, state: Any, weight_decay: Array, b_rate: Array) -> Any:
     """Right-hand side of the flow: minus the gradient, with B's part times `b_rate`, and decay."""
 
@@ -164,15 +170,10 @@ def gradient_flow(
     frames = None
     if can_reduce and reduced is not False:
         problem, factors, frames = reduce(problem, factors)
-    rtol = jnp.asarray(rtol, dtype)
-    if atol is None:
-        # Where the solver may step is no part of what is differentiated.
-        scale = amplitude(jax.lax.stop_gradient(factors))
-        atol = jnp.maximum(rtol * scale, jnp.finfo(dtype).tiny)
     run = _Run(
         times=jnp.asarray(times, dtype),
-        rtol=rtol,
-        atol=jnp.asarray(atol, dtype),
+        rtol=jnp.asarray(rtol, dtype),
+        atol=jnp.asarray(_absolute(rtol, factors) if atol is None else atol, dtype),
         decay=jnp.asarray(weight_decay, dtype),
         rate=jnp.asarray(b_rate, dtype),
         solver=diffrax.Dopri8() if solver is None else solver,
