@@ -18,6 +18,7 @@ from lorajax.laws.base import (
     mode_law,
 )
 from lorajax.laws.conservation import imbalance_decay, lora_plus_level, tucker_level
+from lorajax.laws.descents import scaled_gd_error
 from lorajax.laws.early import (
     early_descent,
 )
@@ -102,6 +103,7 @@ __all__ = [
     "relu_overlap_rate",
     "relu_overlap_velocity",
     "loss_decay",
+    "scaled_gd_error",
     "slow_layer_exponent",
     "spectral_flow",
     "spectral_hit_time",
