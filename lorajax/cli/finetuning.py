@@ -70,7 +70,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def bounded(
-    args: argparse.Namespace, name: str, low: float, high: float = LARGEST, *, above: bool = False
+    args: argparse.Namespace,
+    name: str,
+    low: float | int,
+    high: float | int = LARGEST,
+    *,
+    above: bool = False,
 ) -> None:
     """Raises ValueError unless an option is missing or lies within its limits.
 
