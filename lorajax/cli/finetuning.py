@@ -171,12 +171,14 @@ def begin(args: argparse.Namespace) -> Begun:
     return Begun(found, model, kind, rule, parameters)
 
 
-def fitted(args: argparse.Namespace, begun: Begun, task: Any) -> Any:
+def fitted(args: argparse.Namespace, begun: Begun) -> Any:
     """The model with its head fitted, unless it is to be kept."""
-    from lorajax import finetune
+    from lorajax import finetune, tasks
 
     if args.head == "keep":
         return begun.model
+    # Neither augmented nor smoothed, as little as the gradient that ranks are read off.
+    task = tasks.Images.of(begun.model.config)
     return finetune.fit_head(
         begun.model, task, begun.data.train, epochs=args.head_epochs, seed=args.seed
     )
