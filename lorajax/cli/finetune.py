@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         rank = None if args.rank == "auto" else int(args.rank)
         if lora:
             finetune.targets_of(begun.model, args.targets, args.also, rank)
-    model, wrt, gradients = finetuning.fitted(args, begun, task), nnx.Param, None
+    model, wrt, gradients = finetuning.fitted(args, begun), nnx.Param, None
     heads: tuple[str, ...] = ()
     if lora:
         model, wrt, heads, gradients = finetune.prepare(

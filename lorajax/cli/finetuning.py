@@ -71,7 +71,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def bounded(
-    args: argparse.Namespace, name: str, low: float, high: float = LARGEST, *, above: bool = False
+    args: argparse.Namespace,
+    name: str,
+    low: float | int,
+    high: float | int = LARGEST,
+    *,
+    above: bool = False,
 ) -> None:
     """Raises ValueError unless an option is missing or lies within its limits.
 
@@ -171,12 +176,14 @@ def _some(names: Sequence[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def fitted(args: argparse.Namespace, begun: Begun, task: Any) -> Any:
+def fitted(args: argparse.Namespace, begun: Begun) -> Any:
     """The model with its head fitted, unless it is to be kept."""
-    from lorajax import finetune
+    from lorajax import finetune, tasks
 
     if args.head == "keep":
         return begun.model
+    # Neither augmented nor smoothed, as little as the gradient that ranks are read off.
+    task = tasks.Images.of(begun.model.config)
     return finetune.fit_head(
         begun.model, task, begun.data.train, epochs=args.head_epochs, seed=args.seed
     )

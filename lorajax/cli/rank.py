@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     targets, _ = finetune.targets_of(begun.model, args.targets, also=())
     task = tasks.Images.of(begun.model.config)
     selection = finetune.select_ranks(
-        finetuning.fitted(args, begun, task),
+        finetuning.fitted(args, begun),
         task,
         begun.data.train,
         targets=targets,

@@ -84,7 +84,7 @@ def _below(pattern: str, path: str) -> bool:
     return any(paths.matches(pattern, "/".join(keys[: i + 1])) for i in range(len(keys)))
 
 
-def check_start(start: str | Callable[..., Any], scale: float | None = None) -> Any:
+def check_start(start: str | Callable[..., Any], scale: float | int | None = None) -> Any:
     """A start with its scale, judged on a layer of a moment before any long work.
 
     Args:
@@ -126,7 +126,7 @@ def prepare(
     key: Any,
     rank: int | None = None,
     start: str | Callable[..., Any] = "orthogonal",
-    alpha: float | None = None,
+    alpha: float | int | None = None,
     targets: Targets | None = None,
     also: Sequence[str] | None = None,
     samples: int = 2048,

@@ -1,6 +1,5 @@
 """What comes before training: a head that fits, gradients at the start, ranks."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +14,7 @@ from lorajax import adapters, data, ranks
 from lorajax.adapters.surgery import Targets
 from lorajax.finetune.recipes import Recipe
 from lorajax.finetune.training import Trainer, fit
-from lorajax.tasks import Batch, Scores, Task, per_sample
+from lorajax.tasks import Task, per_sample
 
 
 def fit_head(
@@ -35,7 +34,7 @@ def fit_head(
 
     Args:
       model: an NNX module with `heads`, paths of what is fitted. It is not changed.
-      task: what a batch means to it; samples are neither augmented nor their classes smoothed.
+      task: what a batch means to it; a few epochs need neither augmentation nor smoothing.
       train: what to train on.
       epochs: times through the data.
       batch_size: samples a step.
@@ -61,26 +60,8 @@ def fit_head(
         learning_rate=learning_rate,
         seed=seed,
     )
-    trainer = Trainer(frozen, is_head, _Plain(task), recipe)
+    trainer = Trainer(frozen, is_head, task, recipe)
     return trainer.model(fit(trainer, train))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plain:
-    """A task of which what is reported trains, on samples as they are."""
-
-    task: Task
-
-    @property
-    def unit(self) -> str:
-        return self.task.unit
-
-    def prepare(self, batch: Batch, key: Any = None) -> Batch:
-        return self.task.prepare(batch)
-
-    def scores(self, model: Any, batch: Batch) -> Scores:
-        scores = self.task.scores(model, batch)
-        return scores._replace(objective=scores.loss)
 
 
 def adapt(model: Any, targets: Targets, *, key: Any, **options: Any) -> Any:

@@ -113,9 +113,7 @@ def classified(
         jax.nn.one_hot(classes, logits.shape[-1], dtype=jnp.float32), smoothing
     )
     objective = optax.softmax_cross_entropy(logits, aims)
-    loss = objective
-    if smoothing:
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
     hits = (logits.argmax(-1).astype(classes.dtype) == classes).astype(jnp.float32)
     return Scores(objective, loss, hits, jnp.ones_like(objective))
 
