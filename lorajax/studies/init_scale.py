@@ -31,7 +31,8 @@ def make(
     growing = spectra.top_direction(problem.alignment_matrices()[0])
     # Until the smallest start has escaped, and as long again for what comes after.
     fast = max(float(x) for x in laws.growth_rates(problem))
-    times = jnp.linspace(0.0, 2 * (max(-np.log(min(scales)), 0.0) + 8) / fast, 601)
+    decades = max(-np.log10(min(scales)), 0.0)
+    times = jnp.linspace(0.0, 2 * (decades * np.log(10) + 8) / fast, 601)
     # The paper's spectral start fills one direction.
     resolved = {name: initializers.resolve(name) for name in starts}
     if "spectral" in resolved:

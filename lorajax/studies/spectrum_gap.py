@@ -77,7 +77,7 @@ STUDY = Study(
         Parameter(
             "ratios",
             "of the second singular value to the first, at most 1",
-            tuple(round(0.1 + 0.05 * i, 2) for i in range(19)),
+            (*(i * (0.9 / 18) + 0.1 for i in range(18)), 1.0),
             float,
             above=0,
         ),
