@@ -38,6 +38,18 @@ def singular_values(path: Any) -> Float[Array, "*lanes k"]:
     return _singular_values(*_core(path))
 
 
+@jax.custom_jvp
+def _triangle(x: Array) -> Array:
+    """R of x = Q R, with the frame held still: dR = Qᵀdx is right for any rank of x."""
+    return jnp.linalg.qr(x, mode="r")
+
+
+@_triangle.defjvp
+def _triangle_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    q, upper = jnp.linalg.qr(primals[0])
+    return upper, jnp.swapaxes(q, -1, -2) @ tangents[0]
+
+
 @jax.jit
 def _singular_values(a: Array, b: Array) -> Array:
     m, r, n = a.shape[-2], a.shape[-1], b.shape[-1]
@@ -48,7 +60,7 @@ def _singular_values(a: Array, b: Array) -> Array:
         pads = [(0, 0)] * (a.ndim - 2)
         left = jnp.pad(a, [*pads, (0, rows - m), (0, 0)])
         right = jnp.pad(jnp.swapaxes(b, -1, -2), [*pads, (0, rows - n), (0, 0)])
-        triangles = jnp.linalg.qr(jnp.stack([left, right]), mode="r")
+        triangles = _triangle(jnp.stack([left, right]))
         a, b = triangles[0], jnp.swapaxes(triangles[1], -1, -2)
     return jnp.linalg.svd(a @ b, compute_uv=False)[..., :r]
 

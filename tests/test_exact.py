@@ -183,6 +183,9 @@ def test_balance_tells_what_the_closed_form_solves():
     assert not bool(is_balanced(gaussian))
     with pytest.raises(ValueError, match="multiple of the identity"):
         lorajax.balanced_flow(problem_of(), gaussian, jnp.ones(1))
+    even = initializers.orthogonal(key, SHAPE, 3, 1e-3)
+    nearly = even._replace(a=even.a.at[0, 0].add(1e-11))  # 1e-8 of its norm: far above rounding
+    assert not bool(is_balanced(nearly))
     both = jax.vmap(lambda k: initializers.orthogonal(k, SHAPE, 3))(jax.random.split(key, 4))
     assert is_balanced(both).shape == (4,)
 
@@ -198,4 +201,4 @@ def test_balance_tells_what_the_closed_form_solves():
 )
 def test_bad_times_are_named(times, words):
     with pytest.raises(ValueError, match=words):
-        lorajax.exact.check_times(np.array(times))
+        lorajax.problems.check_times(np.array(times))

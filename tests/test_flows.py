@@ -1,3 +1,6 @@
+import functools
+
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +19,8 @@ from lorajax import (
     laws,
     spectra,
 )
+from lorajax.flows import stepping
+from lorajax.flows.gradient import amplitude
 
 TIMES = np.linspace(0.0, 12.0, 61)
 
@@ -77,8 +82,10 @@ def test_float32_stays_float32(problem, start):
 
 
 def test_numbers_change_without_a_new_trace(problem, start, traces):
-    flows.gradient_flow(problem, start, TIMES, rtol=1e-6)
-    flows.gradient_flow(problem, start, TIMES, rtol=1e-6)
+    default = flows.gradient_flow(problem, start, TIMES)
+    explicit = flows.gradient_flow(problem, start, TIMES, rtol=1e-8)
+    assert int(default.steps) == int(explicit.steps)
+    np.testing.assert_array_equal(default.core.a, explicit.core.a)
     with traces() as names:
         other = jax.tree.map(lambda x: 2.0 * x, start)
         flows.gradient_flow(problem, other, 0.5 * TIMES, rtol=1e-7, weight_decay=0.1, b_rate=2.0)
@@ -146,10 +153,11 @@ def test_spectral_descent_steps_have_unit_singular_values(key):
 
 
 def test_sequential_descent_uses_the_new_left_factor(problem, start):
-    step = 0.03
+    step, start = 0.03, start._replace(b=0.1 * start.a[: problem.shape[1]].T)  # B = 0 hides it
     path = flows.sequential_descent(problem, start, step, 1)
     a = start.a - step * problem.gradient(start).a
     b = start.b - step * problem.gradient(Factors(a, start.b)).b
+    assert float(jnp.max(jnp.abs(b - start.b + step * problem.gradient(start).b))) > 1e-6
     np.testing.assert_allclose(path.core.a[1], a, atol=1e-15)
     np.testing.assert_allclose(path.core.b[1], b, atol=1e-15)
 
@@ -259,3 +267,152 @@ def test_allora_is_the_same_rule_for_a_problem_and_for_a_model(key):
     np.testing.assert_allclose(found, -updates.b, rtol=1e-12)
     with pytest.raises(ValueError, match="eta"):
         flows.allora(1.0, eta=0.0)
+
+
+def moving(x, start, flow, kind):
+    """What a flow ends in, as start, scale, spectrum, target and times all move with x."""
+    shape, rank = start.shape, start.rank
+    draws = [jax.random.normal(jax.random.key(i), (n, 6)) for i, n in enumerate(shape)]
+    frames = [jnp.linalg.qr(draw)[0] for draw in draws]
+    # Along such a curve the target's frames stay orthonormal.
+    u, v = (jnp.cos(x) * q[:, :3] + jnp.sin(x) * q[:, 3:] for q in frames)
+    values = jnp.array([4.0, 2.0, 1.0]) * (1 + x * jnp.array([1, 0.5, -1]))
+    problem = MatrixFactorization(u, values, v)
+    aside = initializers.small(jax.random.key(9), shape, rank, 1.0)
+    if kind == "closed form":  # which starts there are is narrower: they stay balanced
+        moved = Factors((1 + x) * start.a, start.b + x * (1 - jnp.any(start.b)) * aside.b)
+    else:
+        moved = jax.tree.map(lambda s, d: (1 + x) * s + x * d, start, aside)
+    path = flow(problem, moved, jnp.array([0.2, 0.8, 2.0]) * (1 + x))
+    weight = jax.random.normal(jax.random.key(3), (3, *shape))
+    # A singular value that is 0 has no derivative, and one of the starts has but two.
+    values = spectra.singular_values(path)[:, :2] * jnp.arange(1.0, 7.0).reshape(3, 2)
+    product = jnp.sum(path.factors.product * weight)
+    return jnp.stack([product, jnp.sum(path.losses), jnp.sum(values)])
+
+
+def starts_of_all_kinds(shape, rank):
+    """LoRA's own (B = 0), one with A = 0, one of less than full rank, and a generic one."""
+    generic = initializers.small(jax.random.key(1), shape, rank, 0.3)
+    zero = jax.tree.map(jnp.zeros_like, generic)
+    less = Factors(generic.a.at[:, 1].set(generic.a[:, 0]), zero.b.at[0].set(generic.b[0]))
+    starts = (generic._replace(b=zero.b), generic._replace(a=zero.a), less, generic)
+    return jax.tree.map(lambda *x: jnp.stack(x), *starts)
+
+
+@pytest.mark.parametrize("reduced", [True, False])
+def test_derivatives_are_those_of_differences(reduced):
+    starts = starts_of_all_kinds((9, 8), 3)
+
+    def value(x, start, adjoint=None):
+        # A solver of half as many stages compiles in half the time.
+        options = {"rtol": 1e-10, "solver": diffrax.Tsit5(), "adjoint": adjoint}
+        run = functools.partial(flows.gradient_flow, reduced=reduced, **options)
+        return moving(x, start, run, "ODE")
+
+    at = jax.jit(jax.vmap(value, (None, 0)))
+    want = (at(1e-4, starts) - at(-1e-4, starts)) / 2e-4
+    forward = jax.vmap(lambda start: jax.jvp(lambda x: value(x, start), (0.0,), (1.0,))[1])
+    np.testing.assert_allclose(jax.jit(forward)(starts), want, rtol=1e-4, atol=1e-4)
+    if reduced:
+        adjoint = diffrax.RecursiveCheckpointAdjoint()
+        total = lambda x, start: jnp.sum(value(x, start, adjoint))  # noqa: E731
+        backward = jax.jit(jax.vmap(lambda start: jax.grad(total)(0.0, start)))(starts)
+        np.testing.assert_allclose(backward, want.sum(axis=1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["orthogonal", "spectral"])
+def test_derivatives_of_the_closed_form_are_those_of_the_flow(kind, key):
+    shape = (9, 8)
+    if kind == "orthogonal":
+        start = initializers.orthogonal(key, shape, 3, 0.3)
+    else:
+        target = jax.random.normal(key, shape)
+        start = initializers.spectral(target, 3, 0.3)
+        value = spectra.singular_values(start)  # equal values keep AᵀA − BBᵀ a multiple of I
+        start = Factors(start.a / value[:3] ** 0.5, (start.b.T / value[:3] ** 0.5).T)
+
+    def value(x, flow):
+        return moving(x, start, flow, "closed form")
+
+    closed = lambda x: value(x, flows.balanced_flow)  # noqa: E731
+    forward = jax.jit(lambda: jax.jvp(closed, (0.0,), (1.0,))[1])()
+    backward = jax.jit(lambda: jax.grad(lambda x: jnp.sum(closed(x)))(0.0))()
+    integrated = lambda x: value(x, lambda *a: flows.gradient_flow(*a, rtol=1e-10))  # noqa: E731
+    want = jax.jit(lambda h: (integrated(h) - integrated(-h)) / (2 * h))(1e-4)
+    np.testing.assert_allclose(forward, want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(backward, want.sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_derivatives_of_a_descent_do_not_depend_on_the_frames():
+    start = jax.tree.map(lambda x: x[0], starts_of_all_kinds((9, 8), 3))
+
+    def slope(reduced):
+        def run(problem, factors, times):
+            del times
+            optimizer = optax.sgd(0.05, momentum=0.5)
+            return flows.descend(problem, factors, optimizer, 8, every=4, reduced=reduced)
+
+        return jax.jit(lambda: jax.jvp(lambda x: moving(x, start, run, "GD"), (0.0,), (1.0,))[1])()
+
+    np.testing.assert_allclose(slope(True), slope(False), rtol=1e-9)
+
+
+def test_a_traced_start_that_is_not_balanced_ends_in_a_status(problem, start):
+    path = jax.jit(lambda start: flows.balanced_flow(problem, start, TIMES))(start)
+    assert flows.STATUS[int(path.status)] == "unbalanced" and "unbalanced" in path.describe()
+    assert bool(jnp.isnan(path.core.a).all())
+    solved = jax.jit(lambda start: flows.solve(problem, start, TIMES)[0])(start)
+    assert solved.converged
+
+
+def test_the_closed_form_takes_one_step_however_late(problem, key):
+    times = np.array([1.0, 1e6, 1e10, 1e15])
+    path = flows.balanced_flow(problem, initializers.orthogonal(key, problem.shape, 4, 1e-3), times)
+    assert path.converged and int(path.steps) == 4
+    np.testing.assert_allclose(spectra.singular_values(path)[-1, :3], [4, 2, 1], rtol=1e-12)
+    # Directions that the target lacks fall as m0/(1 + 2 m0 t), whatever the horizon.
+    both = initializers.balanced(key, problem.shape, 5, 1e-3)
+    late = spectra.singular_values(flows.balanced_flow(problem, both, times))
+    np.testing.assert_allclose(late[2, 3:], 0.5e-10, rtol=1e-3)
+
+
+def test_a_flow_reports_how_far_it_leaves_its_law(problem, start):
+    path = flows.gradient_flow(problem, start, TIMES, weight_decay=0.1)
+    seen = spectra.imbalance(path) * jnp.exp(0.2 * jnp.asarray(TIMES))[:, None, None]
+    assert 0 < float(path.drift) < 1e-7 and path.keeps_law and "drifted by" in path.describe()
+    np.testing.assert_allclose(seen, seen[:1] + jnp.zeros_like(seen), atol=1e-6)
+    plus = flows.gradient_flow(problem, start, TIMES, b_rate=4.0)
+    assert float(plus.drift) < 1e-7
+    loose = flows.gradient_flow(problem, start, TIMES, rtol=1e-2)
+    assert not loose.keeps_law and "beyond the precision of float64" in loose.describe()
+    descent = flows.descend(problem, start, optax.sgd(0.1), 60, every=10)
+    assert float(descent.drift) == pytest.approx(float(spectra.imbalance_drift(descent)), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_lane_fails_only_where_its_own_time_stands_still(dtype):
+    times = jnp.array([0.0, 1.0, 1e4], dtype)
+    start = jnp.array([[1.0, 2.0], [1.0, jnp.nan]], dtype)
+    rtol, atol = jnp.asarray(3e-10, dtype), jnp.full((2,), 3e-10, dtype)
+    found = stepping.integrate(lambda y: -4 * y, start, times, rtol, atol, lambda y: y)
+    assert found.status.tolist() == [flows.CONVERGED, flows.NON_FINITE]
+    accuracy = 1e-5 if dtype == "float32" else 1e-9
+    np.testing.assert_allclose(found.observed[0, 1], np.exp(-4) * np.array([1, 2]), rtol=accuracy)
+    # Twice the tolerance, or a step that is taken at an error of 30, is far outside of this.
+    exact = np.exp(-4.0 * np.array([0.3, 0.6, 1.0]))
+    seen = stepping.integrate(
+        lambda y: -4 * y,
+        jnp.ones((1, 1)),
+        jnp.array([0.3, 0.6, 1.0]),
+        1e-4,
+        jnp.full((1,), 1e-12),
+        lambda y: y,
+    )
+    assert 1e-6 < np.max(np.abs(seen.observed[0, :, 0] / exact - 1)) < 1e-4
+
+
+def test_two_adapters_are_resolved_at_the_smaller_scale():
+    small, large = (Factors(jnp.full((3, 2), x), jnp.zeros((2, 3))) for x in (1e-6, 0.5))
+    assert float(amplitude(TwoLayerFactors(small, large))) == 1e-6
+    assert float(amplitude(small._replace(b=large.a.T))) == 0.5

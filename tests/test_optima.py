@@ -235,6 +235,8 @@ def test_the_counts_of_the_theorems():
         assert optima.existing_rank(equations) == rank - 1
     assert optima.manifold_rank(20, (8, 8)) == 2  # 2·16 − 4 = 28 > 27 ≥ 15
     assert optima.manifold_rank(100, (8, 8)) is None
+    # One rank has 15 dimensions: more than 1.35 · 11 = 14.85, and less than 1.35 · 12.
+    assert [optima.manifold_rank(n, (8, 8)) for n in (11, 12)] == [1, 2]
 
 
 def test_structure_takes_any_smooth_loss(key):
@@ -260,3 +262,28 @@ def test_structure_takes_any_smooth_loss(key):
 def test_bad_input_is_refused(call, message, key):
     with pytest.raises(ValueError, match=message):
         call(make(key))
+
+
+def test_sparing_a_rank_leaves_every_output_as_it_is(key):
+    features = jax.random.normal(key, (2, 1, 6, 5))
+    problem = Linearized.from_features(features, jnp.ones((2, 1)))
+    before = random_factors(key, 4)
+    after, ranks = optima.reduce_rank(problem, before)
+    assert ranks == [4, 3, 2, 1]
+    np.testing.assert_allclose(
+        problem.predict(after.product), problem.predict(before.product), atol=1e-10
+    )
+
+
+def test_the_lowest_curvature_is_the_lowest():
+    class Quadratic(eqx.Module):
+        curvatures: jax.Array
+
+        def loss(self, x):
+            return 0.5 * jnp.sum(self.curvatures * x**2)
+
+        def gradient(self, x):
+            return self.curvatures * x
+
+    problem = Quadratic(jnp.array([2.0, -3.0, 1.0]))
+    assert float(optima.lowest_curvature(problem, jnp.ones(3))) == pytest.approx(-3)

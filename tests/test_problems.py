@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -275,3 +276,23 @@ def test_modes_of_a_tucker_update_are_the_targets_at_the_target(key):
     problem = TuckerFactorization.from_spectrum(key, (8, 7, 6), (3.0, 1.0))
     found = problem.modes(TuckerFactors(problem.core, problem.frames))
     np.testing.assert_allclose(found, [3.0, 1.0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "complex64", "int32"])
+def test_other_precisions_are_refused_at_creation(dtype, key):
+    matrix = jnp.ones((3, 2)).astype(dtype)
+    jaxtyping.config.update("jaxtyping_disable", True)  # the shape checks would speak first
+    try:
+        for make_one in (
+            lambda: MatrixFactorization.from_target(matrix),
+            lambda: MatrixFactorization.from_spectrum(key, (3, 2), (1.0,), dtype=dtype),
+            lambda: MatrixFactorization(matrix, matrix[0], matrix[:2]),
+            lambda: SymmetricFactorization(matrix[:2]),
+            lambda: TuckerFactorization.from_target(matrix),
+            lambda: TwoLayer(matrix, matrix.T, matrix[:2, :2]),
+            lambda: TraceSquared(matrix[0, 0], 3),
+        ):
+            with pytest.raises(ValueError, match=f"has dtype {dtype}; problems and flows compute"):
+                make_one()
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)

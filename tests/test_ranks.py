@@ -170,3 +170,105 @@ def test_every_mode_of_a_tensor_has_its_own_rank(key):
     assert [int(mode.rank) for mode in ranks.split_half_modes(*halves)] == [2, 3, 4]
     with pytest.raises(ValueError, match="must have the shape of first"):
         ranks.split_half_modes(halves[0], halves[1, :5])
+
+
+def test_zeros_have_rank_zero_and_rounding_is_no_signal():
+    zero = jnp.zeros((6, 5))
+    exact = jnp.asarray(np.outer(np.arange(1.0, 7.0), np.arange(1.0, 6.0)))
+    for gradient, rank in ((zero, 0), (exact, 1)):
+        assert int(ranks.split_half(gradient, gradient).rank) == rank
+        assert int(ranks.random_signs(gradient, zero).rank) == rank
+        values = jnp.linalg.svd(gradient, compute_uv=False)
+        assert int(ranks.energy(values, 1.0)) == rank
+        assert ranks.allocate({"a": values}, {"a": 1}, 10) == {"a": rank}
+    assert [
+        int(mode.rank)
+        for mode in ranks.split_half_modes(jnp.zeros((3, 2, 2)), jnp.zeros((3, 2, 2)))
+    ] == [0] * 3
+    assert int(ranks.above(jnp.zeros(4), 0.0)) == 0
+    assert int(ranks.c_over_n(jnp.zeros(4), 10, 1e-300)) == 0
+
+
+def test_the_constants_are_the_formulas():
+    assert ranks.noise_constant((9, 4), 2.0) == pytest.approx(4 * 25)
+    assert ranks.noise_constant((9, 4), 2.0, margin=0.1) == pytest.approx(110)
+    # σ² against C/n, on both sides of it by 1 %.
+    values = jnp.sqrt(spectrum(1.01, 0.99) * 50 / 200)
+    assert int(ranks.c_over_n(values, 200, 50.0)) == 1
+    # The floor of the halves is the norm of their half-difference, on both sides of it by 1 %.
+    noise, signal = jnp.diag(spectrum(0.3, 0.2)), jnp.diag(spectrum(0.303, 0.297))
+    found = ranks.split_half(signal + noise, signal - noise)
+    assert float(found.floor) == pytest.approx(0.3) and int(found.rank) == 1
+    assert int(ranks.random_signs(signal, noise).rank) == 1
+    unfolded = ranks.split_half_modes((signal + noise)[..., None], (signal - noise)[..., None])[0]
+    margin = ranks.edge_margin((2, 2), ranks.UNFOLDED_WIDTH)
+    assert float(unfolded.floor) == pytest.approx(0.3 * (1 + margin) ** 0.5)
+
+
+def test_a_budget_goes_by_energy_and_not_by_size():
+    # Three times the price for twice the singular value: four times the energy, so worth it.
+    spectra = {"dear": spectrum(2.0), "cheap": spectrum(1.0)}
+    assert ranks.allocate(spectra, {"dear": 3, "cheap": 1}, 3) == {"dear": 1, "cheap": 0}
+
+
+@pytest.mark.parametrize("name", ["split_half", "random_signs", "c_over_n", "energy"])
+def test_rules_by_name_are_those_on_gradients(name):
+    (first, second), signed = noisy_gradients(2000, 0)
+    mean, rest = (first + second) / 2, (first - second) / 2
+    values = jnp.linalg.svd(mean, compute_uv=False)
+    rule = ranks.rule(name)
+    assert name in ranks.rules() and rule.name == name and ranks.rule(rule) is rule
+    floors = {"halves": jnp.linalg.norm(rest, 2), "signs": jnp.linalg.norm(signed, 2), "none": None}
+    options = {
+        "split_half": {"margin": 0},
+        "random_signs": {"margin": 0},
+        "c_over_n": {"constant": 90},
+    }
+    found = rule(
+        values, shape=SHAPE, samples=2000, floor=floors[rule.noise], **options.get(name, {})
+    )
+    want = {
+        "split_half": lambda: ranks.split_half(first, second),
+        "random_signs": lambda: ranks.random_signs(mean, signed),
+        "c_over_n": lambda: ranks.RankEstimate(
+            ranks.c_over_n(values, 2000, 90.0), values, jnp.asarray((90 / 2000) ** 0.5)
+        ),
+        "energy": lambda: ranks.RankEstimate(ranks.energy(values, 0.9), values, jnp.zeros(())),
+    }[name]()
+    assert int(found.rank) == int(want.rank)
+    np.testing.assert_allclose(found.floor, want.floor, rtol=1e-12)
+
+
+def test_any_function_of_spectra_is_a_rule():
+    def needy(singular_values, *, samples, share):
+        return jnp.sum(singular_values > share / samples, axis=-1)
+
+    rule, values = ranks.rule(needy), spectrum(3.0, 2.0, 0.5)
+    assert rule.noise == "none" and list(rule.options) == ["share"]
+    assert int(rule(values, shape=(3, 3), samples=10, share=10.0).rank) == 2
+    derived = ranks.rule("c_over_n")(values, shape=(4, 1), samples=9, noise=1.0)
+    margin = ranks.edge_margin((4, 1))
+    assert float(derived.floor) == pytest.approx((1 + margin) ** 0.5)
+
+
+RULES = [
+    (lambda: ranks.rule("best"), "rule is 'best'; it must be one of 'split_half'"),
+    (lambda: ranks.rule(lambda values: values), "first argument is singular_values"),
+    (
+        lambda: ranks.rule("energy").check(constant=1.0),
+        "'energy' has no constant; it takes fraction",
+    ),
+    (lambda: ranks.rule(lambda singular_values, share: 0).check(), "needs share"),
+    (lambda: ranks.rule("split_half")(G[0], shape=(3, 2), samples=4), "needs the floor"),
+    (lambda: ranks.rule("c_over_n")(G[0], shape=(3, 2), samples=4), "either constant or noise"),
+    (
+        lambda: ranks.rule("split_half")(G[0], shape=(3, 2), samples=4, floor=G[0, 0], margin=-1),
+        "margin is -1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), RULES)
+def test_what_is_no_rule_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

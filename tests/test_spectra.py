@@ -72,7 +72,31 @@ def test_imbalance_drift_sees_what_moves(key):
     still = jax.tree.map(lambda x: jnp.stack([x, x]), factors)
     assert float(spectra.imbalance_drift(still)) == 0.0
     moved = Factors(still.a.at[1].multiply(1.05), still.b)
-    assert float(spectra.imbalance_drift(moved)) > 1e-3
+    a, b = (np.asarray(x) for x in factors)
+    change = np.linalg.norm((1.05**2 - 1) * a.T @ a) / (1.05**2 * np.sum(a**2) + np.sum(b**2))
+    assert float(spectra.imbalance_drift(moved)) == pytest.approx(change, rel=1e-12)
+
+
+def test_top_misalignment_is_one_minus_the_cosine():
+    angle = 0.3
+    z = np.array([np.cos(angle), np.sin(angle), 0, 0, 0])
+    factors = Factors(jnp.asarray(3 * z[:3, None]), jnp.asarray(3 * z[None, 3:]))
+    found = spectra.top_misalignment(factors, jnp.eye(5)[0])
+    assert float(found) == pytest.approx(1 - np.cos(angle), rel=1e-12)
+
+
+def test_singular_values_have_derivatives_where_a_factor_is_zero(key):
+    factors = random_factors(key)
+    along = random_factors(jax.random.fold_in(key, 1))
+
+    def values(x):
+        return spectra.singular_values(Factors(factors.a + x * along.a, x * along.b))
+
+    found = jax.jvp(lambda x: values(x) / x, (1e-3,), (1.0,))[1]
+    want = (values(2e-3) / 2e-3 - values(1e-9) / 1e-9) / 2e-3
+    np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-3)
+    at_zero = jax.jvp(lambda x: jnp.sum(values(x)), (0.0,), (1.0,))[1]
+    assert bool(jnp.isfinite(at_zero))
 
 
 def test_principal_angles(key):

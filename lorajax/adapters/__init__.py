@@ -18,7 +18,7 @@ in bfloat16 with adapters in float32 (their default) is the path for mixed preci
 | `surgery`, `paths` | adapt, activate, merge, remove, trainable; path patterns |
 | `starts` | filling a layer from any of `lorajax.initializers` |
 | `gradients`, `moments` | streamed gradients and inputs |
-| `selection`, `rules` | ranks from the gradients; one class a rule |
+| `selection` | ranks from the gradients |
 | `linearization` | a model in the NTK regime, for `optima.certify` |
 | `budget`, `optimizers` | AdaLoRA's budget; LoRA+ and ALLoRA for optax |
 | `peft`, `checkpoints` | PEFT's files; full state through orbax |
@@ -44,8 +44,7 @@ from lorajax.adapters.moments import input_moments
 from lorajax.adapters.optimizers import allora, lora_plus, scale_beside
 from lorajax.adapters.paths import Trainable
 from lorajax.adapters.peft import load_peft, save_peft
-from lorajax.adapters.rules import Rule, Seen, named_rules, rule_named
-from lorajax.adapters.selection import Selected, Selection, select_ranks
+from lorajax.adapters.selection import Selected, Selection, check_rule, select_ranks
 from lorajax.adapters.starts import Site
 from lorajax.adapters.surgery import (
     activate,
@@ -74,8 +73,6 @@ __all__ = [
     "PeftLayer",
     "PeftMethod",
     "Row",
-    "Rule",
-    "Seen",
     "Selected",
     "Selection",
     "Site",
@@ -86,6 +83,7 @@ __all__ = [
     "activate",
     "adapt",
     "allora",
+    "check_rule",
     "cubic_budget",
     "describe",
     "effective_kernel",
@@ -98,11 +96,9 @@ __all__ = [
     "load_peft",
     "lora_plus",
     "merge",
-    "named_rules",
     "names",
     "orthogonality",
     "remove",
-    "rule_named",
     "save_checkpoint",
     "save_peft",
     "scale_beside",

@@ -14,7 +14,6 @@ from lorajax.adapters.gradients import Estimate, Gradient, Loss, estimate
 from lorajax.adapters.kinds import axes_of
 from lorajax.adapters.layers import Adapted
 from lorajax.adapters.layouts import layout
-from lorajax.adapters.rules import Rule, Seen, rule_named
 from lorajax.adapters.surgery import Targets
 from lorajax.adapters.tables import table
 from lorajax.initializers import PRNGKey
@@ -122,7 +121,7 @@ def select_ranks(
     model: nnx.Module,
     loss: Loss,
     batches: Iterable[Any],
-    rule: str | Rule = "split_half",
+    rule: str | Callable[..., Any] = "split_half",
     targets: Targets = "**",
     *,
     budget: int | None = None,
@@ -138,8 +137,9 @@ def select_ranks(
       model: an NNX module, in the mode that the loss is meant in. Not changed.
       loss: as for `gradients`; "random_signs" needs one loss a sample.
       batches: an iterable of batches whose leaves lead with the sample axis.
-      rule: a `Rule`, or one of `named_rules()`: "split_half" and "random_signs" count what stands
-        above the measured noise, "c_over_n" `σ² ≥ C/n`, "energy" a fraction of `Σσ²`.
+      rule: a name of `ranks.rules()`, or a function as described there: "split_half" and
+        "random_signs" count what stands above the measured noise, "c_over_n" `σ² ≥ C/n`, "energy"
+        a fraction of `Σσ²`.
       targets: as for `adapt`; only the option `axes` is read.
       budget: parameters in all: `ranks.allocate` spends them on the singular values that the rule
         has let through, by energy for each parameter.
@@ -147,13 +147,13 @@ def select_ranks(
       memory: bytes that gradients may take; the largest layers are sketched beyond them.
       width: columns of a sketch; no rank of a sketched layer can be larger.
       key: for sketches and signs; key 0 if None.
-      **options: fields of the rule, such as `constant`, `fraction`, `margin`.
+      **options: of the rule, such as `constant`, `fraction`, `margin`.
 
     Returns:
       A Selection.
 
     Raises:
-      ValueError: as `rule_named` and `gradients`, and for a budget or bound out of range.
+      ValueError: as `check_rule` and `gradients`, and for a budget or bound out of range.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -170,17 +170,17 @@ def select_ranks(
     (derived). The floors are those of the gradient's noise: they stop being right where the loss is
     already at a stationary point, and every layer then gets rank 0.
     """
-    chosen = rule_named(rule, **options)
+    chosen = check_rule(rule, **options)
     if max_rank is not None and max_rank < 1:
         raise ValueError(f"max_rank is {max_rank}; it must be at least 1.")
     if budget is not None and budget < 0:
         raise ValueError(f"budget is {budget}; it must be at least 0.")
     found = estimate(
-        model, loss, batches, targets, noise=chosen.measures, memory=memory, width=width, key=key
+        model, loss, batches, targets, noise=chosen.noise, memory=memory, width=width, key=key
     )
     sizes = shapes(model, targets)
     selected = [
-        _selected(path, sizes[path], chosen, each, found.samples, max_rank)
+        _selected(path, sizes[path], chosen, options, each, found.samples, max_rank)
         for path, each in found.layers.items()
     ]
     if budget is not None:
@@ -192,7 +192,8 @@ def select_ranks(
 def _selected(
     path: str,
     size: tuple[tuple[int, int], int],
-    rule: Rule,
+    rule: ranks.Rule,
+    options: Mapping[str, Any],
     estimate: Estimate,
     samples: int,
     max_rank: int | None,
@@ -204,6 +205,25 @@ def _selected(
     rank = rank if max_rank is None else min(rank, max_rank)
     error = float(jnp.max(mean.error))
     return Selected(path, shape, rank, values, floor, error, slices * sum(shape))
+
+
+def check_rule(rule: str | Callable[..., Any], **options: Any) -> ranks.Rule:
+    """A rank rule whose options were tried on a spectrum of a moment, before any gradient.
+
+    Args:
+      rule: as for `ranks.rule`.
+      **options: of the rule.
+
+    Returns:
+      The Rule.
+
+    Raises:
+      ValueError: for an unknown rule, or options that it lacks, needs or refuses.
+    """
+    found = ranks.rule(rule)
+    one = jnp.ones((1,), jnp.float32)
+    found(one, shape=(1, 1), samples=1, floor=jnp.zeros((), jnp.float32), **options)
+    return found
 
 
 def shapes(model: nnx.Module, targets: Targets) -> dict[str, tuple[tuple[int, int], int]]:

@@ -115,6 +115,11 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--constant goes with --rule c_over_n, not with {args.rule}.")
 
 
+def _rule(args: argparse.Namespace) -> dict[str, Any]:
+    constant = {} if args.constant is None else {"constant": args.constant}
+    return {"rule": args.rule, **constant}
+
+
 class Begun(NamedTuple):
     """Data and a model for it.
 
@@ -122,14 +127,12 @@ class Begun(NamedTuple):
       data: the data set; what is held out takes the place of its test set.
       model: with a head of as many classes, not fitted yet.
       kind: of what is measured on: "test" or "held-out".
-      rule: that ranks are chosen by.
       parameters: of the model.
     """
 
     data: Any
     model: Any
     kind: str
-    rule: Any
     parameters: int
 
 
@@ -141,8 +144,7 @@ def begin(args: argparse.Namespace) -> Begun:
 
     from lorajax import adapters, data, models
 
-    constants = {} if args.constant is None else {"constant": args.constant}
-    rule = adapters.rule_named(args.rule, **constants)
+    adapters.check_rule(**_rule(args))
     found = data.load(args.data, folder=args.data_folder, size=args.image_size)
     kind = "test"
     if args.hold_out:
@@ -168,7 +170,7 @@ def begin(args: argparse.Namespace) -> Begun:
     )
     # What full fine-tuning would train.
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    return Begun(found, model, kind, rule, parameters)
+    return Begun(found, model, kind, parameters)
 
 
 def fitted(args: argparse.Namespace, begun: Begun) -> Any:
@@ -187,7 +189,7 @@ def fitted(args: argparse.Namespace, begun: Begun) -> Any:
 def selection(args: argparse.Namespace, begun: Begun) -> dict[str, Any]:
     """The options of `finetune.select_ranks` that were given."""
     return {
-        "rule": begun.rule,
+        **_rule(args),
         "budget": int(begun.parameters * args.budget / 100),
         "max_rank": args.max_rank,
     }

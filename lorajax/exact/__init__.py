@@ -10,8 +10,6 @@ from lorajax.exact.balanced import (
     balance,
     balanced_core,
     check_balanced,
-    check_flow,
-    check_times,
     is_balanced,
 )
 from lorajax.exact.reduction import Frames, Reduction, reduce
@@ -23,8 +21,6 @@ __all__ = [
     "balance",
     "balanced_core",
     "check_balanced",
-    "check_flow",
-    "check_times",
     "is_balanced",
     "reduce",
 ]

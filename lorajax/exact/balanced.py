@@ -1,14 +1,22 @@
-"""The λ-balanced propagator: one flow in steps that make no discretization error."""
+"""The λ-balanced propagator: one flow at any time in one step without discretization error.
+
+`Q(t) = e^{Ft} Q C^{−1/2}` with `C = I + Qᵀ (∫₀ᵗ e^{2Fs} ds) Q` (theory section 2.1) loses all
+digits at large t as it stands, because the top mode swamps all others. It keeps them once the
+columns of Q follow the modes (`exact.lanes`): rotate Q from the right, which is free, until what
+it has along the growing eigenvectors of the modes is in echelon form, and divide column j by
+e^{κ_j t}.
+What is left is bounded whatever t is, and so are its derivatives.
+"""
 
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from lorajax.factors import Factors, check_factors, is_traced
+from lorajax.exact.lanes import along_modes, echelon
+from lorajax.factors import Factors, is_traced
 from lorajax.problems import DiagonalFactorization
 
 
@@ -29,67 +37,82 @@ def balance(factors: Factors) -> tuple[Float[Array, ""], Float[Array, ""]]:
     return level, deviation / (jnp.trace(gram_a) + jnp.trace(gram_b))
 
 
-def check_times(times: Array | np.ndarray) -> None:
-    """Raises ValueError unless `times` is a vector, increasing, finite and starts at 0 or later."""
-    shape = np.shape(times)
-    if len(shape) != 1 or shape[0] < 1:
-        raise ValueError(f"times have shape {shape}; they must be a vector of at least one time.")
-    if is_traced(times):
-        return
-    values = np.asarray(times)
-    if not np.all(np.isfinite(values)) or values[0] < 0:
-        raise ValueError(
-            f"times start at {values[0]}; they must be finite and start at 0 or later."
-        )
-    if np.any(np.diff(values) <= 0):
-        i = int(np.argmax(np.diff(values) <= 0))
-        raise ValueError(
-            f"times go from {values[i]} to {values[i + 1]} at position {i + 1}; they must increase."
-        )
-
-
 class BalancedPath(NamedTuple):
     """A λ-balanced flow in the frames, and the steps it took.
 
     Attributes:
       core: factors in the frames at the times, shapes (t, p, r) and (t, r, q), each exact up to a
         rotation of the r columns that is the same for both (the product is exact).
-      steps: propagator steps in all, int32.
+      steps: propagator steps in all, int32: one a time, however late it is.
     """
 
     core: Factors
     steps: Int[Array, ""]
 
 
-def _propagate(problem: DiagonalFactorization, core: Factors, level, dt) -> Factors:
-    """One step `Q ← e^{Fδ} Q C^{−1/2}` in the blocks of F; exact for any δ."""
-    s, k = problem.singular_values, problem.rank
-    half = level / 2
-    kappa = jnp.sqrt(s**2 + half**2)
-    x, x_rest = core.a[:k], core.a[k:]
-    y, y_rest = core.b[:, :k].T, core.b[:, k:].T
-    cosh, sinh = jnp.cosh(kappa * dt)[:, None], (jnp.sinh(kappa * dt) / kappa)[:, None]
-    # ∫₀^δ e^{2Fs} ds = even·I + odd·F on each mode; (cosh 2κδ − 1)/2κ² = (sinh κδ / κ)².
-    even, odd = cosh * sinh, sinh**2
-    f_x, f_y = half * x + s[:, None] * y, s[:, None] * x - half * y
-    safe = jnp.where(level == 0, 1, level)
-    grow = jnp.where(level == 0, dt, jnp.expm1(level * dt) / safe)
-    decay = jnp.where(level == 0, dt, -jnp.expm1(-level * dt) / safe)
-    gram = (
-        x.T @ (even * x + odd * f_x)
-        + y.T @ (even * y + odd * f_y)
-        + grow * (x_rest.T @ x_rest)
-        + decay * (y_rest.T @ y_rest)
-    )
-    identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
-    root = jnp.linalg.cholesky(identity + gram, symmetrize_input=True)
-    half_step = jnp.exp(half * dt)
-    stacked = jnp.concatenate(
-        [cosh * x + sinh * f_x, half_step * x_rest, cosh * y + sinh * f_y, y_rest / half_step]
-    )
-    stacked = jax.scipy.linalg.solve_triangular(root, stacked.T, lower=True).T
-    p = core.a.shape[0]
-    return Factors(stacked[:p], stacked[p:].T)
+class _Turned(NamedTuple):
+    """A start with the columns of Q in echelon form; λ ≥ 0, the factors in places to suit."""
+
+    level: Array
+    kappa: Array
+    rates: Array
+    growing: Array
+    decaying: Array
+    rest_a: Array
+    rest_b: Array
+
+
+def _turned(s: Array, core: Factors, level: Array, turn: Array) -> _Turned:
+    k, r = s.shape[0], core.rank
+    x, rest_a, y, rest_b = core.a[:k], core.a[k:], core.b[:, :k].T, core.b[:, k:].T
+    most = max(rest_a.shape[0], rest_b.shape[0])
+    rest_a, rest_b = (jnp.pad(z, ((0, most - z.shape[0]), (0, 0))) for z in (rest_a, rest_b))
+    x, y = jnp.where(turn, y, x), jnp.where(turn, x, y)
+    rest_a, rest_b = jnp.where(turn, rest_b, rest_a), jnp.where(turn, rest_a, rest_b)
+    level = jnp.where(turn, -level, level)
+    kappa, growing, decaying = along_modes(s, level, x, y)
+    # Unit vectors at the end complete the basis where the modes do not span it.
+    rows = jnp.concatenate([growing, jnp.eye(r, dtype=s.dtype)])
+    slow = jnp.broadcast_to(level / 2, (r,))
+    basis, coordinates, rates = echelon(rows, jnp.concatenate([kappa, slow]), r)
+    rests = (decaying @ basis.T, rest_a @ basis.T, rest_b @ basis.T)
+    return _Turned(level, kappa, rates, coordinates[:, :k].T, *rests)
+
+
+def _mean_decay(x: Array) -> Array:
+    """`(1 − e^{−x}) / x`, also at and next to 0."""
+    near = jnp.abs(x) < 1e-4
+    safe = jnp.where(near, 1, x)
+    return jnp.where(near, 1 - x / 2 + x**2 / 6, -jnp.expm1(-safe) / safe)
+
+
+def _propagate(s: Array, start: _Turned, t: Array) -> tuple[Array, Array]:
+    """A and Bᵀ at one time, in echelon columns that are divided by e^{rate t} and by their size."""
+    level, kappa, rates, growing, decaying, rest_a, rest_b = start
+    cos = jnp.sqrt((1 + level / (2 * kappa)) / 2)
+    sin = s / (2 * kappa * cos)
+    gap = kappa[:, None] - rates[None]
+    plain, shrink = jnp.exp(-rates * t), jnp.exp((level / 2 - rates) * t)
+    # A column may have any scale: this one keeps its square in range, from 1e-38 of a start on.
+    scale = jnp.maximum(jnp.max(jnp.abs(growing), axis=0), shrink)
+    plain, shrink = (x / jax.lax.stop_gradient(scale) for x in (plain, shrink))
+    grown = growing * jnp.exp(jnp.where(gap > 0, 0, gap) * t)
+    grown = grown / jax.lax.stop_gradient(scale)[None]
+    faded = decaying * plain[None]
+    rest_a, still_b = rest_a * shrink[None], rest_b * plain[None]
+    half = (t * _mean_decay(2 * kappa * t))[:, None]
+    mild = t * _mean_decay(level * t)
+    gram = grown.T @ (half * grown) + faded.T @ (half * faded)
+    gram = gram + mild * (rest_a.T @ rest_a + still_b.T @ still_b) + jnp.diag(plain**2)
+    fade = jnp.exp(-kappa * t)[:, None]
+    a = [cos[:, None] * grown - sin[:, None] * fade * faded, rest_a]
+    b = [sin[:, None] * grown + cos[:, None] * fade * faded, jnp.exp(-level * t / 2) * still_b]
+    stacked = jnp.concatenate([*a, *b])
+    # Slow columns have nothing along faster modes; finished first, they keep their zeros.
+    root = jnp.linalg.cholesky(gram[::-1, ::-1], symmetrize_input=True)
+    stacked = jax.scipy.linalg.solve_triangular(root, stacked[:, ::-1].T, lower=True).T
+    half_way = stacked.shape[0] // 2
+    return stacked[:half_way], stacked[half_way:]
 
 
 @eqx.filter_jit
@@ -101,26 +124,21 @@ def balanced_core(
     Args:
       problem: a diagonal problem, as `reduce` returns it.
       core: a λ-balanced start of it, shapes (p, r) and (r, q).
-      times: increasing, from 0 on, in units of 1/s; same dtype.
+      times: from 0 on, in units of 1/s; same dtype.
       level: λ; the mean of the diagonal of `AᵀA − BBᵀ` if None.
 
     Returns:
-      A BalancedPath.
+      A BalancedPath. Its first derivatives, forward and reverse, are those of the flow for every
+      change of the start that leaves it balanced to first order.
     """
     level = balance(core)[0] if level is None else jnp.asarray(level, core.a.dtype)
-    # Steps of κ₁δ ≤ 1 keep C near I: with one long step the top mode swamps all others.
-    rate = jnp.sqrt(problem.singular_values[0] ** 2 + (level / 2) ** 2)
-
-    def interval(carry, until):
-        core, now, steps = carry
-        count = jnp.maximum(jnp.ceil((until - now) * rate), 1).astype(jnp.int32)
-        dt = (until - now) / count.astype(times.dtype)
-        core = jax.lax.fori_loop(0, count, lambda _, c: _propagate(problem, c, level, dt), core)
-        return (core, until, steps + count), core
-
-    begin = (core, jnp.zeros((), times.dtype), jnp.zeros((), jnp.int32))
-    (_, _, steps), path = jax.lax.scan(interval, begin, times)
-    return BalancedPath(path, steps)
+    s, turn = problem.singular_values, level < 0
+    start = _turned(s, core, level, turn)
+    a, b = jax.vmap(lambda t: _propagate(s, start, t))(times)
+    a, b = jnp.where(turn, b, a), jnp.where(turn, a, b)
+    p, q = problem.shape
+    path = Factors(a[:, :p], jnp.swapaxes(b[:, :q], 1, 2))
+    return BalancedPath(path, jnp.asarray(times.shape[0], jnp.int32))
 
 
 def _allowed(factors: Factors) -> float:
@@ -157,14 +175,3 @@ def check_balanced(factors: Factors) -> None:
             f"(relative); the closed form needs at most {allowed:.0e}: start from "
             "initializers.orthogonal, spectral or balanced, or use gradient_flow."
         )
-
-
-def check_flow(problem, factors: Factors, times) -> None:
-    """Raises ValueError unless problem, start and times fit one another."""
-    check_factors(factors, problem.shape)
-    if factors.a.dtype != problem.dtype:
-        raise ValueError(
-            f"factors have dtype {factors.a.dtype} and the problem {problem.dtype}; they must "
-            "agree."
-        )
-    check_times(times)

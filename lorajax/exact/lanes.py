@@ -54,23 +54,38 @@ class NormalForm(NamedTuple):
     rates: Float[Array, "c lanes"]
 
 
-def _echelon(rows: Array, rates: Array, columns: int) -> tuple[Array, Array, Array]:
+def _unit(vector: Array) -> Array:
+    """A vector at norm 1, or zero; of any size, with a derivative wherever it has one."""
+    largest = lax.stop_gradient(jnp.max(jnp.abs(vector)))
+    vector = vector / jnp.where(largest > 0, largest, 1)
+    square = jnp.sum(vector**2)
+    return vector / jnp.sqrt(jnp.where(square > 0, square, 1))
+
+
+def echelon(
+    rows: Float[Array, "n r"], rates: Float[Array, " n"], columns: int
+) -> tuple[Float[Array, "c r"], Float[Array, "c n"], Float[Array, " c"]]:
     """Rows in an orthonormal basis in which they are in echelon form.
 
-    Returns the basis, one vector a row; the coordinates, one column a row; and for each column the
-    rate of the row it first appears in.
+    Args:
+      rows: in the order in which they may start a column.
+      rates: one a row.
+      columns: how many to find.
+
+    Returns:
+      The basis, one vector a row; the coordinates, one column a row; and for each column the rate
+      of the row it first appears in. Rows that are 0, or that earlier ones span to rounding, start
+      no column.
     """
     n, r = rows.shape
-    tiny = jnp.finfo(rows.dtype).tiny ** 0.5
+    spent = 8 * jnp.finfo(rows.dtype).eps * jnp.max(jnp.abs(rows), axis=1)
 
     def step(j, carry):
         rows, basis, coordinates, found = carry
-        norms = jnp.sqrt(jnp.sum(rows**2, axis=1))
-        pivot = jnp.argmax(norms > tiny)  # a row that is spent or zero starts no column
-        q = rows[pivot] / jnp.where(norms[pivot] > tiny, norms[pivot], 1)
-        q = q - (basis @ q) @ basis  # nearly dependent rows lose orthogonality in the first pass
-        size = jnp.sqrt(jnp.sum(q**2))
-        q = q / jnp.where(size > tiny, size, 1)
+        pivot = jnp.argmax(jnp.max(jnp.abs(rows), axis=1) > spent)
+        q = _unit(rows[pivot])
+        # Nearly dependent rows lose orthogonality in the first pass.
+        q = _unit(q - (basis @ q) @ basis)
         along = rows @ q
         rows = (rows - jnp.multiply.outer(along, q)).at[pivot].set(0)
         return (
@@ -86,8 +101,23 @@ def _echelon(rows: Array, rates: Array, columns: int) -> tuple[Array, Array, Arr
     return basis, coordinates, found
 
 
-def _along_modes(s, level, x, y):
-    """Coordinates of the modes along the growing and decaying eigenvectors of their 2×2 blocks."""
+def along_modes(
+    s: Float[Array, " k"],
+    level: Float[Array, ""],
+    x: Float[Array, "k r"],
+    y: Float[Array, "k r"],
+) -> tuple[Float[Array, " k"], Float[Array, "k r"], Float[Array, "k r"]]:
+    """Coordinates along the eigenvectors of the modes' 2×2 blocks `[[λ/2, s], [s, −λ/2]]`.
+
+    Args:
+      s: singular values.
+      level: λ.
+      x: what A has along the modes.
+      y: what Bᵀ has along them.
+
+    Returns:
+      The eigenvalues κ, and the coordinates along the growing and along the decaying eigenvectors.
+    """
     kappa = jnp.sqrt(s**2 + (level / 2) ** 2)
     cos = jnp.sqrt((1 + level / (2 * kappa)) / 2)
     sin = s / (2 * kappa * cos)
@@ -97,8 +127,8 @@ def _along_modes(s, level, x, y):
 def _one_sided(s, level, x) -> NormalForm:
     """A lane with B = 0: columns beyond the modes never learn anything and are left out."""
     columns = min(x.shape)
-    kappa, growing, decaying = _along_modes(s, level, x, jnp.zeros_like(x))
-    basis, coordinates, rates = _echelon(growing, kappa, columns)
+    kappa, growing, decaying = along_modes(s, level, x, jnp.zeros_like(x))
+    basis, coordinates, rates = echelon(growing, kappa, columns)
     along = x @ basis.T
     # AᵀA = λI leaves λI − xᵀx for what A has across the modes.
     gram_a = level * (basis @ basis.T) - along.T @ along
@@ -118,11 +148,11 @@ def _two_sided(s, level, a, b) -> NormalForm:
     x, y = jnp.where(turn, y, x), jnp.where(turn, x, y)
     rest_a, rest_b = jnp.where(turn, rest_b, rest_a), jnp.where(turn, rest_a, rest_b)
     level = jnp.abs(level)
-    kappa, growing, decaying = _along_modes(s, level, x, y)
+    kappa, growing, decaying = along_modes(s, level, x, y)
     # Unit vectors at the end complete the basis where the modes do not span it.
     rows = jnp.concatenate([growing, jnp.eye(r, dtype=s.dtype)])
     slow = jnp.broadcast_to(level / 2, (r,))
-    basis, coordinates, rates = _echelon(rows, jnp.concatenate([kappa, slow]), r)
+    basis, coordinates, rates = echelon(rows, jnp.concatenate([kappa, slow]), r)
     rest_a, rest_b = rest_a @ basis.T, rest_b @ basis.T
     return NormalForm(
         s,

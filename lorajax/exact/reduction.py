@@ -18,12 +18,15 @@ class Frames(NamedTuple):
       u_rest: frame of what the start's A has across them, shape (m, p - k).
       v: right singular vectors of the target, shape (n, k).
       v_rest: frame of what the start's B has across them, shape (n, q - k).
+      beyond: what the start has outside all frames: zeros, that carry the derivatives in the
+        directions which leave the frames. `Path.factors` takes them along; `lift` alone does not.
     """
 
     u: Float[Array, "m k"]
     u_rest: Float[Array, "m j"]
     v: Float[Array, "n k"]
     v_rest: Float[Array, "n l"]
+    beyond: Factors
 
     def lift(self, core: Factors) -> Factors:
         """Factors of full size from those in the frames; leading axes pass through."""
@@ -49,11 +52,29 @@ class Reduction(NamedTuple):
 
 
 class _Side(NamedTuple):
-    """One factor: coordinates along the target's frame, and a frame and coordinates of the rest."""
+    """One factor: along the target's frame, a frame and coordinates of the rest, and beyond."""
 
     along: Array
     frame: Array
     coordinates: Array
+    beyond: Array
+
+
+def _deriving(value: Array, source: Array) -> Array:
+    """`value` to the last bit, with the derivative of `source`."""
+    return value + (source - jax.lax.stop_gradient(source))
+
+
+def _side(along: Array, rest: Array, frame: Array, coordinates: Array) -> _Side:
+    """Fills in the derivatives, the frame of the rest held still.
+
+    A QR has none where the rest is 0 or of less than full rank, as LoRA's B is. None is needed: the
+    flow knows the rest E by `EᵀE = RᵀR` alone, and `E = Q R` makes `dR = Qᵀ dE` right to first
+    order. What of dE leaves the frame is kept beside it.
+    """
+    inside = frame.T @ rest
+    beyond = _deriving(jnp.zeros_like(rest), rest - frame @ inside)
+    return _Side(along, frame, _deriving(coordinates, inside), beyond)
 
 
 def _sides(frames: tuple[Array, Array], factors: tuple[Array, Array]) -> tuple[_Side, _Side]:
@@ -63,17 +84,18 @@ def _sides(frames: tuple[Array, Array], factors: tuple[Array, Array]) -> tuple[_
     most = max(x.shape[0] for x in rests)
     padded = jnp.stack([jnp.pad(x, ((0, most - x.shape[0]), (0, 0))) for x in rests])
     # One call for both: two that do not depend on each other can block XLA's threads for good.
-    q, upper = jnp.linalg.qr(padded)
+    q, upper = jnp.linalg.qr(jax.lax.stop_gradient(padded))
     sides = []
     for i, frame in enumerate(frames):
         (rows, k), r = frame.shape, factors[i].shape[1]
+        still, factor = jax.lax.stop_gradient((frame, factors[i]))
         if rows - k <= r:
             # The complement is no larger than the rest could be: a frame of all of it is exact and,
             # unlike a QR of the rest, well defined when the rest vanishes.
-            complement = jnp.linalg.qr(frame, mode="complete")[0][:, k:]
-            sides.append(_Side(along[i], complement, complement.T @ factors[i]))
+            complement = jnp.linalg.qr(still, mode="complete")[0][:, k:]
+            sides.append(_side(along[i], rests[i], complement, complement.T @ factor))
         else:
-            sides.append(_Side(along[i], q[i, :rows], upper[i]))
+            sides.append(_side(along[i], rests[i], q[i, :rows], upper[i]))
     return sides[0], sides[1]
 
 
@@ -87,6 +109,8 @@ def reduce(problem: MatrixFactorization, factors: Factors) -> Reduction:
     Returns:
       A Reduction whose flow, lifted, is the flow of `problem` from `factors`, exactly: what A has
       across the target's left singular vectors keeps its column space, since Ȧ there is −A(BBᵀ).
+      First derivatives, by the start and by the target (whose frames stay orthonormal), are right
+      for any start; second ones are not: take them from the flow at full size.
 
     Example:
       >>> import jax, lorajax
@@ -114,5 +138,11 @@ def _reduce(problem: MatrixFactorization, factors: Factors) -> Reduction:
     return Reduction(
         DiagonalFactorization(problem.singular_values, core.shape),
         core,
-        Frames(problem.u, left.frame, problem.v, right.frame),
+        Frames(
+            problem.u,
+            left.frame,
+            problem.v,
+            right.frame,
+            Factors(left.beyond, right.beyond.T),
+        ),
     )

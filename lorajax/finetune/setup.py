@@ -1,6 +1,7 @@
 """What comes before training: a head that fits, gradients at the start, ranks."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -188,7 +189,7 @@ def select_ranks(
     train: data.Table,
     *,
     targets: Targets = "**",
-    rule: str | adapters.Rule = "split_half",
+    rule: str | Callable[..., Any] = "split_half",
     samples: int = 2048,
     batch_size: int = 128,
     seed: int = 0,
@@ -205,7 +206,7 @@ def select_ranks(
       samples: that gradients are averaged over, at most.
       batch_size: samples at a time.
       seed: of the draw and of sketches.
-      **options: `budget`, `max_rank`, `memory`, `width`, and fields of the rule.
+      **options: `budget`, `max_rank`, `memory`, `width`, and options of the rule.
 
     Returns:
       A Selection: print it for the table.

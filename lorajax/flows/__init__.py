@@ -17,7 +17,16 @@ from lorajax.flows.descent import (
     spectral_descent,
 )
 from lorajax.flows.gradient import gradient_flow
-from lorajax.flows.path import CONVERGED, FAILED, MAX_STEPS, NON_FINITE, STATUS, Path
+from lorajax.flows.path import (
+    CONVERGED,
+    FAILED,
+    MAX_STEPS,
+    NON_FINITE,
+    STATUS,
+    UNBALANCED,
+    Path,
+    drift_of,
+)
 from lorajax.flows.solve import Plan, balanced_flow, plan, solve
 
 __all__ = [
@@ -26,12 +35,14 @@ __all__ = [
     "MAX_STEPS",
     "NON_FINITE",
     "STATUS",
+    "UNBALANCED",
     "Path",
     "Plan",
     "accelerated",
     "allora",
     "balanced_flow",
     "descend",
+    "drift_of",
     "gradient_flow",
     "lora_plus",
     "plan",

@@ -11,9 +11,8 @@ from jaxtyping import Array, Float
 
 from lorajax.exact import reduce
 from lorajax.factors import Factors, check_positive, column_norms, is_adapter, is_traced
-from lorajax.flows.gradient import _check_start
-from lorajax.flows.path import Path, finite_status
-from lorajax.problems import MatrixFactorization, Problem
+from lorajax.flows.path import Path, drift_of, finite_status
+from lorajax.problems import MatrixFactorization, Problem, check_start
 
 
 def _over_adapters(fn, updates: Any, *rest: Any) -> Any:
@@ -266,7 +265,7 @@ def descend(
     check_positive(learning_rate=learning_rate)
     dtype = jnp.result_type(*jax.tree.leaves(factors))
     times = _times(learning_rate, steps, every, dtype)
-    _check_start(problem, factors, times)
+    check_start(problem, factors, times)
     frames = None
     if reduced:
         if not isinstance(problem, MatrixFactorization):
@@ -279,7 +278,25 @@ def descend(
     # A line search is known by the loss that it keeps from one step to the next.
     step = _searching if optax.tree_utils.tree_get_all_with_path(state, "value") else _simultaneous
     core = _run(problem, factors, step, state, optimizer.update, steps // every, every)
-    return Path(times, core, problem, frames, finite_status(core), jnp.asarray(steps, jnp.int32))
+    drift = drift_of(core, factors, times)
+    status, count = finite_status(core), jnp.asarray(steps, jnp.int32)
+    if frames is None:
+        return Path(times, core, problem, None, status, count, drift)
+    again = _Again(optimizer, steps // every, every)
+    return Path(times, core, problem, frames, status, count, drift, factors, again)
+
+
+class _Again(eqx.Module):
+    """Runs a descent once more, from any start."""
+
+    optimizer: optax.GradientTransformation = eqx.field(static=True)
+    count: int = eqx.field(static=True)
+    every: int = eqx.field(static=True)
+
+    def __call__(self, problem: Problem, start: Any) -> Any:
+        state = self.optimizer.init(start)
+        update = self.optimizer.update
+        return _run(problem, start, _simultaneous, state, update, self.count, self.every)
 
 
 def _times(learning_rate: Any, steps: int, every: int, dtype: Any) -> Float[Array, " t"]:
@@ -318,7 +335,8 @@ def sequential_descent(
     check_positive(learning_rate=learning_rate)
     rate = jnp.asarray(learning_rate, factors.a.dtype)
     times = _times(rate, steps, every, factors.a.dtype)
-    _check_start(problem, factors, times)
+    check_start(problem, factors, times)
 
     core = _run(problem, factors, _sequential, rate, None, steps // every, every)
-    return Path(times, core, problem, None, finite_status(core), jnp.asarray(steps, jnp.int32))
+    status, drift = finite_status(core), drift_of(core, factors, times)
+    return Path(times, core, problem, None, status, jnp.asarray(steps, jnp.int32), drift)

@@ -9,17 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lorajax.exact import check_flow, check_times, reduce
-from lorajax.factors import (
-    Factors,
-    can_move,
-    check_finite,
-    check_positive,
-    is_adapter,
-    is_traced,
-)
-from lorajax.flows.path import CONVERGED, FAILED, MAX_STEPS, NON_FINITE, Path
-from lorajax.problems import MatrixFactorization, Problem
+from lorajax.exact import reduce
+from lorajax.factors import Factors, check_positive, is_adapter, is_traced
+from lorajax.flows.path import CONVERGED, FAILED, MAX_STEPS, NON_FINITE, Path, drift_of
+from lorajax.problems import MatrixFactorization, Problem, check_start
 
 DEFAULT_RTOL = {"float64": 1e-8, "float32": 1e-5}
 DEFAULT_MAX_STEPS = 2**17
@@ -40,6 +33,12 @@ def amplitude(start: Any) -> Float[Array, ""]:
     return jnp.asarray(xp.min(xp.stack(parts)))
 
 
+def _absolute(rtol: float | Array, start: Any) -> Array:
+    """`rtol` times the start's amplitude: where a solver may step is not what is differentiated."""
+    scale = amplitude(jax.lax.stop_gradient(start))
+    return jnp.maximum(jnp.asarray(rtol, scale.dtype) * scale, jnp.finfo(scale.dtype).tiny)
+
+
 def field(problem: Problem, state: Any, weight_decay: Array, b_rate: Array) -> Any:
     """Right-hand side of the flow: minus the gradient, with B's part times `b_rate`, and decay."""
 
@@ -50,25 +49,44 @@ def field(problem: Problem, state: Any, weight_decay: Array, b_rate: Array) -> A
     return jax.tree.map(one, problem.gradient(state), state, is_leaf=is_adapter)
 
 
+class _Run(eqx.Module):
+    """One flow in all but its problem and its start: calling it integrates."""
+
+    times: Float[Array, " t"]
+    rtol: Array
+    atol: Array
+    decay: Array
+    rate: Array
+    solver: diffrax.AbstractSolver
+    adjoint: diffrax.AbstractAdjoint
+    max_steps: int = eqx.field(static=True)
+
+    def solve(self, problem: Problem, start: Any) -> diffrax.Solution:
+        term = diffrax.ODETerm(lambda t, y, args: field(args[0], y, args[1], args[2]))
+        return diffrax.diffeqsolve(
+            term,
+            self.solver,
+            t0=jnp.zeros((), self.times.dtype),
+            t1=self.times[-1],
+            dt0=None,
+            y0=start,
+            args=(problem, self.decay, self.rate),
+            saveat=diffrax.SaveAt(ts=self.times),
+            stepsize_controller=diffrax.PIDController(rtol=self.rtol, atol=self.atol),
+            max_steps=self.max_steps,
+            adjoint=self.adjoint,
+            throw=False,
+        )
+
+    def __call__(self, problem: Problem, start: Any) -> Any:
+        """The factors at the times, in forward mode."""
+        run = eqx.tree_at(lambda run: run.adjoint, self, diffrax.ForwardMode())
+        return run.solve(problem, start).ys
+
+
 @eqx.filter_jit
-def _integrate(problem, start, times, rtol, atol, decay, rate, solver, max_steps, adjoint):
-    dtype = times.dtype
-    controller = diffrax.PIDController(rtol=rtol, atol=atol)
-    term = diffrax.ODETerm(lambda t, y, args: field(args[0], y, args[1], args[2]))
-    solution = diffrax.diffeqsolve(
-        term,
-        solver,
-        t0=jnp.zeros((), dtype),
-        t1=times[-1],
-        dt0=None,
-        y0=start,
-        args=(problem, decay, rate),
-        saveat=diffrax.SaveAt(ts=times),
-        stepsize_controller=controller,
-        max_steps=max_steps,
-        adjoint=adjoint,
-        throw=False,
-    )
+def _integrate(run: _Run, problem: Problem, start: Any) -> tuple[Any, Array, Array, Array]:
+    solution = run.solve(problem, start)
     # diffrax leaves inf where it never got to; NaN cannot be mistaken for a value.
     core = jax.tree.map(lambda x: jnp.where(jnp.isinf(x), jnp.nan, x), solution.ys)
     finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(core)]))
@@ -82,29 +100,9 @@ def _integrate(problem, start, times, rtol, atol, decay, rate, solver, max_steps
             jnp.where(finite, FAILED, NON_FINITE),
         ),
     )
-    return core, status.astype(jnp.int32), jnp.asarray(solution.stats["num_steps"], jnp.int32)
-
-
-def _check_start(problem: Any, start: Any, times: Any) -> None:
-    check_times(times)
-    check_finite(factors=start)
-    if isinstance(start, Factors) and hasattr(problem, "shape"):
-        check_flow(problem, start, times)
-        return
-    for node in jax.tree.leaves(start, is_leaf=is_adapter):
-        if not is_traced(node) and not can_move(node):
-            raise ValueError(
-                "factors are both zero (of a Tucker update, two of them), a critical point that no "
-                "flow leaves; start all but at most one of them away from zero."
-            )
-    try:
-        jax.eval_shape(problem.gradient, start)
-    except (TypeError, ValueError) as error:
-        shapes = [tuple(x.shape) for x in jax.tree.leaves(start)]
-        raise ValueError(
-            f"factors have shapes {shapes}, which do not fit the problem of shape "
-            f"{getattr(problem, 'shape', '?')}."
-        ) from error
+    steps = jnp.asarray(solution.stats["num_steps"], jnp.int32)
+    drift = drift_of(core, start, run.times, run.decay, run.rate)
+    return core, status.astype(jnp.int32), steps, drift
 
 
 def gradient_flow(
@@ -160,12 +158,10 @@ def gradient_flow(
 
     Source: theory sections 0, 1 and 8 (derived).
     """
-    _check_start(problem, factors, times)
+    check_start(problem, factors, times)
     dtype = jnp.result_type(*jax.tree.leaves(factors))
     rtol = DEFAULT_RTOL[str(dtype)] if rtol is None else rtol
     check_positive(rtol=rtol, b_rate=b_rate)
-    times = jnp.asarray(times, dtype)
-    rtol = jnp.asarray(rtol, dtype)
     can_reduce = isinstance(problem, MatrixFactorization)
     if reduced and not can_reduce:
         raise ValueError(
@@ -174,18 +170,17 @@ def gradient_flow(
     frames = None
     if can_reduce and reduced is not False:
         problem, factors, frames = reduce(problem, factors)
-    if atol is None:
-        atol = jnp.maximum(rtol * amplitude(factors), jnp.finfo(dtype).tiny)
-    core, status, steps = _integrate(
-        problem,
-        factors,
-        times,
-        rtol,
-        jnp.asarray(atol, dtype),
-        jnp.asarray(weight_decay, dtype),
-        jnp.asarray(b_rate, dtype),
-        diffrax.Dopri8() if solver is None else solver,
-        max_steps,
-        diffrax.ForwardMode() if adjoint is None else adjoint,
+    run = _Run(
+        times=jnp.asarray(times, dtype),
+        rtol=jnp.asarray(rtol, dtype),
+        atol=jnp.asarray(_absolute(rtol, factors) if atol is None else atol, dtype),
+        decay=jnp.asarray(weight_decay, dtype),
+        rate=jnp.asarray(b_rate, dtype),
+        solver=diffrax.Dopri8() if solver is None else solver,
+        adjoint=diffrax.ForwardMode() if adjoint is None else adjoint,
+        max_steps=max_steps,
     )
-    return Path(times, core, problem, frames, status, steps)
+    core, status, steps, drift = _integrate(run, problem, factors)
+    if frames is None:
+        return Path(run.times, core, problem, None, status, steps, drift)
+    return Path(run.times, core, problem, frames, status, steps, drift, factors, run)

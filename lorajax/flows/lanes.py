@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from lorajax.exact import check_times, is_balanced, lanes, reduce
+from lorajax.exact import is_balanced, lanes, reduce
 from lorajax.factors import Factors, is_traced
 from lorajax.flows import gradient, stepping
 from lorajax.flows.path import CONVERGED, NON_FINITE
-from lorajax.problems import MatrixFactorization, TwoLayer, TwoLayerFactors
+from lorajax.problems import MatrixFactorization, TwoLayer, TwoLayerFactors, check_times
 
 Engine = Literal["closed form", "reduced ODE", "full ODE"]
 

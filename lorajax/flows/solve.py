@@ -3,15 +3,17 @@
 import dataclasses
 from typing import Any, Literal
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lorajax.exact import balance, balanced_core, check_balanced, check_flow, check_times, reduce
+from lorajax.exact import balance, balanced_core, check_balanced, is_balanced, reduce
 from lorajax.factors import Factors, is_traced
 from lorajax.flows.gradient import gradient_flow
-from lorajax.flows.path import Path, finite_status
-from lorajax.problems import MatrixFactorization, Problem
+from lorajax.flows.path import UNBALANCED, Path, drift_of, finite_status
+from lorajax.problems import MatrixFactorization, Problem, check_flow, check_times
 
 Method = Literal["closed form", "reduced ODE", "full ODE"]
 
@@ -49,10 +51,30 @@ def balanced_flow(
     check_flow(problem, factors, times)
     check_balanced(factors)
     times = jnp.asarray(times, factors.a.dtype)
-    level, _ = balance(factors)
-    reduced, core, frames = reduce(problem, factors)
-    path = balanced_core(reduced, core, times, level)
-    return Path(times, path.core, reduced, frames, finite_status(path.core), path.steps)
+    return _balanced(problem, factors, times)
+
+
+class _ClosedForm(eqx.Module):
+    """Runs the closed form at given times and λ."""
+
+    times: Float[Array, " t"]
+    level: Float[Array, ""]
+
+    def __call__(self, problem: Any, start: Factors) -> Factors:
+        return balanced_core(problem, start, self.times, self.level).core
+
+
+@eqx.filter_jit
+def _balanced(problem: MatrixFactorization, factors: Factors, times: Array) -> Path:
+    run = _ClosedForm(times, balance(factors)[0])
+    reduced, start, frames = reduce(problem, factors)
+    found = balanced_core(reduced, start, times, run.level)
+    # A traced start may turn out not to be balanced; then there is no answer to give.
+    fine = is_balanced(jax.lax.stop_gradient(factors))
+    core = jax.tree.map(lambda x: jnp.where(fine, x, jnp.nan), found.core)
+    status = jnp.where(fine, finite_status(core), UNBALANCED).astype(jnp.int32)
+    drift = drift_of(core, start, times)
+    return Path(times, core, reduced, frames, status, found.steps, drift, start, run)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,17 +125,16 @@ def plan(problem: Problem, factors: Any, times: Float[Array, " t"] | np.ndarray)
     check_flow(problem, factors, times)
     (m, n), k, r = problem.shape, problem.rank, factors.rank
     p, q = k + min(r, m - k), k + min(r, n - k)
-    horizon = 1.0 if is_traced(problem) else span * float(problem.singular_values[0])
+    top = 1.0 if is_traced(problem) else float(np.asarray(problem.singular_values)[0])
+    horizon = span * top
     setup = 4.0 * (m + n) * r * (k + r)
-    try:
-        balanced = not is_traced(factors)
-        check_balanced(factors)
-    except ValueError:
-        balanced = False
-    if balanced:
-        step = 8.0 * (p + q) * r**2
-        reason = f"the start is balanced, AᵀA − BBᵀ = {float(balance(factors)[0]):.3g} I"
-        return Plan("closed form", reason, setup + step * max(horizon, np.shape(times)[0]))
+    if not is_traced(factors):
+        with jax.ensure_compile_time_eval():  # a concrete start may meet a trace
+            balanced, level = bool(is_balanced(factors)), float(balance(factors)[0])
+        if balanced:
+            step = 8.0 * (p + q) * r**2
+            reason = f"the start is balanced, AᵀA − BBᵀ = {level:.3g} I"
+            return Plan("closed form", reason, setup + step * np.shape(times)[0])
     reason = (
         f"the start is not balanced, but the flow stays in frames of {p}×{q} instead of {m}×{n}"
     )
@@ -123,8 +144,6 @@ def plan(problem: Problem, factors: Any, times: Float[Array, " t"] | np.ndarray)
 
 
 def _leaves(tree: Any) -> list[Array]:
-    import jax
-
     return [x for x in jax.tree.leaves(tree) if getattr(x, "ndim", 0) == 2]
 
 

@@ -13,6 +13,14 @@ Anything with `loss` and `gradient` can be handed to `flows.gradient_flow` and `
 
 from lorajax.problems.attention import AttentionHeads, LinearAttention
 from lorajax.problems.base import Problem, ProductLoss
+from lorajax.problems.checks import (
+    PRECISIONS,
+    check_flow,
+    check_precision,
+    check_spectrum,
+    check_start,
+    check_times,
+)
 from lorajax.problems.factorization import (
     DiagonalFactorization,
     MatrixFactorization,
@@ -24,6 +32,7 @@ from lorajax.problems.tucker import TuckerFactorization
 from lorajax.problems.two_layer import TARGETS, Target, TwoLayer, TwoLayerFactors
 
 __all__ = [
+    "PRECISIONS",
     "TARGETS",
     "AttentionHeads",
     "Decayed",
@@ -41,5 +50,10 @@ __all__ = [
     "TuckerFactorization",
     "TwoLayer",
     "TwoLayerFactors",
+    "check_flow",
+    "check_precision",
+    "check_spectrum",
+    "check_start",
+    "check_times",
     "updates",
 ]

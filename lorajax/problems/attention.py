@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lorajax.factors import check_finite, is_traced
+from lorajax.problems.checks import check_precision
 
 
 class AttentionHeads(NamedTuple):
@@ -51,6 +52,7 @@ class LinearAttention(eqx.Module):
 
     def __check_init__(self) -> None:
         """Raises ValueError for eigenvalues or a context length out of range."""
+        check_precision(eigenvalues=self.eigenvalues, context=self.context)
         check_finite(eigenvalues=self.eigenvalues, context=self.context)
         if is_traced(self.eigenvalues, self.context):
             return

@@ -11,29 +11,9 @@ from lorajax.factors import (
     PRNGKey,
     check_finite,
     check_rank,
-    is_traced,
     orthonormal_frame,
 )
-
-
-def _check_spectrum(singular_values: Array, shape: tuple[int, int]) -> None:
-    if singular_values.ndim != 1 or singular_values.shape[0] < 1:
-        raise ValueError(
-            f"singular_values have shape {singular_values.shape}; give at least one, in a vector."
-        )
-    if singular_values.shape[0] > min(shape):
-        raise ValueError(
-            f"singular_values has {singular_values.shape[0]} entries; a matrix of "
-            f"shape {shape} has "
-            f"at most {min(shape)}."
-        )
-    if is_traced(singular_values):
-        return
-    values = np.asarray(singular_values)
-    if not (np.all(np.isfinite(values)) and np.all(values > 0)):
-        raise ValueError(f"singular_values are {values}; each must be positive and finite.")
-    if np.any(np.diff(values) > 0):
-        raise ValueError(f"singular_values are {values}; give them in decreasing order.")
+from lorajax.problems.checks import check_precision, check_spectrum
 
 
 class MatrixFactorization(eqx.Module):
@@ -53,6 +33,10 @@ class MatrixFactorization(eqx.Module):
     u: Float[Array, "m k"]
     singular_values: Float[Array, " k"]
     v: Float[Array, "n k"]
+
+    def __check_init__(self) -> None:
+        """Raises ValueError for a precision that flows do not compute in."""
+        check_precision(u=self.u, singular_values=self.singular_values, v=self.v)
 
     @classmethod
     def from_spectrum(
@@ -87,7 +71,7 @@ class MatrixFactorization(eqx.Module):
         """
         dtype = jnp.result_type(float if dtype is None else dtype)
         values = jnp.asarray(singular_values, dtype)
-        _check_spectrum(values, shape)
+        check_spectrum(values, shape)
         key_u, key_v = jax.random.split(key)
         k = values.shape[0]
         return cls(
@@ -115,6 +99,7 @@ class MatrixFactorization(eqx.Module):
         """
         if target.ndim != 2:
             raise ValueError(f"target has shape {target.shape}; it must be a matrix.")
+        check_precision(target=target)
         check_finite(target=target)
         u, s, vt = jnp.linalg.svd(target, full_matrices=False)
         if tolerance is None:
@@ -222,6 +207,10 @@ class DiagonalFactorization(eqx.Module):
     singular_values: Float[Array, " k"]
     shape: tuple[int, int] = eqx.field(static=True)
 
+    def __check_init__(self) -> None:
+        """Raises ValueError for a precision that flows do not compute in."""
+        check_precision(singular_values=self.singular_values)
+
     @property
     def rank(self) -> int:
         """k, the rank of the target."""
@@ -263,6 +252,10 @@ class SymmetricFactorization(eqx.Module):
     """
 
     target: Float[Array, "n n"]
+
+    def __check_init__(self) -> None:
+        """Raises ValueError for a precision that flows do not compute in."""
+        check_precision(target=self.target)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lorajax.factors import Factors, check_finite, is_factors, is_traced
+from lorajax.problems.checks import check_precision
 from lorajax.problems.convex_losses import LOSSES, ConvexLoss
 
 
@@ -422,6 +423,7 @@ def _check(targets: Array, outputs: Array | None, loss: str) -> None:
             f"outputs have shape {outputs.shape}; the targets have shape {targets.shape}, and both "
             "must be (samples, outputs)."
         )
+    check_precision(targets=targets, outputs=() if outputs is None else outputs)
     check_finite(targets=targets, outputs=() if outputs is None else outputs)
     if is_traced(targets):
         return

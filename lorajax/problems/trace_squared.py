@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lorajax.factors import Factors, check_finite
+from lorajax.problems.checks import check_precision
 
 
 class TraceSquared(eqx.Module):
@@ -26,6 +27,7 @@ class TraceSquared(eqx.Module):
         """Raises ValueError for a size below 1 or a trace that is not finite."""
         if self.size < 1:
             raise ValueError(f"size is {self.size}; it must be at least 1.")
+        check_precision(trace=self.trace)
         check_finite(trace=self.trace)
 
     @classmethod

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lorajax.factors import PRNGKey, TuckerFactors, check_finite, orthonormal_frame, unfold
-from lorajax.problems.factorization import _check_spectrum
+from lorajax.problems.checks import check_precision, check_spectrum
 
 
 def _contract(
@@ -60,6 +60,10 @@ class TuckerFactorization(eqx.Module):
     core: Float[Array, "..."]
     frames: tuple[Float[Array, "_ _"], ...]
 
+    def __check_init__(self) -> None:
+        """Raises ValueError for a precision that flows do not compute in."""
+        check_precision(core=self.core, frames=self.frames)
+
     @classmethod
     def from_spectrum(
         cls,
@@ -96,7 +100,7 @@ class TuckerFactorization(eqx.Module):
             raise ValueError(f"shape is {shape}; a Tucker update has at least two modes.")
         dtype = jnp.result_type(float if dtype is None else dtype)
         values = jnp.asarray(singular_values, dtype)
-        _check_spectrum(values, (min(shape), min(shape)))
+        check_spectrum(values, (min(shape), min(shape)))
         k = values.shape[0]
         keys = jax.random.split(key, len(shape))
         frames = tuple(
@@ -124,6 +128,7 @@ class TuckerFactorization(eqx.Module):
         """
         if target.ndim < 2:
             raise ValueError(f"target has shape {target.shape}; it must have at least two modes.")
+        check_precision(target=target)
         check_finite(target=target)
         frames = []
         for mode in range(target.ndim):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lorajax.factors import Factors, PRNGKey, check_finite
+from lorajax.problems.checks import check_precision
 
 Target = Literal["generic", "top", "bottom"]
 TARGETS = get_args(Target)
@@ -53,6 +54,7 @@ class TwoLayer(eqx.Module):
                 f"w2, w1 and shift have shapes {w2}, {w1} and {shift}; they must be (p, h), (h, q) "
                 "and (p, q)."
             )
+        check_precision(w1=self.w1, w2=self.w2, shift=self.shift)
         check_finite(w1=self.w1, w2=self.w2, shift=self.shift)
 
     @classmethod

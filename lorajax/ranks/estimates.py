@@ -1,4 +1,4 @@
-"""Rank rules: from the spectrum of a gradient (or of an update) to the rank to train with.
+"""What rank rules are made of: floors, counts above them, and ranks of many layers at once.
 
 The rules that need a noise level take it from theory (`noise_constant`), from two halves of the
 data (`split_half`) or from random signs on the per-sample losses (`random_signs`). They act on
@@ -42,11 +42,30 @@ def above(
       floor: scalar, or one a batch entry.
 
     Returns:
-      int32 counts, 0 where nothing stands above the floor.
+      int32 counts, 0 where nothing stands above the floor. A singular value of 0 never does, not
+      even above a floor of 0.
     """
     floor = jnp.asarray(floor, singular_values.dtype)
     floor = jnp.broadcast_to(floor, singular_values.shape[:-1])
-    return jnp.sum(singular_values >= floor[..., None], axis=-1, dtype=jnp.int32)
+    counted = (singular_values >= floor[..., None]) & (singular_values > 0)
+    return jnp.sum(counted, axis=-1, dtype=jnp.int32)
+
+
+def rounding_floor(
+    singular_values: Float[Array, "*batch k"], size: int | None = None
+) -> Float[Array, "*batch"]:
+    """What rounding alone leaves of singular values that are 0: `size · ε · σ_1`.
+
+    Args:
+      singular_values: in any order, not negative.
+      size: the larger side of the matrix; the number of singular values if None.
+
+    Returns:
+      Same dtype, one number a spectrum; 0 for a spectrum of zeros.
+    """
+    size = singular_values.shape[-1] if size is None else size
+    eps = jnp.asarray(size * jnp.finfo(singular_values.dtype).eps, singular_values.dtype)
+    return eps * jnp.max(singular_values, axis=-1)
 
 
 def noise_constant(
@@ -167,7 +186,8 @@ def random_signs(gradient: Float[Array, "m n"], signed: Float[Array, "m n"]) -> 
         case in which exactly half of the signs are +1.
 
     Returns:
-      A RankEstimate: singular values of the gradient above the top one of the signed gradient.
+      A RankEstimate: singular values of the gradient above the top one of the signed gradient, and
+      above what rounding leaves of zeros. A gradient of zeros has rank 0.
 
     Raises:
       ValueError: if the shapes differ or an entry is not finite.
@@ -182,6 +202,7 @@ def random_signs(gradient: Float[Array, "m n"], signed: Float[Array, "m n"]) -> 
     check_finite(gradient=gradient, signed=signed)
     values = jnp.linalg.svd(gradient, compute_uv=False)
     floor = jnp.linalg.svd(signed, compute_uv=False)[..., 0]
+    floor = jnp.maximum(floor, rounding_floor(values, max(gradient.shape)))
     return RankEstimate(above(values, floor), values, floor)
 
 
@@ -243,14 +264,15 @@ def energy(
       fraction: in (0, 1].
 
     Returns:
-      int32 rank; 0 for a spectrum of zeros.
+      int32 rank; 0 for a spectrum of zeros. Singular values within rounding of 0 hold nothing.
 
     Raises:
       ValueError: if the fraction is outside (0, 1].
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is {fraction}; it must lie in (0, 1].")
-    squares = singular_values**2
+    within = singular_values <= rounding_floor(singular_values)[..., None]
+    squares = jnp.where(within, 0, singular_values) ** 2
     tails = jnp.cumsum(squares[..., ::-1], axis=-1)[..., ::-1]
     # Counting tails, not heads, keeps rounding of the large head out of the comparison.
     total = tails[..., :1]
@@ -287,7 +309,8 @@ def allocate(
       spectra: singular values of each layer in decreasing order, all in the same unit.
       costs: parameters that one rank costs, m + n of the layer.
       budget: parameters in all, at least 0.
-      floors: noise level of each layer; directions below it are left out.
+      floors: noise level of each layer; directions below it, or within rounding of 0, are left
+        out.
 
     Returns:
       A rank of 0 or more for each layer.
@@ -320,8 +343,9 @@ def allocate(
         if np.any(np.diff(numbers) > 0):
             raise ValueError(f"the spectrum of {layer!r} increases; it must be sorted.")
         floor = 0.0 if floors is None else float(floors[layer])
+        rounding = float(rounding_floor(jnp.asarray(values)))
         for index, value in enumerate(numbers):
-            if value > 0 and value >= floor:
+            if value > rounding and value >= floor:
                 candidates.append((-(value**2) / costs[layer], order, index, layer))
     chosen = dict.fromkeys(spectra, 0)
     left = budget
