@@ -200,8 +200,9 @@ def _selected(
 ) -> Selected:
     (shape, slices), mean, noise = size, estimate.mean, estimate.noise
     values = mean.singular_values
-    counts, floor = rule.ranks(Seen(shape, values, None if noise is None else noise.norm, samples))
-    rank = int(jnp.max(counts))
+    above = None if noise is None else noise.norm
+    found = rule(values, shape=shape, samples=samples, floor=above, **options)
+    floor, rank = float(jnp.max(found.floor)), int(jnp.max(found.rank))
     rank = rank if max_rank is None else min(rank, max_rank)
     error = float(jnp.max(mean.error))
     return Selected(path, shape, rank, values, floor, error, slices * sum(shape))
