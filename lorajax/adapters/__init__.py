@@ -18,7 +18,7 @@ in bfloat16 with adapters in float32 (their default) is the path for mixed preci
 | `surgery`, `paths` | adapt, activate, merge, remove, trainable; path patterns |
 | `starts` | filling a layer from any of `lorajax.initializers` |
 | `gradients`, `moments` | streamed gradients and inputs |
-| `selection`, `rules` | ranks from the gradients; one class a rule |
+| `selection` | ranks from the gradients |
 | `linearization` | a model in the NTK regime, for `optima.certify` |
 | `budget`, `optimizers` | AdaLoRA's budget; LoRA+ and ALLoRA for optax |
 | `peft`, `checkpoints` | PEFT's files; full state through orbax |

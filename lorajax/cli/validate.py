@@ -117,6 +117,7 @@ def run_seed(
 ) -> list[Any]:
     """Outcomes of the chosen claims at one seed, in their order, with a report in the folder."""
     from lorajax import plots, report
+    from lorajax.environment import files
 
     figures_folder = folder / "figures"
     figures_folder.mkdir(exist_ok=True)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lorajax import downloads
-from lorajax.data.pictures import ClassFolders, ImageFiles, read_classes
+from lorajax.data.pictures import ClassFolders, ImageFiles, Mode, read_classes
 from lorajax.data.table import Dataset, Table
 
 _EMBEDDED = Path(__file__).parent / "embedded"
@@ -150,7 +150,7 @@ def _folder(path: Path, size: tuple[int, int] | None) -> Dataset:
     if extra := sorted({*found[1].classes} - {*classes}):
         raise ValueError(f"{test} has the class {extra[0]!r}, which {train} has not.")
     # Gray pictures stay gray for models of one channel; the others repeat it.
-    mode = "L" if all(each.gray for each in found) else "RGB"
+    mode: Mode = "L" if all(each.gray for each in found) else "RGB"
     if size is None and (other := _odd_one(found)):
         raise ValueError(f"{other}; give the size to bring them to.")
     number = {name: i for i, name in enumerate(classes)}

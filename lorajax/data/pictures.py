@@ -148,7 +148,8 @@ def inspect(source: Path | bytes, name: str) -> Header:
                 _as_shown(file, "L" if gray else "RGB")
     except Exception as error:
         raise ValueError(f"{name} cannot be decoded as an image: {_reason(error)}.") from error
-    return Header(size[::-1] if turned else size, gray)
+    height, width = size
+    return Header((width, height) if turned else size, gray)
 
 
 class ImageFiles:
@@ -173,7 +174,8 @@ class ImageFiles:
         size: tuple[int, int] | None = None,
         mode: Mode = "RGB",
     ):
-        self.sources, self.size, self.mode = sources, size, mode
+        self.sources, self.size = sources, size
+        self.mode: Mode = mode
         if not len(sources):
             raise ValueError("sources are empty; there must be at least one image.")
         self.shape = (len(sources), *self._decode(0).shape)

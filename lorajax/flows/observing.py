@@ -123,10 +123,8 @@ class Wanted:
         if self.function is not None:
             return lambda factors: _named(self.function, factors)
         two = isinstance(problem, TwoLayer)
-        direction = None
-        if "misalignment" in self.names:
-            matrix = problem.alignment_matrices()[0] if two else problem.target
-            direction = spectra.top_direction(matrix)
+        matrix = problem.alignment_matrices()[0] if two else problem.target
+        direction = spectra.top_direction(matrix) if "misalignment" in self.names else matrix
 
         def look(factors: Any) -> dict[str, Array]:
             first = factors.first if two else factors
@@ -149,7 +147,7 @@ class Wanted:
         if self.function is not None:
             return {n: x for n, x in observed.items() if n in self.shapes}
         found = dict(observed)
-        values = found.pop("singular_values", None)
+        values = found.pop("singular_values", jnp.zeros((0, 0, 0)))
         if "effective_rank" in self.names:
             found["effective_rank"] = spectra.effective_rank(values)
         if "half_times" in self.names:

@@ -140,7 +140,7 @@ def half_time(s: Real, a: Real, *, slope: Real = 0.5) -> Float[Array, "..."]:
     h = a**2 / (2 * kappa)
     even = 1 + h**2
     growth = (even + jnp.sqrt(even**2 + h**2 * (1 - h**2))) / (h * (1 + h))
-    return slope * jnp.log(growth) / kappa
+    return jnp.asarray(slope * jnp.log(growth) / kappa)
 
 
 @functools.partial(jax.jit, static_argnames="deflate")

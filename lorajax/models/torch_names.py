@@ -36,5 +36,5 @@ def torch_rules(config: Any, layout: str) -> tuple[Rule, ...] | None:
             f"layout is {layout!r}; for a {type(config).__name__} it must be one of "
             f"{', '.join(['lorajax', *forms])}."
         )
-    as_in_files = form.modules is None or layout.endswith("-4")
-    return tuple((form.rules if as_in_files else form.modules)(config))
+    modules = None if layout.endswith("-4") else form.modules
+    return tuple((modules or form.rules)(config))

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
 
 LONGEST = 200
@@ -116,7 +117,7 @@ def _identity(value: Any, above: tuple[int, ...]) -> str:
     if isinstance(value, pathlib.PurePath):
         return f"{kind.__name__}({str(value)!r})"
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return f"{_name(kind)}({named(value._asdict().items())})"
+        return f"{_name(kind)}({named(zip(kind._fields, value, strict=True))})"
     if dataclasses.is_dataclass(value):
         fields = ((f.name, getattr(value, f.name, None)) for f in dataclasses.fields(value))
         return f"{_name(kind)}({named(fields)})"
@@ -127,7 +128,7 @@ def _array(value: Any, of: Any) -> str:
     """Kind, dtype, shape and a digest of the bytes; a scalar shows its value as well."""
     if isinstance(value, jax.core.Tracer):
         raise _refuse(value, "has no value yet, since it is being traced")
-    if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         return f"key<{jax.random.key_impl(value)}>({of(np.asarray(jax.random.key_data(value)))})"
     if isinstance(value, np.ndarray) and type(value) not in (np.ndarray, np.memmap):
         raise _refuse(value, "may hold more than its entries tell; pass a plain array")

@@ -153,7 +153,7 @@ def coordinates(grid: Grid, coords: Mapping[str, Any]) -> dict[str, tuple[tuple[
 
 
 def _plain_dtype(name: str, dtype: Any) -> np.dtype:
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+    if jnp.issubdtype(dtype, jax.dtypes.extended):
         raise ValueError(
             f"function returns {name!r} of dtype {dtype}; return numbers (of a PRNG key "
             "jax.random.key_data)."
