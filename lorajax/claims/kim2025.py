@@ -269,7 +269,7 @@ def outer_gradient(run: Run, constant: float = 1.0) -> Evidence:
     def draw(ax):
         for start, marker in (("zero", "o"), ("small", "v"), ("large", "s"), ("near", "^")):
             rows = _rows(start=start)
-            bound = laws.outer_bound(DECAY, _betas(), sigma)[rows].ravel()
+            bound = np.asarray(laws.outer_bound(DECAY, _betas(), sigma))[rows].ravel()
             ax.loglog(bound, ends.structure.outer[rows].ravel(), marker, alpha=0.4, label=start)
         ends_of_line = np.array([DECAY, 30.0])
         ax.loglog(ends_of_line, ends_of_line, "k--")
