@@ -330,7 +330,7 @@ def spectral_hit_time(
 
 
 def lora_plus_equivalent(
-    times: Real, a: Real, ratio: Real, *, exponent: Real = 0.5
+    times: Real, a: Real, ratio: Real, *, exponent: float = 0.5
 ) -> tuple[Array, Array]:
     """LoRA+ with ratio ρ as plain flow: time times √ρ, amplitude of A times ρ^{1/4}.
 

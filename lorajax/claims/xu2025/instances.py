@@ -120,7 +120,7 @@ def observe(
     name = (kind, tuple(scales), tuple(horizons), float(grid[1]), start, count, rtol, target)
 
     def simulate() -> Observed:
-        keys = np.asarray(jax.random.key_data(jax.random.split(run.key(2000), count)))
+        keys = np.asarray(jax.random.key_data(jax.random.split(run.key(2000 + target), count)))
         # Lanes (repetition, scale) in one row, filled up to whole batches with the last one.
         which = np.arange(count * len(scales))
         which = np.append(which, np.full(-which.size % _BATCH, which[-1]))
