@@ -108,7 +108,7 @@ def test_a_start_that_is_not_what_its_group_is_fails(problem):
     def sometimes(key, shape, rank, scale):
         a, b = initializers.orthogonal(key, shape, rank, scale)
         middle = (scale < 0.05) & (scale > 0.005)
-        return lorajax.Factors(jnp.where(middle, a * jnp.arange(1.0, rank + 1), a), b)
+        return lorajax.Factors(jnp.where(middle, a * jnp.arange(1.0, rank + 1)[None], a), b)
 
     axes = {"scale": [1e-1, 1e-2, 1e-3], "rank": [2]}
     found = lorajax.sweep_flows(problem, sometimes, axes, TIMES)
