@@ -32,8 +32,8 @@ def make(
     asked = [initializers.asks_for(name) for name in starts]
     if not scales and all("scale" in each for each in asked):
         scales = SCALES
-    size = (shape[0], shape[1])
-    problem = MatrixFactorization.from_spectrum(jax.random.key(7), size, singular_values)
+    m, n = map(int, shape)
+    problem = MatrixFactorization.from_spectrum(jax.random.key(7), (m, n), singular_values)
     if until is None:
         # A mode grows as e^{st} from the scale of the start; as long again for what comes after.
         last, least = min(singular_values), min((*scales, 1.0))
