@@ -1,4 +1,4 @@
-"""The pages of docs/extending and the README's first example run as they stand."""
+"""The pages of docs/extending and the README's first examples run as they stand."""
 
 import pathlib
 import re
@@ -7,6 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs" / "extending").glob("*.md"))
+EXTENSIONS = {"start", "law", "claim", "rank_rule", "study", "adapter", "task", "model"}
 LONGEST = 40
 
 
@@ -28,6 +29,10 @@ def run(path: pathlib.Path, blocks: list[str]) -> None:
         exec(compile(block, str(path), "exec"), namespace)
 
 
+def test_every_extension_has_a_page():
+    assert {page.stem for page in PAGES} == EXTENSIONS
+
+
 def test_every_extension_runs_in_few_lines(subtests, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for page in PAGES:
@@ -38,9 +43,9 @@ def test_every_extension_runs_in_few_lines(subtests, tmp_path, monkeypatch):
             run(page, code)
 
 
-def test_the_first_example_of_the_readme_runs():
+def test_the_first_examples_of_the_readme_run():
     path = ROOT / "README.md"
-    run(path, blocks(path.read_text(encoding="utf-8"))[:1])
+    run(path, blocks(path.read_text(encoding="utf-8"))[:2])
 
 
 def test_a_page_that_fails_is_caught():

@@ -36,7 +36,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="A",
         help="root-mean-square column norms of A at the start",
     )
-    add("--laws", nargs="+", choices=LAWS, default=("lora", "tanh_squared"), help="to compare with")
+    add(
+        "--laws",
+        nargs="+",
+        choices=LAWS,
+        help="to compare with (default: that of the start's kind, and tanh_squared)",
+    )
     add(
         "--until",
         type=float,
@@ -76,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         rank=args.rank,
         start=args.start,
         scales=tuple(args.scales),
-        laws=tuple(args.laws),
+        laws=args.laws and tuple(args.laws),
         until=args.until,
         seed=args.seed,
     )

@@ -129,7 +129,7 @@ def compare_spectra(
     rank: int,
     start: str | Callable[..., Any],
     scales: tuple[float, ...],
-    laws: tuple[str, ...],
+    laws: tuple[str, ...] | None = None,
     until: float | None = None,
     seed: int = 0,
 ) -> Comparison:
@@ -141,7 +141,8 @@ def compare_spectra(
       rank: of the adapter.
       start: name of a start that has a scale, or a function; see `flows.start_of`.
       scales: of the start.
-      laws: names in `laws.MODE_LAWS`.
+      laws: names in `laws.MODE_LAWS`; if None the published tanh² beside the law of the start's
+        kind: "lora" where B is 0, "logistic" where it is not.
       until: last time in 1/s; by default 1.5 times the largest half-time that theory predicts.
       seed: of every random draw.
 
@@ -155,6 +156,9 @@ def compare_spectra(
     key_problem, key_start = jax.random.split(jax.random.key(seed))
     problem = MatrixFactorization.from_spectrum(key_problem, shape, singular_values)
     starts = {a: start_of(problem, start, key=key_start, rank=rank, scale=a) for a in scales}
+    if laws is None:
+        own = "logistic" if any(np.any(f.b) for f in starts.values()) else "lora"
+        laws = own, "tanh_squared"
     s = np.asarray(problem.singular_values)
     count = min(rank, problem.rank)
     if until is None:

@@ -42,7 +42,7 @@ def make(
     axes |= {"rank": list(ranks), "seed": list(seeds)}
     planned = plan_flows(
         problem,
-        starts if len(starts) > 1 else starts[0],
+        starts[0] if len(starts) == 1 else starts,
         axes,
         np.linspace(0.0, until, 401),
         observe=observe,
