@@ -65,7 +65,8 @@ def rounding_floor(
     """
     size = singular_values.shape[-1] if size is None else size
     eps = jnp.asarray(size * jnp.finfo(singular_values.dtype).eps, singular_values.dtype)
-    return eps * jnp.max(singular_values, axis=-1)
+    # An empty spectrum, of a layer that was given no rank, has nothing to round.
+    return eps * jnp.max(singular_values, axis=-1, initial=0)
 
 
 def noise_constant(
@@ -317,8 +318,7 @@ def allocate(
 
     Raises:
       ValueError: for a negative budget, a spectrum that is not finite or not decreasing, a cost
-      that
-        is not positive, or layers that differ between the arguments.
+        that is not positive, or layers that differ between the arguments.
 
     Example:
       >>> import jax.numpy as jnp
