@@ -350,7 +350,10 @@ class TestProbes:
             adapted,
             adapters.trainable(adapted),
             TASK,
-            finetune.Recipe(steps=5, batch_size=60, optimizer="sgd", schedule="constant"),
+            # At a thousandth of this rate the loss falls by less than float32 tells apart.
+            finetune.Recipe(
+                steps=5, batch_size=60, optimizer="sgd", schedule="constant", learning_rate=1.0
+            ),
         )
         state, losses = losses_of(trainer, table)
         later = finetune.measure(trainer.model(state), finetune.directions(gradients))
