@@ -10,7 +10,7 @@ import xarray
 
 from lorajax.sweeps.axes import Block, Grid
 
-STATUS = ("converged", "max steps", "non-finite", "failed")
+STATUS = ("converged", "max steps", "non-finite", "failed", "unbalanced")
 """Names of the codes in the variable `status` of a sweep; those of `flows.STATUS`."""
 
 NON_FINITE = STATUS.index("non-finite")
