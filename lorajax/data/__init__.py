@@ -1,9 +1,9 @@
 """Data to fine-tune on: tables of samples, the order of batches, sets of images."""
 
 from lorajax.data.augment import POLICIES, policy, resize
-from lorajax.data.images import NAMED, load, read_idx
 from lorajax.data.order import Order, batches, hold_out
 from lorajax.data.pictures import ImageFiles
+from lorajax.data.sets import NAMED, load, read_idx
 from lorajax.data.table import Column, Dataset, Rows, Table, stacked
 
 __all__ = [

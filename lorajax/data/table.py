@@ -53,7 +53,8 @@ class Table:
     Attributes:
       columns: as given.
 
-    `table[index]` is a batch, a dictionary of NumPy arrays, and `len(table)` counts the samples.
+    `table[index]` is a batch, a dictionary of NumPy arrays, `len(table)` counts the samples, and a
+    column is an attribute, too: `table.answer`.
 
     Example:
       >>> import numpy as np
@@ -61,8 +62,8 @@ class Table:
       >>> table = data.Table({"tokens": np.arange(12).reshape(4, 3), "answer": np.arange(4)})
       >>> table[np.array([3, 0])]["answer"].tolist()
       [3, 0]
-      >>> len(table.take(slice(0, 4, 2)))
-      2
+      >>> len(table.take(slice(0, 4, 2))), table.answer.shape
+      (2, (4,))
     """
 
     def __init__(self, columns: Mapping[str, Column]):
@@ -76,6 +77,13 @@ class Table:
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
+
+    def __getattr__(self, name: str) -> Column:
+        # Copying asks for attributes of a table that has no columns yet.
+        columns = self.__dict__.get("columns", {})
+        if name not in columns:
+            raise AttributeError(f"a table of {', '.join(columns)} has no column {name!r}")
+        return columns[name]
 
     def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
         return {name: np.asarray(column[index]) for name, column in self.columns.items()}

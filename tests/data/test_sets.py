@@ -173,9 +173,9 @@ class TestNamed:
             (tmp_path / name).write_bytes(idx(images if "images" in name else labels))
         with pytest.raises(OSError, match="has md5 .* expected f68b3c2d"):
             data.load("mnist", folder=tmp_path)  # not the published files
-        checksum = data.images.downloads.checksum
+        checksum = data.sets.downloads.checksum
         sums = {name: checksum(tmp_path / name, "md5") for name in known.files}
-        monkeypatch.setitem(data.images.NAMED, "mnist", known._replace(files=sums))
+        monkeypatch.setitem(data.sets.NAMED, "mnist", known._replace(files=sums))
         found = data.load("mnist", folder=tmp_path)
         np.testing.assert_array_equal(found.train.columns["images"][..., 0], images)
         np.testing.assert_array_equal(found.test.columns["labels"], labels)
@@ -199,8 +199,8 @@ class TestNamed:
                 info = tarfile.TarInfo(f"folder/{member}")
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
-        md5 = data.images.downloads.checksum(tmp_path / file, "md5")
-        monkeypatch.setitem(data.images.NAMED, name, data.NAMED[name]._replace(files={file: md5}))
+        md5 = data.sets.downloads.checksum(tmp_path / file, "md5")
+        monkeypatch.setitem(data.sets.NAMED, name, data.NAMED[name]._replace(files={file: md5}))
         found = data.load(name, folder=tmp_path)
         np.testing.assert_array_equal(found.train.columns["images"], np.stack([image] * 5))
         np.testing.assert_array_equal(found.test.columns["labels"], [7])

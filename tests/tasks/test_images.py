@@ -55,7 +55,7 @@ def test_smoothing_trains_and_is_not_reported():
     logits = model(batch["pixels"])
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
     np.testing.assert_allclose(plain.loss, entropy, rtol=1e-5)
-    np.testing.assert_array_equal(plain.hits, np.argmax(logits, -1) == BATCH["labels"])
+    np.testing.assert_array_equal(plain.hits, np.asarray(logits).argmax(-1) == BATCH["labels"])
     smooth = tasks.classified(logits, batch["labels"], 0.3)
     np.testing.assert_allclose(smooth.loss, plain.loss, rtol=1e-5)
     flat = -jax.nn.log_softmax(logits).mean(-1)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +47,7 @@ def _regression(key, samples: int, noise: Array, varying: bool):
 _regressions = jax.jit(jax.vmap(_regression, in_axes=(0, None, None, None)), static_argnums=(1, 3))
 
 
-def _rank_evidence(estimates: dict[str, np.ndarray], spectra, floors, tolerance, text) -> Evidence:
+def _rank_evidence(estimates: Mapping[str, Any], spectra, floors, tolerance, text) -> Evidence:
     wrong = {name: float(np.mean(np.abs(found - 5))) for name, found in estimates.items()}
     values = np.asarray(spectra)
 
