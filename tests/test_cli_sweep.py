@@ -35,7 +35,7 @@ def test_a_study_runs_and_is_drawn(study, variable, lanes, tmp_path, capsys):
     store = tmp_path / "s.zarr"
     assert run("sweep", study, *options, "--store", store) == 0
     said = capsys.readouterr()
-    assert f"lanes: {lanes} converged" in said.out and f"{lanes}/{lanes} lanes" in said.err
+    assert f"lanes: {lanes} converged" in said.out and f"{lanes}/{lanes} [" in said.err
     assert "engine: " in said.out and (tmp_path / "s.png").stat().st_size > 5000
     found = open_sweep(store)
     assert found[variable].notnull().any() and found["status"].size == lanes

@@ -5,6 +5,7 @@ derived (theory §3). Targets are orthogonally decomposable, 12×10×8, so that 
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ def _rates(problem: TuckerFactorization, path: TuckerFactors) -> tuple[Array, Ar
 
 
 @jax.jit
-def _drift(path: TuckerFactors, constant: float) -> Array:
+def _drift(path: TuckerFactors, constant: Any) -> Array:
     """Largest change of U_iᵀU_i − G_(i)G_(i)ᵀ of each mode, relative to the size of its terms."""
     drifts = []
     for mode, u in enumerate(path.factors):
