@@ -115,7 +115,7 @@ def plan(problem: Problem, factors: Any, times: Float[Array, " t"] | np.ndarray)
     engine, reason = choose(problem, factors)
     (m, n), k, r = problem.shape, problem.rank, factors.rank
     p, q = reduced_shape(problem, r)
-    horizon = 1.0 if is_traced(problem) else span * float(np.max(problem.singular_values))
+    horizon = 1.0 if is_traced(problem) else span * float(np.asarray(problem.singular_values).max())
     setup = 4.0 * (m + n) * r * (k + r)
     if engine == "closed form":
         step = 8.0 * (p + q) * r**2

@@ -25,7 +25,7 @@ def imbalance_decay(times: Real, weight_decay: Real, *, rate: Real = 2.0) -> Flo
 
 
 def lora_plus_level(
-    factors: Factors, ratio: float, *, constant: float = 1.0
+    factors: Factors, ratio: float, *, constant: Real = 1.0
 ) -> Float[Array, "*lanes r r"]:
     """What LoRA+ conserves, `ρ AᵀA − BBᵀ`, with Ḃ multiplied by ρ.
 
@@ -44,9 +44,7 @@ def lora_plus_level(
     return left - b @ jnp.swapaxes(b, -1, -2)
 
 
-def tucker_level(
-    factors: TuckerFactors, mode: int, *, constant: float = 1.0
-) -> Float[Array, "r r"]:
+def tucker_level(factors: TuckerFactors, mode: int, *, constant: Real = 1.0) -> Float[Array, "r r"]:
     """What a Tucker update's flow conserves of a mode, `U_iᵀU_i − G_(i)G_(i)ᵀ`.
 
     Args:
