@@ -280,7 +280,8 @@ def moving(x, start, flow, kind):
     problem = MatrixFactorization(u, values, v)
     aside = initializers.small(jax.random.key(9), shape, rank, 1.0)
     if kind == "closed form":  # which starts there are is narrower: they stay balanced
-        moved = Factors((1 + x) * start.a, start.b + x * (1 - jnp.any(start.b)) * aside.b)
+        free = jnp.where(jnp.any(start.b), 0.0, 1.0)
+        moved = Factors((1 + x) * start.a, start.b + x * free * aside.b)
     else:
         moved = jax.tree.map(lambda s, d: (1 + x) * s + x * d, start, aside)
     path = flow(problem, moved, jnp.array([0.2, 0.8, 2.0]) * (1 + x))
@@ -354,7 +355,7 @@ def test_derivatives_of_a_descent_do_not_depend_on_the_frames():
             optimizer = optax.sgd(0.05, momentum=0.5)
             return flows.descend(problem, factors, optimizer, 8, every=4, reduced=reduced)
 
-        # The path holds its start, whose product is 0: its singular values have no derivative there.
+        # The path holds its start, whose product is 0, where singular values have no derivative.
         found = lambda x: moving(x, start, run, "GD")[:2]  # noqa: E731
         return jax.jit(lambda: jax.jvp(found, (0.0,), (1.0,))[1])()
 

@@ -272,3 +272,10 @@ RULES = [
 def test_what_is_no_rule_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_rounding_leaves_a_floor_relative_to_the_largest_singular_value():
+    eps = np.finfo(np.float64).eps
+    found = ranks.rounding_floor(jnp.array([[3.0, 1.0], [0.0, 0.0]]), 10)
+    np.testing.assert_allclose(found, [30 * eps, 0], rtol=1e-12)
+    assert float(ranks.rounding_floor(jnp.zeros((0,)))) == 0
