@@ -1,8 +1,6 @@
 """The JAX flags that every test and doctest runs under; the library itself never sets one."""
 
 import os
-import pathlib
-import sys
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Independent LAPACK calls in one program can wait for each other forever in XLA's thread pool when
@@ -15,19 +13,10 @@ import pytest  # noqa: E402
 from lorajax import environment  # noqa: E402
 
 # Before the first computation, which is when XLA reads its flags. Tests compile hundreds of small
-# programs and run each for milliseconds: LLVM's optimizations cost more than they save.
+# programs and run each for milliseconds: LLVM's optimizations cost more than they save. (A compile
+# cache would cost less still, but jaxlib 0.10.1 has crashed while it wrote an entry.)
 if "xla_backend_optimization_level" not in environment.guard():
     os.environ["XLA_FLAGS"] = f"{environment.guard()} --xla_backend_optimization_level=0".strip()
-
-# Many tests compile the same program. A folder for each worker, because JAX writes an entry of the
-# cache in place, where another process could read half of it.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
-    name = f"{jax.__version__}-{sys.version_info[0]}.{sys.version_info[1]}-{worker}"
-    folder = pathlib.Path(__file__).parent / ".cache" / "tests" / name
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")

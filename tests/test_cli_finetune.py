@@ -15,6 +15,8 @@ from lorajax import adapters, data, finetune, models, tasks
 from lorajax.cli import main, training
 from lorajax.finetune import checkpoints, recipes
 
+pytestmark = pytest.mark.slow  # they train
+
 CONFIG = models.ViTConfig(
     (8, 8), 4, width=16, depth=1, heads=2, classes=3, channels=1, mean=(0.5,), std=(0.25,)
 )

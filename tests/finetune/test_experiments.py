@@ -12,6 +12,8 @@ from flax import nnx
 from lorajax import adapters, data, finetune, initializers, models, sweeps, tasks
 from lorajax.finetune.contest import METHODS, contest
 
+pytestmark = pytest.mark.slow  # they train
+
 CONFIG = models.ViTConfig(
     (8, 8), 4, width=16, depth=1, heads=2, classes=3, channels=1, mean=(0.5,), std=(0.25,)
 )

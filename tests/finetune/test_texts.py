@@ -11,6 +11,8 @@ from flax import nnx
 from lorajax import adapters, data, finetune, sweeps, tasks
 from lorajax.finetune import checkpoints, recipes
 
+pytestmark = pytest.mark.slow  # they train
+
 WORDS, LENGTH, CLASSES = 12, 7, 3
 KEY = jax.random.key(2)
 
