@@ -163,6 +163,8 @@ class Shown:
         """Moves the bar, which begins at what was there already."""
         if self.bar is None:
             self.bar = Progress(progress.total, "lane", progress.resumed)
+            if progress.resumed:
+                self.bar.say(f"({progress.resumed} were there)")
         if progress.failed:
             self.bar.set_postfix(failed=progress.failed, refresh=False)
         self.bar.update(progress.done - self.bar.n)
