@@ -41,7 +41,7 @@ _BROKEN = (
     EOFError,
     zipfile.BadZipFile,
     zlib.error,
-    NotImplementedError,
+    NotImplementedError,  # zipfile, for a compression that it does not know
     RuntimeError,
     MemoryError,
     KeyError,
