@@ -1,6 +1,9 @@
 """The JAX flags that every test and doctest runs under; the library itself never sets one."""
 
+import gc
 import os
+import pathlib
+from collections.abc import Iterator
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Independent LAPACK calls in one program can wait for each other forever in XLA's thread pool when
@@ -13,8 +16,7 @@ import pytest  # noqa: E402
 from lorajax import environment  # noqa: E402
 
 # Before the first computation, which is when XLA reads its flags. Tests compile hundreds of small
-# programs and run each for milliseconds: LLVM's optimizations cost more than they save. (A compile
-# cache would cost less still, but jaxlib 0.10.1 has crashed while it wrote an entry.)
+# programs and run each for milliseconds: LLVM's optimizations cost more than they save.
 if "xla_backend_optimization_level" not in environment.guard():
     os.environ["XLA_FLAGS"] = f"{environment.guard()} --xla_backend_optimization_level=0".strip()
 
@@ -27,3 +29,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Keeps the tests of a file in one worker, where they share what has been compiled."""
     if item.get_closest_marker("xdist_group") is None:
         item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def room_for_programs() -> Iterator[None]:
+    """Forgets compiled programs before a process runs out of memory maps.
+
+    Each program holds several maps, Linux grants 65,530 a process, and XLA crashes beyond that.
+    """
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()

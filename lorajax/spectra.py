@@ -177,11 +177,24 @@ def top_misalignment(path: Any, direction: Float[Array, " mn"]) -> Float[Array, 
       direction: shape (m + n,), e.g. the top eigenvector of `H(M)`; see `top_direction`.
 
     Returns:
-      One number a time.
+      One number a time. Where several singular values share the top to rounding, as those of an
+      orthonormal start do, the angle to the space of all their vectors; NaN where Z is 0, which
+      has no direction.
 
     Source: Xu et al. 2025 (arXiv:2503.06982), figures 1, 3, 4, stated.
     """
-    return misalignment(leading(path)[0], direction)
+    return _top_misalignment(stacked(path), direction)
+
+
+@jax.jit
+def _top_misalignment(z: Array, direction: Array) -> Array:
+    u, s, _ = jnp.linalg.svd(z, full_matrices=False)
+    top = s[..., :1]
+    tied = s >= top * (1 - 1e3 * jnp.finfo(s.dtype).eps)
+    shadow = jnp.einsum("...ij,...j->...i", u, jnp.where(tied, direction @ u, 0))
+    several = (tied.sum(-1) > 1) & (shadow != 0).any(-1)
+    vector = jnp.where(several[..., None], shadow, u[..., 0])
+    return jnp.where(top[..., 0] > 0, misalignment(vector, direction), jnp.nan)
 
 
 @jax.jit

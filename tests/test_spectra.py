@@ -85,6 +85,24 @@ def test_top_misalignment_is_one_minus_the_cosine():
     assert float(found) == pytest.approx(1 - np.cos(angle), rel=1e-12)
 
 
+@pytest.mark.parametrize("turn", range(3))
+def test_top_misalignment_of_tied_values_is_that_to_their_space(key, turn):
+    # Any rotation of the columns has the same singular values, and other singular vectors.
+    columns = jnp.linalg.qr(jax.random.normal(key, (8, 3)))[0]
+    rotation = jnp.linalg.qr(jax.random.normal(jax.random.key(turn), (3, 3)))[0]
+    z = 1e-2 * columns @ rotation
+    factors = Factors(z[:5], z[5:].T)
+    inside = columns @ jnp.asarray([0.6, -0.8, 0.0])
+    assert float(spectra.top_misalignment(factors, inside)) < 1e-28
+    # What of a direction lies in the space is its cosine.
+    away = jnp.linalg.svd(columns)[0][:, -1]
+    found = spectra.top_misalignment(factors, 0.6 * inside + 0.8 * away)
+    assert float(found) == pytest.approx(1 - 0.6, rel=1e-12)
+    assert float(spectra.top_misalignment(factors, away)) == pytest.approx(1.0, rel=1e-12)
+    nothing = jax.tree.map(jnp.zeros_like, factors)
+    assert np.isnan(float(spectra.top_misalignment(nothing, away)))
+
+
 def test_singular_values_have_derivatives_where_a_factor_is_zero(key):
     factors = random_factors(key)
     along = random_factors(jax.random.fold_in(key, 1))

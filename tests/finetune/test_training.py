@@ -468,7 +468,6 @@ import sys, jax, numpy as np
 from flax import nnx
 from lorajax import data, finetune, models, sweeps, tasks
 
-pytestmark = pytest.mark.slow  # they train
 assert len(jax.devices()) == int(sys.argv[1])
 config = models.ViTConfig((8, 8), 4, 8, 1, 2, classes=3, channels=1)
 model = models.build(config, rngs=nnx.Rngs(0)); model.eval()
