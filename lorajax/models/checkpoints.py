@@ -276,6 +276,7 @@ def _read(
             f"{source.path} has {_some(strange)}, which this model has no place for; it is "
             "another architecture."
         )
+    present = [rule for rule in present if rule.ours]
     for rule in present:
         for name in rule.theirs:
             if tensors[name].dtype not in _FLOATS:
@@ -390,8 +391,9 @@ def tensors(model: Any, layout: str = "lorajax") -> dict[str, np.ndarray]:
             "remove adapters first."
         )
     return {
-        name: np.ascontiguousarray(value)
+        form.spell(model.config, name): np.ascontiguousarray(value)
         for rule in rules
+        if rule.ours
         for name, value in zip(
             rule.theirs, rule.write(*(arrays[p] for p in rule.ours)), strict=True
         )
