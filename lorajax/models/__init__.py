@@ -10,6 +10,7 @@ from lorajax.models.catalog import build, config, families, register
 from lorajax.models.checkpoints import EMBEDDED, layout_of, load, notes, save, tensors
 from lorajax.models.family import Family, Format, Model, Rule, Untold
 from lorajax.models.files import Source
+from lorajax.models.generation import Generated, generate
 from lorajax.models.llama import Llama, LlamaConfig
 from lorajax.models.resnet import ResNet, ResNetConfig
 from lorajax.models.torch_names import torch_rules
@@ -24,6 +25,7 @@ __all__ = [
     "BertConfig",
     "Family",
     "Format",
+    "Generated",
     "Llama",
     "LlamaConfig",
     "Model",
@@ -38,6 +40,7 @@ __all__ = [
     "build",
     "config",
     "families",
+    "generate",
     "layout_of",
     "load",
     "normalize",

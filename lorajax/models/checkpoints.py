@@ -110,7 +110,7 @@ def load(
     """A pretrained model from a file, a folder or the hub, in any of the public formats.
 
     Read are this package's own files and the formats of each family (`models.families()`):
-    transformers' ViT folders; timm's ViT, DeiT and ResNet; Google's augreg npz files; torchvision's
+    transformers' folders of ViT, BERT, RoBERTa and Llama; timm's ViT, DeiT and ResNet; Google's augreg npz files; torchvision's
     ResNet and VGG; CIFAR ResNets by akamaster. Which one it is shows from the names of the tensors;
     what they do not show is read from the JSON files beside them. A bare file of timm, without a
     `config.json`, counts as one with timm's own defaults.

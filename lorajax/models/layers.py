@@ -82,10 +82,8 @@ def again(layer: nnx.Module) -> Callable[..., Any]:
         traced = [None if isinstance(each, int) else each for each in given]
 
         def inside(layer: nnx.Module, *traced: Any) -> Any:
-            told = [
-                t if g is None or t is not None else g for t, g in zip(traced, given, strict=True)
-            ]
-            return layer(*told)
+            pairs = zip(traced, given, strict=True)
+            return layer(*(each if array is None else array for array, each in pairs))
 
         return nnx.remat(inside)(layer, *traced)
 

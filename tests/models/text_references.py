@@ -51,6 +51,53 @@ def bert(head: str, seed: int = 0, style: str = "Bert", **config: Any) -> nn.Mod
     return randomize(getattr(transformers, f"{style}{head}")(settings), seed)
 
 
+def llama(seed: int = 0, **config: Any) -> nn.Module:
+    small = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": 64,
+        "attn_implementation": "eager",
+    }
+    return randomize(transformers.LlamaForCausalLM(transformers.LlamaConfig(**(small | config))))
+
+
+def respell_llama(folder: pathlib.Path) -> None:
+    """Two shards with what old files have besides, and the configuration as before version 5."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for i in range(2):
+        tensors[f"model.layers.{i}.self_attn.rotary_emb.inv_freq"] = torch.ones(3)
+    names = sorted(tensors)
+    index = {}
+    for i, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :])):
+        name = f"model-0000{i + 1}-of-00002.safetensors"
+        save_file({key: tensors[key] for key in part}, folder / name, {"format": "pt"})
+        index |= dict.fromkeys(part, name)
+    path.unlink()
+    (folder / f"{path.name}.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": index}, indent=1)
+    )
+    config = json.loads((folder / "config.json").read_text())
+    scaling = config.pop("rope_parameters")
+    config["rope_theta"] = scaling.pop("rope_theta")
+    config["rope_scaling"] = scaling
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 300.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
 def texts(seed: int = 1, rows: int = 3, length: int = 9, vocabulary: int = 40, padding: int = 0):
     """Tokens, a mask of padding on either side or none, and types."""
     rng = np.random.default_rng(seed)
@@ -96,6 +143,16 @@ SMALL = {
     "bert_words": lambda: bert("ForMaskedLM", hidden_act="gelu_new"),
     "roberta_regression": lambda: bert("ForSequenceClassification", num_labels=1, **ROBERTA),
     "roberta_words": lambda: bert("ForMaskedLM", tie_word_embeddings=False, **ROBERTA),
+    "llama_tied": lambda: llama(tie_word_embeddings=True, num_hidden_layers=1),
+    "llama_scaled": lambda: llama(
+        head_dim=6,
+        attention_bias=True,
+        mlp_bias=True,
+        rope_parameters=LLAMA3,
+        eos_token_id=[2, 3],
+        pad_token_id=0,
+        bos_token_id=None,
+    ),
 }
 
 
@@ -115,6 +172,8 @@ def main() -> None:
         np.savez_compressed(folder / "expected.npz", **given, outputs=expected)
         if name == "bert_words":
             respell(folder)
+        if name == "llama_scaled":
+            respell_llama(folder)
         config = json.loads((folder / "config.json").read_text())
         config.pop("transformers_version", None)
         (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")

@@ -384,8 +384,8 @@ class Llama(Model):
                 x, _ = run(x, visible, turn)
             return self._logits(x)
         kept = []
-        for block, *past in zip(self.blocks, cache.keys, cache.values, strict=True):
-            x, both = block(x, visible, turn, tuple(past), cache.length)
+        for block, key, value in zip(self.blocks, cache.keys, cache.values, strict=True):
+            x, both = block(x, visible, turn, (key, value), cache.length)
             kept.append(both)
         keys, values = zip(*kept, strict=True)
         length = cache.length + jnp.asarray(tokens.shape[1], cache.length.dtype)
