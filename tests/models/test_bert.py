@@ -175,7 +175,7 @@ def test_a_file_without_configuration_is_asked_for_its_heads(tmp_path):
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_pooling_sees_only_the_unmasked_and_no_row_is_a_nan(pool):
-    model = load("bert_classes", pool=pool)
+    model = load("bert_encoder", pool=pool, classes=2)
     tokens = jnp.asarray([[3, 4, 5, 6, 7]] * 3, jnp.int32)
     mask = jnp.asarray([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], bool)
     other = tokens.at[0, 3:].set(9)
