@@ -5,10 +5,13 @@ published shape; `normalize` scales images to what a vision model was trained on
 models is declared in one file here, or outside by `register`.
 """
 
+from lorajax.models.bert import Bert, BertConfig
 from lorajax.models.catalog import build, config, families, register
 from lorajax.models.checkpoints import EMBEDDED, layout_of, load, notes, save, tensors
 from lorajax.models.family import Family, Format, Model, Rule, Untold
 from lorajax.models.files import Source
+from lorajax.models.generation import Generated, generate
+from lorajax.models.llama import Llama, LlamaConfig
 from lorajax.models.resnet import ResNet, ResNetConfig
 from lorajax.models.torch_names import torch_rules
 from lorajax.models.vgg import VGG, VGGConfig
@@ -18,8 +21,13 @@ from lorajax.models.vit import ViT, ViTConfig
 __all__ = [
     "EMBEDDED",
     "VGG",
+    "Bert",
+    "BertConfig",
     "Family",
     "Format",
+    "Generated",
+    "Llama",
+    "LlamaConfig",
     "Model",
     "ResNet",
     "ResNetConfig",
@@ -32,6 +40,7 @@ __all__ = [
     "build",
     "config",
     "families",
+    "generate",
     "layout_of",
     "load",
     "normalize",

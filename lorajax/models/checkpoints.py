@@ -110,10 +110,10 @@ def load(
     """A pretrained model from a file, a folder or the hub, in any of the public formats.
 
     Read are this package's own files and the formats of each family (`models.families()`):
-    transformers' ViT folders; timm's ViT, DeiT and ResNet; Google's augreg npz files; torchvision's
-    ResNet and VGG; CIFAR ResNets by akamaster. Which one it is shows from the names of the tensors;
-    what they do not show is read from the JSON files beside them. A bare file of timm, without a
-    `config.json`, counts as one with timm's own defaults.
+    transformers' folders of ViT, BERT, RoBERTa and Llama; timm's ViT, DeiT and ResNet; Google's
+    augreg npz files; torchvision's ResNet and VGG; CIFAR ResNets by akamaster. Which one it is
+    shows from the names of the tensors; what they do not show is read from the JSON files beside
+    them. A bare file of timm, without a `config.json`, counts as one with timm's own defaults.
 
     Args:
       source: a name of `EMBEDDED`, a model that comes with the package; a .safetensors or .npz
@@ -276,6 +276,7 @@ def _read(
             f"{source.path} has {_some(strange)}, which this model has no place for; it is "
             "another architecture."
         )
+    present = [rule for rule in present if rule.ours]
     for rule in present:
         for name in rule.theirs:
             if tensors[name].dtype not in _FLOATS:
@@ -367,9 +368,9 @@ def tensors(model: Any, layout: str = "lorajax") -> dict[str, np.ndarray]:
 
     Args:
       model: without adapters; merge them first.
-      layout: "lorajax", or that of a format of the model's family: "huggingface", "timm" or
-        "augreg" for a ViT; "torchvision" for ResNet and VGG (CIFAR ResNets come out as
-        akamaster's).
+      layout: "lorajax", or that of a format of the model's family: "huggingface" for a Bert or a
+        Llama; this, "timm" or "augreg" for a ViT; "torchvision" for ResNet and VGG (CIFAR ResNets
+        come out as akamaster's).
 
     Returns:
       NumPy arrays by name.
@@ -390,8 +391,9 @@ def tensors(model: Any, layout: str = "lorajax") -> dict[str, np.ndarray]:
             "remove adapters first."
         )
     return {
-        name: np.ascontiguousarray(value)
+        form.spell(model.config, name): np.ascontiguousarray(value)
         for rule in rules
+        if rule.ours
         for name, value in zip(
             rule.theirs, rule.write(*(arrays[p] for p in rule.ours)), strict=True
         )

@@ -67,7 +67,7 @@ class Rule(NamedTuple):
 
     Attributes:
       theirs: names in the checkpoint.
-      ours: dotted paths in the model.
+      ours: dotted paths in the model; none for tensors that the model has no use for.
       read: checkpoint tensors → one array a path.
       write: arrays in the order of `ours` → checkpoint tensors.
       optional: whether the checkpoint may lack the tensors, which then count as zeros.
@@ -82,6 +82,16 @@ class Rule(NamedTuple):
 
 def _nothing(config: Any) -> None:
     """Refuses nothing."""
+
+
+def _plain(name: str) -> str:
+    """The name as it is."""
+    return name
+
+
+def _spelled(config: Any, name: str) -> str:
+    """The name as it is."""
+    return name
 
 
 def _no_files(config: Any) -> dict[str, dict[str, Any]]:
@@ -104,6 +114,8 @@ class Format:
       ignored: a regular expression of tensors that no model here needs.
       prefix: put before every name where the checkpoint was saved without it.
       bare: a tensor's name that shows that the prefix is missing.
+      rename: a name in a file → the layout's, where files spell one name in several ways.
+      spell: (configuration, a name of the layout) → how a file of that configuration spells it.
       suffix: of the file to write, ".safetensors" or ".npz".
       express: raises ValueError for a configuration that the layout cannot tell.
       beside: JSON files to write beside the weights, by name.
@@ -119,6 +131,8 @@ class Format:
     ignored: str = r"(.*\.)?num_batches_tracked"
     prefix: str = ""
     bare: str = ""
+    rename: Callable[[str], str] = _plain
+    spell: Callable[[Any, str], str] = _spelled
     suffix: str = ".safetensors"
     express: Callable[[Any], None] = _nothing
     beside: Callable[[Any], dict[str, dict[str, Any]]] = _no_files
@@ -126,13 +140,27 @@ class Format:
     modules: Callable[[Any], Iterable[Rule]] | None = None
 
     def names(self, tensors: Mapping[str, Any]) -> dict[str, str] | None:
-        """The layout's names → a checkpoint's own, or None if it is in another format."""
+        """The layout's names → a checkpoint's own, or None if it is in another format.
+
+        Raises:
+          ValueError: if the checkpoint has one tensor under two spellings.
+        """
         # DataParallel and torch.compile put a word in front of every name.
         wrapper = next((w for w in ("module.", "_orig_mod.") if _all_start(tensors, w)), "")
         bare = self.bare and f"{wrapper}{self.bare}" in tensors
-        own = {(self.prefix if bare else "") + name[len(wrapper) :]: name for name in tensors}
-        own = {name: theirs for name, theirs in own.items() if not re.fullmatch(self.ignored, name)}
-        return own if all(name in own for name in self.signature) else None
+        own: dict[str, str] = {}
+        twice: list[str] = []
+        for theirs in tensors:
+            name = self.rename((self.prefix if bare else "") + theirs[len(wrapper) :])
+            if re.fullmatch(self.ignored, name):
+                continue
+            twice += [own[name], theirs] if name in own else []
+            own[name] = theirs
+        if not all(name in own for name in self.signature):
+            return None
+        if twice:
+            raise ValueError(f"the tensors {twice[0]} and {twice[1]} are two spellings of one.")
+        return own
 
 
 def _all_start(names: Iterable[str], prefix: str) -> bool:

@@ -1,13 +1,14 @@
 """Pieces that several models share: activations with a lean derivative, pooling, resizing."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 # A frozen layer needs only gelu'(x) for the backward pass. JAX's own rule keeps several
@@ -64,6 +65,69 @@ def gelu(x: Float[Array, "*shape"], form: str = "erf") -> Float[Array, "*shape"]
     if form == "tanh":
         return _gelu_tanh(x)
     raise ValueError(f"form is {form!r}; it must be 'erf' or 'tanh'.")
+
+
+def again(layer: nnx.Module) -> Callable[..., Any]:
+    """A layer whose backward pass computes it again, so that only its inputs are kept until then.
+
+    Args:
+      layer: whose arguments are arrays and trees of them, or numbers that select at trace time.
+
+    Returns:
+      A function of the layer's own arguments.
+    """
+
+    def run(*given: Any) -> Any:
+        # Numbers stay out of the arguments, which would become arrays.
+        traced = [None if isinstance(each, int) else each for each in given]
+
+        def inside(layer: nnx.Module, *traced: Any) -> Any:
+            pairs = zip(traced, given, strict=True)
+            return layer(*(each if array is None else array for array, each in pairs))
+
+        return nnx.remat(inside)(layer, *traced)
+
+    return run
+
+
+def attention(
+    query: Float[Array, "b q heads f"],
+    key: Float[Array, "b k groups f"],
+    value: Float[Array, "b k groups f"],
+    mask: Bool[Array, "#b #q k"] | None = None,
+) -> Float[Array, "b q heads*f"]:
+    """What each query sees: values, weighted by the softmax of scaled products with their keys.
+
+    Args:
+      query: floating point, a multiple of as many heads as there are groups; consecutive heads
+        share a group's keys and values.
+      key: of the same dtype.
+      value: likewise.
+      mask: true where a query may see a key; every key if None. A query that may see none sees all
+        alike, so that no row is a NaN.
+
+    Returns:
+      The heads' results side by side, of the values' dtype; weights are taken in float32 at least.
+
+    Source: Ainslie et al. 2023 (arXiv:2305.13245) for groups, recalled.
+    """
+    batch, length, heads, features = query.shape
+    groups = key.shape[2]
+    # Axes in the order of the batched products, around which XLA's CPU backend else transposes.
+    query = (query * jnp.asarray(features**-0.5, query.dtype)).transpose(0, 2, 1, 3)
+    query = query.reshape(batch, groups, -1, length, features)
+    key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+    scores = jnp.einsum("bgnqf,bgkf->bgnqk", query, key)
+    # Half precision loses the small weights of long rows.
+    scores = scores.astype(at_least_float32(scores.dtype))
+    if mask is not None:
+        # Finite: a row of minus infinities has no softmax.
+        lowest = jnp.asarray(jnp.finfo(scores.dtype).min / 2, scores.dtype)
+        scores = jnp.where(mask[:, None, None], scores, lowest)
+    weights = jax.nn.softmax(scores).astype(value.dtype)
+    mixed = jnp.einsum("bgnqk,bgkf->bgnqf", weights, value)
+    mixed = mixed.reshape(batch, heads, length, features).transpose(0, 2, 1, 3)
+    return mixed.reshape(batch, length, heads * features)
 
 
 def at_least_float32(dtype: Any) -> Any:

@@ -1,3 +1,3 @@
-"""Keeps the writer of fixtures, which needs torch, out of the collection of doctests."""
+"""Keeps the writers of fixtures, which need torch, out of the collection of doctests."""
 
-collect_ignore = ["references.py"]
+collect_ignore = ["references.py", "text_references.py"]
