@@ -20,7 +20,7 @@ from lorajax.adapters.surgery import Targets
 from lorajax.finetune import probes
 from lorajax.finetune.setup import adapt, gradients_of, moments_of, select_ranks
 from lorajax.finetune.training import Metrics, Record, State, Trainer, fit
-from lorajax.tasks import Task
+from lorajax.tasks import METRICS, Predicts, Task
 
 
 class Prepared(NamedTuple):
@@ -351,6 +351,48 @@ class _Diary:
             self.history["seconds"] = self._before + time.perf_counter() - self._begin
         self._pending.clear()
         return self.history
+
+
+def check_metrics(task: Task, names: Sequence[str]) -> None:
+    """Raises ValueError unless a task's predictions can be judged by these names.
+
+    Args:
+      task: what a batch means.
+      names: of `tasks.METRICS`.
+
+    Raises:
+      ValueError: for a name that the task does not offer.
+    """
+    offered = task.metrics if isinstance(task, Predicts) else ()
+    for name in names:
+        if name not in offered:
+            raise ValueError(
+                f"metric is {name!r}; {type(task).__name__} offers {', '.join(offered) or 'none'}."
+            )
+
+
+def judge(
+    trainer: Trainer, state: State, table: data.Table, names: Sequence[str]
+) -> dict[str, float]:
+    """Measures of how predictions on a table agree with its answers.
+
+    Args:
+      trainer: whose task offers predictions (`tasks.Predicts`).
+      state: of the trainer.
+      table: what to measure on.
+      names: of `tasks.METRICS`, among those that the task offers.
+
+    Returns:
+      The measures by name.
+
+    Raises:
+      ValueError: for a name that the task does not offer.
+    """
+    check_metrics(trainer.task, names)
+    if not names:
+        return {}
+    found = trainer.predict(state, table)
+    return {name: METRICS[name](*found) for name in names}
 
 
 def stable_ranks(history: Mapping[str, Any]) -> Float[np.ndarray, " layers"] | None:
