@@ -151,10 +151,9 @@ class Trainer:
             return gradient, sums.mean("loss"), sums.mean("hits"), rest
 
         def add(carry, part):
-            total, sums, rest = carry
-            more, (scores, rest) = jax.grad(objective, has_aux=True)(state.params, rest, part)
-            total = jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, more)
-            return (total, Totals(*map(jnp.add, sums, scores)), rest), None
+            total, rest = carry
+            more, (sums, rest) = jax.grad(objective, has_aux=True)(state.params, rest, part)
+            return (jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, more), rest), sums
 
         # Sums of many parts in half precision would lose the last ones.
         zeros = jax.tree.map(
@@ -163,8 +162,8 @@ class Trainer:
         split = {
             name: column.reshape(parts, -1, *column.shape[1:]) for name, column in batch.items()
         }
-        begin = (zeros, Totals(*[jnp.zeros(())] * len(Totals._fields)), state.rest)
-        (total, sums, rest), _ = jax.lax.scan(add, begin, split)
+        (total, rest), several = jax.lax.scan(add, (zeros, state.rest), split)
+        sums = Totals(*(column.sum() for column in several))
         count = jnp.maximum(sums.count, 1)
         gradient = jax.tree.map(
             lambda x, like: (x / count.astype(x.dtype)).astype(like.dtype), total, state.params

@@ -41,7 +41,7 @@ class Asked(NamedTuple):
 
 def read_texts(
     train: str | os.PathLike,
-    test: str | os.PathLike,
+    test: str | os.PathLike | None = None,
     *,
     text: Sequence[str] | None = None,
     label: str | None = None,
@@ -51,7 +51,7 @@ def read_texts(
 
     Args:
       train: a file or folder as `read_sheet` takes it.
-      test: another.
+      test: another; None takes the same, for a part to be held out later.
       text: columns of text; None reads the header (`choose`).
       label: the column of answers; likewise.
       kind: "classes" or "numbers" where labels such as 1.0 and 2.0 could be either; "tokens" to
@@ -67,7 +67,8 @@ def read_texts(
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}.")
-    sheets = read_sheet(train), read_sheet(test)
+    first = read_sheet(train)
+    sheets = first, first if test is None else read_sheet(test)
     if kind == "tokens" and text is not None and label is None:
         for name in text:
             sheets[0].column(name, "text")
@@ -226,18 +227,20 @@ def tables(
             raise ValueError(
                 f"max_length is {limits.max_length}; the model takes {limits.longest} tokens."
             )
+    sheets = [texts.train] if texts.test is texts.train else [texts.train, texts.test]
     if texts.kind == "tokens":
-        made = [_continued(s, texts.columns, tokenizer, limits, template) for s in texts[2:4]]
+        made = [_continued(s, texts.columns, tokenizer, limits, template) for s in sheets]
         width = limits.max_length or limits.longest
         if packed and width is None:
             raise ValueError("max_length is None; packed rows need a length.")
-        return tuple(  # pyright: ignore[reportReturnType]
+        found = [
             Table(pack(rows, width) if packed and width else _loose(rows, tokenizer.fill))
             for rows in made
-        )
+        ]
+        return found[0], found[-1]
     assert texts.answers is not None
     found = []
-    for sheet, answers in zip((texts.train, texts.test), texts.answers, strict=True):
+    for sheet, answers in zip(sheets, texts.answers, strict=False):
         columns = [sheet.strings(name, "text") for name in texts.columns.texts]
         encoded = tokenizer.encode(*columns, max_length=limits.max_length)
         _check_lengths(sheet, [each.tokens for each in encoded], limits)
@@ -251,7 +254,7 @@ def tables(
                 }
             )
         )
-    return found[0], found[1]
+    return found[0], found[-1]
 
 
 def _check_lengths(sheet: Sheet, rows: Sequence[np.ndarray], limits: Limits) -> None:
@@ -369,9 +372,9 @@ def _rendered(
 
 
 def _joined(sheet: Sheet, columns: Columns, row: int) -> tuple[str, list[tuple[int, int]]]:
-    """A request and its answer as they stand; an instruction has a blank line behind it."""
+    """A request and its answer; a prompt and its completion as they stand, others a line apart."""
     request, answer = _request(sheet, columns, row)
-    request += "\n\n" if columns.texts[0] == "instruction" else ""
+    request += "" if columns.texts[0] == "prompt" else "\n\n"
     return request + answer, [(len(request), len(request) + len(answer))]
 
 
