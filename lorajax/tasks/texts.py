@@ -158,11 +158,12 @@ class NextToken:
         """Cross-entropy of the tokens asked for; see `Task.scores`."""
         tokens, segments = batch["tokens"], batch["segments"]
         logits = model(tokens, mask=segments > 0, positions=batch["positions"], segments=segments)
-        logits, wanted = logits[:, :-1].astype(jnp.float32), tokens[:, 1:]
         asked = batch["targets"][:, 1:] & (segments[:, 1:] == segments[:, :-1])
-        asked = (asked & (segments[:, 1:] > 0)).astype(jnp.float32)
+        asked = asked & (segments[:, 1:] > 0)
+        # Where nothing is asked logits may be no numbers, and their derivative times zero as well.
+        logits = jnp.where(asked[:, :, None], logits[:, :-1].astype(jnp.float32), 0)
+        wanted, asked = tokens[:, 1:], asked.astype(jnp.float32)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
-        # A loss that is not asked for may be no number, which a weight of zero would not silence.
-        loss = jnp.where(asked > 0, loss, 0.0).sum(-1)
+        loss = (loss * asked).sum(-1)
         right = (logits.argmax(-1).astype(wanted.dtype) == wanted).astype(jnp.float32)
         return Scores(loss, loss, (right * asked).sum(-1), asked.sum(-1))

@@ -145,13 +145,18 @@ def test_a_packed_row_scores_as_its_texts_apart():
         text.pack(pairs, 6)
 
 
-def test_no_number_in_what_is_not_asked_reaches_the_loss():
-    class Blind:
-        def __call__(self, tokens, *, mask, positions, segments):
-            return jnp.where(mask[..., None], jnp.zeros((*tokens.shape, WORDS)), jnp.nan)
-
+def test_no_number_in_what_is_not_asked_reaches_the_loss_or_its_derivative():
     batch = {name: jnp.asarray(x) for name, x in text.pack(written()[:1], 9).items()}
-    assert np.isfinite(np.asarray(tasks.NextToken().scores(Blind(), batch))).all()
+
+    # As a softmax over no visible token at all comes out.
+    logits = np.zeros((*batch["tokens"].shape, WORDS), np.float32)
+    logits[np.asarray(batch["segments"]) == 0] = np.nan
+
+    def loss(logits):
+        scores = tasks.NextToken().scores(lambda tokens, **_: logits, batch)
+        return tasks.totals(scores).objective
+
+    assert np.isfinite(jax.grad(loss)(jnp.asarray(logits))).all()
 
 
 def test_an_update_from_parts_is_that_of_the_whole_batch():
