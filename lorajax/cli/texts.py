@@ -128,7 +128,9 @@ def begin(args: argparse.Namespace, found: Path, **options: Any) -> tuple[Any, A
         )
         if args.pack and asked.kind != "tokens":
             raise ValueError(f"--pack goes with next tokens; {args.data} has {asked.kind}.")
-        folder = args.tokenizer or args.model
+        folder = Path(args.tokenizer or args.model)
+        if args.tokenizer is None and folder.is_file():
+            folder = folder.parent
         tokenizer = data.text.Tokenizer(folder)
     outputs = {"classes": len(asked.classes), "numbers": 1}.get(asked.kind)
     model = models.load(args.model, **options, **({} if outputs is None else {"classes": outputs}))

@@ -200,7 +200,9 @@ def _constants(tree: Any) -> list[str]:
 def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
     # Jinja's own would escape the signs of HTML.
     allowed = ("ensure_ascii", "separators", "sort_keys")
-    given = {"ensure_ascii": False} | {k: v for k, v in options.items() if k in allowed}
+    given: dict[str, Any] = {"ensure_ascii": False} | {
+        k: v for k, v in options.items() if k in allowed
+    }
     return json.dumps(value, indent=indent, **given)
 
 

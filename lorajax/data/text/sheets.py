@@ -7,6 +7,7 @@ UTF-8, a column that could be two things, all are one sentence with the file's n
 import csv
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +79,7 @@ class Sheet(NamedTuple):
         return values
 
 
-def is_text(path: str | Path) -> bool:
+def is_text(path: str | os.PathLike) -> bool:
     """Whether a path is one of texts: a file by its ending, a folder by holding .txt files."""
     path = Path(path)
     if path.is_dir():
@@ -86,7 +87,7 @@ def is_text(path: str | Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def read_sheet(path: str | Path) -> Sheet:
+def read_sheet(path: str | os.PathLike) -> Sheet:
     """Reads a file of texts.
 
     Args:
