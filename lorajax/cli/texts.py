@@ -12,7 +12,7 @@ RATES = {"lora": 1e-3, "full": 5e-5}
 """Learning rates for pretrained language models by method; usual ones, not tuned here."""
 AT_ONCE = {"tokens": 8, "classes": 64, "numbers": 64}
 """Samples that are measured at a time; logits of next tokens are large."""
-_OPTIONS = ("test", "text", "label", "kind", "max_length", "tokenizer", "pack")
+_OPTIONS = ("test", "text", "label", "kind", "max_length", "tokenizer", "pack", "pool")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +38,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="to cut texts at (default: texts longer than the model takes are refused)",
     )
     add("--tokenizer", metavar="DIR", help="with tokenizer.json (default: the model's folder)")
+    add(
+        "--pool",
+        choices=("mean", "cls", "first"),
+        help="what an encoder's head reads, where its folder does not tell: the mean of the tokens "
+        "(sentence-transformers), the first by a trained pooler, or by a new one",
+    )
     add("--pack", action="store_true", help="several texts a row, where next tokens are asked for")
 
 
@@ -132,8 +138,11 @@ def begin(args: argparse.Namespace, found: Path, **options: Any) -> tuple[Any, A
         if args.tokenizer is None and folder.is_file():
             folder = folder.parent
         tokenizer = data.text.Tokenizer(folder)
-    outputs = {"classes": len(asked.classes), "numbers": 1}.get(asked.kind)
-    model = models.load(args.model, **options, **({} if outputs is None else {"classes": outputs}))
+    if asked.kind != "tokens":
+        options["classes"] = len(asked.classes) or 1
+    if args.pool is not None:
+        options["pool"] = args.pool
+    model = models.load(args.model, **options)
     wanted = "tokens" if asked.kind == "tokens" else "texts"
     if tasks.takes(model) != wanted:
         raise ValueError(
