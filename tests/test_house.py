@@ -243,7 +243,8 @@ DISTRIBUTIONS = {"PIL": "pillow", "orbax": "orbax-checkpoint"}
 
 def test_every_imported_package_is_declared():
     with open(ROOT / "pyproject.toml", "rb") as file:
-        wanted = tomllib.load(file)["project"]["dependencies"]
+        project = tomllib.load(file)["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["text"]
     declared = {re.split(r"[^\w-]", line)[0].lower() for line in wanted}
     imported = {
         module.partition(".")[0]

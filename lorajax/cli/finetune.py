@@ -13,7 +13,7 @@ from typing import Any
 from lorajax.cli import finetuning, training
 from lorajax.cli.output import output_folder, prepare_jax
 
-HELP = "fine-tune a ViT, ResNet or VGG and record the theory's quantities"
+HELP = "fine-tune a ViT, ResNet, VGG or language model and record the theory's quantities"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     import jax
     from flax import nnx
 
-    from lorajax import adapters, finetune, tasks
+    from lorajax import adapters, finetune
     from lorajax.cli.lines import Lines
     from lorajax.finetune.checkpoints import Checkpoints
 
@@ -45,8 +45,9 @@ def run(args: argparse.Namespace) -> int:
     with training.naming_options():
         start = finetune.check_start(args.start, args.scale) if lora else args.start
         begun = finetuning.begin(args)
-        recipe = training.recipe(args, len(begun.data.train))
-        task = tasks.Images.of(begun.model.config, augment=args.augment, smoothing=args.smoothing)
+        task, at_once = begun.task, begun.at_once
+        recipe = training.recipe(args, len(begun.data.train), task.unit, begun.rates)
+        finetune.check_metrics(task, args.metric)
         rank = None if args.rank == "auto" else int(args.rank)
         if lora:
             finetune.targets_of(begun.model, args.targets, args.also, rank)
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
             targets=args.targets,
             also=args.also,
             samples=args.samples,
+            batch_size=at_once,
             seed=args.seed,
             **(finetuning.selection(args, begun) if rank is None else {}),
         )
@@ -73,10 +75,10 @@ def run(args: argparse.Namespace) -> int:
     trainer = finetune.Trainer(model, wrt, task, recipe)
     print(
         f"{trainer.parameters:,} parameters train, the model has {begun.parameters:,} of its own; "
-        f"{recipe.steps} steps of {recipe.batch_size} images",
+        f"{recipe.steps} steps of {recipe.batch_size} {task.unit}",
         flush=True,
     )
-    with Checkpoints(saved, training.settings(args)) as store, Lines(recipe) as lines:
+    with Checkpoints(saved, training.settings(args)) as store, Lines(recipe, task.unit) as lines:
         found = finetune.run(
             trainer,
             begun.data.train,
@@ -85,7 +87,10 @@ def run(args: argparse.Namespace) -> int:
             gradients=gradients,
             store=store,
             observer=lines,
+            test_batch=2 * at_once,
         )
+    judged = finetune.judge(trainer, found.state, begun.data.test, args.metric, 2 * at_once)
+    found.history["metrics"] = judged
     _write(args, folder, trainer.model(found.state), found.history, heads)
     _report(begun, trainer, found.history)
     written = ["curves.png", "history.json", "adapter" if lora else "model"]
@@ -102,8 +107,10 @@ def _report(begun: finetuning.Begun, trainer: Any, history: dict[str, Any]) -> N
         f"\n{begun.kind} loss {last['loss']:.4f}, {begun.kind} accuracy "
         f"{100 * last['accuracy']:.2f} %; {trainer.parameters:,} trainable parameters "
         f"({100 * trainer.parameters / begun.parameters:.1f} % of the model's), "
-        f"{rate:,.0f} images/s"
+        f"{rate:,.0f} {trainer.task.unit}/s"
     )
+    for name, value in history["metrics"].items():
+        print(f"{begun.kind} {name} {value:.4f}")
     stable = finetune.stable_ranks(history)
     if stable is not None:
         print(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lorajax.cli import texts
+
 MOST = 2**31 - 1
 """The largest number of anything: steps, samples and ranks are counted in 32 bits."""
 LARGEST = 1e30
@@ -28,7 +30,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="mnist-sample",
         metavar="DATA",
         help="mnist-sample (comes along; default), mnist, fashion-mnist, cifar10, cifar100, an npz "
-        "pack, or a folder with train/CLASS/ and test/CLASS/",
+        "pack, or a folder with train/CLASS/ and test/CLASS/; for a language model texts: a .tsv, "
+        ".csv, .jsonl or .txt file, or a folder of .txt files",
     )
     add(
         "--data-folder", metavar="DIR", help="where named sets and packs are (default LORAJAX_DATA)"
@@ -60,14 +63,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="PERCENT",
-        help="of the training images, to measure on instead of the test set: for choosing options "
+        help="of the training samples, to measure on instead of the test set: for choosing options "
         "without looking at it (default 0)",
     )
-    add("--samples", type=int, default=2048, metavar="N", help="images behind the gradient")
+    add("--samples", type=int, default=2048, metavar="N", help="samples behind the gradient")
     add("--head", choices=("fit", "keep"), default="fit", help="fit the head first, or keep it")
     add("--head-epochs", type=int, default=3, metavar="N", help="to fit the head in (default 3)")
     add("--precision", choices=("float32", "bfloat16"), default="float32", help="of the base")
     add("--seed", type=int, default=0, help="seed of every random draw (default 0)")
+    texts.configure(parser)
 
 
 def bounded(
@@ -103,8 +107,9 @@ def bounded(
 
 def check(args: argparse.Namespace) -> None:
     """Raises ValueError, before jax is imported, for options that mean nothing."""
-    for name in ("samples", "head_epochs", "max_rank"):
+    for name in ("samples", "head_epochs", "max_rank", "max_length"):
         bounded(args, name, 1, MOST)
+    texts.check(args)
     bounded(args, "image_size", 1, 2**14)
     bounded(args, "budget", 0, 100, above=True)
     bounded(args, "hold_out", 0, math.nextafter(100, 0))
@@ -117,19 +122,27 @@ def check(args: argparse.Namespace) -> None:
 
 
 class Begun(NamedTuple):
-    """Data and a model for it.
+    """Data, a model for it, and what is asked of it.
 
     Attributes:
       data: the data set; what is held out takes the place of its test set.
       model: with a head of as many classes, not fitted yet.
       kind: of what is measured on: "test" or "held-out".
       parameters: of the model.
+      task: to train on.
+      plain: the task neither augmented nor smoothed, as ranks and heads want it.
+      rates: learning rates by method, where the tuned ones are of another kind of model.
+      at_once: samples that gradients are taken of at a time.
     """
 
     data: Any
     model: Any
     kind: str
     parameters: int
+    task: Any
+    plain: Any
+    rates: dict[str, float]
+    at_once: int
 
 
 def begin(args: argparse.Namespace) -> Begun:
@@ -138,37 +151,55 @@ def begin(args: argparse.Namespace) -> Begun:
     import jax.numpy as jnp
     from flax import nnx
 
-    from lorajax import data, models, ranks
+    from lorajax import data, ranks
 
     ranks.rule(args.rule).check(constant=args.constant)
-    found = data.load(args.data, folder=args.data_folder, size=args.image_size)
+    dtype = jnp.dtype(args.precision)
+    options = {"dtype": dtype, "param_dtype": dtype, "seed": args.seed}
+    where = texts.source(args)
+    texts.refuse(args, of_texts=where is not None)
+    if where is None:
+        found, model, task, plain, words = _images(args, **options)
+        rates, at_once = {}, 128
+    else:
+        found, model, task, words = texts.begin(args, where, **options)
+        plain = type(task)() if hasattr(task, "smoothing") else task
+        rates, at_once = texts.RATES, texts.AT_ONCE[words.partition(" ")[0]]
     kind = "test"
     if args.hold_out:
         samples = len(found.train)
         count = min(max(1, round(samples * args.hold_out / 100)), samples - 1)
-        # The same images for every seed, or runs that differ in it could not be compared.
+        # The same samples for every seed, or runs that differ in it could not be compared.
         train, aside = data.hold_out(found.train, count)
         found, kind = found._replace(train=train, test=aside), "held-out"
-    dtype = jnp.dtype(args.precision)
-    options = {} if args.image_size is None else {"image_size": args.image_size}
-    model = models.load(
-        args.model,
-        classes=len(found.classes),
-        dtype=dtype,
-        param_dtype=dtype,
-        seed=args.seed,
-        **options,
-    )
     print(
         f"{type(model).__name__} {Path(args.model).name} on {found.name}: {len(found.train):,} "
-        f"training and {len(found.test):,} {kind} images, {len(found.classes)} classes",
+        f"training and {len(found.test):,} {kind} {task.unit}, {words}",
         flush=True,
     )
     if found.left_out:
         print(f"{len(found.left_out)} left out, as they are no images: {_some(found.left_out)}")
     # What full fine-tuning would train.
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    return Begun(found, model, kind, parameters)
+    return Begun(found, model, kind, parameters, task, plain, rates, at_once)
+
+
+def _images(args: argparse.Namespace, **options: Any) -> tuple[Any, Any, Any, Any, str]:
+    """Images, a model for them, the task, the plain one, and in words what is asked for."""
+    from lorajax import data, models, tasks
+
+    found = data.load(args.data, folder=args.data_folder, size=args.image_size)
+    if args.image_size is not None:
+        options["image_size"] = args.image_size
+    model = models.load(args.model, classes=len(found.classes), **options)
+    if tasks.takes(model) != "images":
+        raise ValueError(
+            f"--model is {args.model}, a {type(model).__name__}, which takes texts; name a file or "
+            "a folder of texts by --data."
+        )
+    policy = {name: getattr(args, name) for name in ("augment", "smoothing") if name in args}
+    task, plain = tasks.Images.of(model.config, **policy), tasks.Images.of(model.config)
+    return found, model, task, plain, f"{len(found.classes)} classes"
 
 
 def _some(names: Sequence[str], limit: int = 3) -> str:
@@ -178,14 +209,13 @@ def _some(names: Sequence[str], limit: int = 3) -> str:
 
 def fitted(args: argparse.Namespace, begun: Begun) -> Any:
     """The model with its head fitted, unless it is to be kept."""
-    from lorajax import finetune, tasks
+    from lorajax import finetune
 
-    if args.head == "keep":
+    if args.head == "keep" or not begun.model.heads:
         return begun.model
     # Neither augmented nor smoothed, as little as the gradient that ranks are read off.
-    task = tasks.Images.of(begun.model.config)
     return finetune.fit_head(
-        begun.model, task, begun.data.train, epochs=args.head_epochs, seed=args.seed
+        begun.model, begun.plain, begun.data.train, epochs=args.head_epochs, seed=args.seed
     )
 
 

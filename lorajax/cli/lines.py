@@ -13,10 +13,11 @@ class Lines(finetune.Observer):
 
     Args:
       recipe: of the run.
+      unit: what samples are called.
     """
 
-    def __init__(self, recipe: finetune.Recipe):
-        self.recipe = recipe
+    def __init__(self, recipe: finetune.Recipe, unit: str = "samples"):
+        self.recipe, self.unit = recipe, unit
         self.bar = tqdm(total=recipe.steps, disable=None, leave=False, unit="step")
 
     def __enter__(self) -> "Lines":
@@ -44,5 +45,5 @@ class Lines(finetune.Observer):
         )
         if rate is not None:
             left = (self.recipe.steps - step) * self.recipe.batch_size / rate
-            line += f"  {rate:,.0f} images/s  {left:.0f} s left"
+            line += f"  {rate:,.0f} {self.unit}/s  {left:.0f} s left"
         tqdm.write(line, file=sys.stderr)

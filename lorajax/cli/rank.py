@@ -29,18 +29,18 @@ def run(args: argparse.Namespace) -> int:
 
     import numpy as np
 
-    from lorajax import finetune, tasks
+    from lorajax import finetune
     from lorajax.environment import files
 
     begun = finetuning.begin(args)
     targets, _ = finetune.targets_of(begun.model, args.targets, also=())
-    task = tasks.Images.of(begun.model.config)
     selection = finetune.select_ranks(
         finetuning.fitted(args, begun),
-        task,
+        begun.plain,
         begun.data.train,
         targets=targets,
         samples=args.samples,
+        batch_size=begun.at_once,
         seed=args.seed,
         **finetuning.selection(args, begun),
     )

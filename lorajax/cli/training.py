@@ -39,18 +39,36 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--alpha", type=float, help="numerator of the scaling alpha/rank (default: scaling 1)")
     add("--epochs", type=float, default=6.0, help="times through the data (default 6)")
-    add("--batch-size", type=int, help="images a step (default 50)")
+    add("--batch-size", type=int, help="samples a step (default 50)")
+    add(
+        "--accumulate",
+        type=int,
+        default=1,
+        metavar="N",
+        help="parts that a batch is taken through in, to save memory; the step is the same",
+    )
     add(
         "--optimizer",
         choices=("adamw", "adam", "sgd", "lora-plus"),
         help="default lora-plus (B learns 4 times as fast as A); full: adamw",
     )
-    add("--learning-rate", type=float, help="at its peak (default 7e-3; full: 8e-3)")
+    add(
+        "--learning-rate",
+        type=float,
+        help="at its peak (default 7e-3; full: 8e-3; for texts 1e-3; full: 5e-5)",
+    )
     add("--schedule", choices=("constant", "linear", "cosine"), default="cosine")
     add("--warmup", type=int, metavar="STEPS", help="steps (default a twentieth)")
     add("--weight-decay", type=float, default=0.0)
     add("--smoothing", type=float, default=0.1, help="of the labels in training (default 0.1)")
     add("--augment", choices=("none", "crop", "flip", "crop-flip", "resized-crop"), default="none")
+    add(
+        "--metric",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="to report at the end: accuracy, f1, matthews; of numbers: pearson, spearman",
+    )
     add("--probes", type=int, default=30, metavar="N", help="looks at the quantities (default 30)")
     add("--checkpoints", type=int, default=5, metavar="N", help="saved on the way (default 5)")
     add("--resume", action="store_true", help="go on from the last checkpoint in --out")
@@ -65,7 +83,7 @@ def check(args: argparse.Namespace) -> None:
     for name in ("scale", "beside", "alpha", "learning_rate"):
         bounded(args, name, 0, above=True)
     bounded(args, "epochs", 0, 1e6, above=True)
-    for name in ("batch_size", "probes", "checkpoints"):
+    for name in ("batch_size", "accumulate", "probes", "checkpoints"):
         bounded(args, name, 0, MOST, above=True)
     bounded(args, "warmup", 0, MOST)
     bounded(args, "weight_decay", 0)
@@ -86,7 +104,7 @@ def naming_options() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        names = "scale|rank|warmup|batch_size|steps|also|start"
+        names = "scale|rank|warmup|batch_size|accumulate|metric|steps|also|start"
         text = re.sub(
             f"^({names})(?= is | holds )",
             lambda found: "--" + found[0].replace("_", "-"),
@@ -95,26 +113,35 @@ def naming_options() -> Iterator[None]:
         raise ValueError(text) from error
 
 
-def recipe(args: argparse.Namespace, samples: int) -> Any:
-    """The library's tuned recipe with what was given in place of it."""
+def recipe(args: argparse.Namespace, samples: int, unit: str, rates: dict[str, float]) -> Any:
+    """The library's tuned recipe with what was given in place of it.
+
+    Args:
+      args: the options.
+      samples: to train on.
+      unit: what they are called.
+      rates: learning rates by method, in place of the tuned ones.
+    """
     from lorajax.finetune import recipes
 
     tuned = recipes.lora if args.method == "lora" else recipes.full
     batch = args.batch_size or min(tuned(1).batch_size, samples)
     if batch > samples:
-        raise ValueError(f"batch_size is {batch}; there are {samples:,} images to train on.")
+        raise ValueError(f"batch_size is {batch}; there are {samples:,} {unit} to train on.")
     steps = max(1, round(args.epochs * (samples // batch)))
     if steps > MOST:
         raise ValueError(
             f"--epochs is {args.epochs}; that makes {steps:,} steps, {MOST:,} at most."
         )
     names = ("optimizer", "learning_rate", "warmup", "beside")
-    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    given: dict[str, Any] = {"learning_rate": rates[args.method]} if rates else {}
+    given |= {name: value for name in names if (value := getattr(args, name)) is not None}
     return tuned(
         steps,
         batch_size=batch,
         schedule=args.schedule,
         weight_decay=args.weight_decay,
+        accumulate=args.accumulate,
         seed=args.seed,
         **given,
     )

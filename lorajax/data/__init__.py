@@ -1,5 +1,6 @@
 """Data to fine-tune on: tables of samples, the order of batches, sets of images."""
 
+from lorajax.data import text
 from lorajax.data.augment import POLICIES, policy, resize
 from lorajax.data.order import Order, batches, hold_out
 from lorajax.data.pictures import ImageFiles
@@ -22,4 +23,5 @@ __all__ = [
     "read_idx",
     "resize",
     "stacked",
+    "text",
 ]

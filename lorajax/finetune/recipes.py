@@ -32,6 +32,10 @@ class Recipe:
       ratio: of "lora-plus".
       beside: learning rate of what trains beside adapters (a head, embeddings) over theirs.
       clip: bound on the norm of the gradient; 0 for none.
+      accumulate: parts that a batch is taken through the model in, one after the other, to save
+        memory; `batch_size` is a multiple of it. Their gradients of Σ objective are added up and
+        divided by Σ count, so that the update is that of the whole batch; only what a forward pass
+        changes (batch statistics, dropout) sees the parts.
       seed: of the order of samples and of augmentations.
 
     Raises:
@@ -49,17 +53,22 @@ class Recipe:
     ratio: float = 16.0
     beside: float = 1.0
     clip: float = 0.0
+    accumulate: int = 1
     seed: int = 0
 
     def __post_init__(self):
         if not 0 < self.steps <= _MOST:
             raise ValueError(f"steps is {self.steps}; it must lie in 1 … {_MOST}.")
-        for name in ("batch_size", "learning_rate", "ratio", "beside"):
+        for name in ("batch_size", "learning_rate", "ratio", "beside", "accumulate"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
         for name in ("warmup", "weight_decay", "momentum", "clip", "seed"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative.")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate is {self.accumulate}; it must divide batch_size = {self.batch_size}."
+            )
         if self.warmup >= self.steps:
             raise ValueError(f"warmup is {self.warmup}; it must be less than steps = {self.steps}.")
         for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):

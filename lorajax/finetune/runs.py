@@ -20,7 +20,7 @@ from lorajax.adapters.surgery import Targets
 from lorajax.finetune import probes
 from lorajax.finetune.setup import adapt, gradients_of, moments_of, select_ranks
 from lorajax.finetune.training import Metrics, Record, State, Trainer, fit
-from lorajax.tasks import Task
+from lorajax.tasks import METRICS, Predicts, Task
 
 
 class Prepared(NamedTuple):
@@ -49,7 +49,7 @@ def targets_of(
 
     Args:
       model: a model with `heads` and `beside`.
-      targets: layers to adapt; all but what trains in full if None.
+      targets: layers to adapt; if None all but what trains in full and tables of embeddings.
       also: path patterns of what trains in full beside the heads; `model.beside` if None.
       rank: that all of them are to have; None leaves it open.
 
@@ -66,8 +66,9 @@ def targets_of(
             raise ValueError(f"also holds {pattern!r}, which matches no part of the model.")
 
     def body(path: str, layer: Any) -> bool:
-        del layer
-        return not any(_below(pattern, path) for pattern in heads)
+        # A table's row is met by few samples, and a language model's is often its head as well.
+        tables = isinstance(layer, nnx.Embed)
+        return not tables and not any(_below(pattern, path) for pattern in heads)
 
     chosen = body if targets is None else targets
     for path, (shape, _) in shapes(model, chosen).items():
@@ -130,6 +131,7 @@ def prepare(
     targets: Targets | None = None,
     also: Sequence[str] | None = None,
     samples: int = 2048,
+    batch_size: int = 128,
     seed: int = 0,
     **selection: Any,
 ) -> Prepared:
@@ -146,6 +148,7 @@ def prepare(
       targets: layers to adapt; all but what trains in full if None.
       also: path patterns of what trains in full beside the heads; `model.beside` if None.
       samples: that gradients are averaged over, at most.
+      batch_size: samples at a time.
       seed: of the draw of samples.
       **selection: for `select_ranks`: `rule`, `budget`, `max_rank` and the rule's constants.
 
@@ -156,7 +159,7 @@ def prepare(
       ValueError: if no layer is given a rank, and as `adapt`.
     """
     chosen, heads = targets_of(model, targets, also, rank)
-    data_options = {"targets": chosen, "samples": samples, "seed": seed}
+    data_options = {"targets": chosen, "samples": samples, "seed": seed, "batch_size": batch_size}
     options: dict[str, Any] = {"start": start, "alpha": alpha}
     if rank is not None:
         options["rank"] = rank
@@ -249,6 +252,7 @@ def run(
     gradients: Mapping[str, Any] | None = None,
     store: Store | None = None,
     observer: Observer | None = None,
+    test_batch: int = 256,
 ) -> Outcome:
     """Trains from the start, or from the last checkpoint, to the recipe's last step.
 
@@ -260,6 +264,7 @@ def run(
       gradients: whose top directions the probes measure alignment with, by path.
       store: for checkpoints; a run that was cut off goes on from the latest one there.
       observer: what is told on the way.
+      test_batch: samples that are measured at a time.
 
     Returns:
       The Outcome. It does not depend on how often the run was cut off, but for `seconds`.
@@ -273,6 +278,7 @@ def run(
     layers = probes.paths(trainer.model(state))
     history["layers"] = list(layers)
     diary = _Diary(trainer, test, history, observer, int(state.step), bool(layers), gradients)
+    diary.batch_size = test_batch
     if restored is not None:
         observer.resumed(int(state.step))
     else:
@@ -314,7 +320,7 @@ class _Diary:
         gradients: Mapping[str, Any] | None,
     ):
         self.trainer, self.table, self.history, self.observer = trainer, test, history, observer
-        self.first, self.probing = first, probing
+        self.first, self.probing, self.batch_size = first, probing, 256
         towards = None if gradients is None or not probing else probes.directions(gradients)
         self._measure = jax.jit(lambda state: probes.measure(trainer.model(state), towards))
         self._pending: list[tuple[int, Metrics]] = []
@@ -333,7 +339,7 @@ class _Diary:
             self.history["probes"].setdefault(name, []).append(value)
 
     def test(self, state: State, step: int) -> None:
-        measured = self.trainer.evaluate(state, self.table)
+        measured = self.trainer.evaluate(state, self.table, self.batch_size)
         self.history["test_step"].append(step)
         self.history["test_loss"].append(float(measured.loss))
         self.history["test_accuracy"].append(float(measured.accuracy))
@@ -351,6 +357,53 @@ class _Diary:
             self.history["seconds"] = self._before + time.perf_counter() - self._begin
         self._pending.clear()
         return self.history
+
+
+def check_metrics(task: Task, names: Sequence[str]) -> None:
+    """Raises ValueError unless a task's predictions can be judged by these names.
+
+    Args:
+      task: what a batch means.
+      names: of `tasks.METRICS`.
+
+    Raises:
+      ValueError: for a name that the task does not offer.
+    """
+    offered = task.metrics if isinstance(task, Predicts) else ()
+    for name in names:
+        if name not in offered:
+            raise ValueError(
+                f"metric is {name!r}; {type(task).__name__} offers {', '.join(offered) or 'none'}."
+            )
+
+
+def judge(
+    trainer: Trainer,
+    state: State,
+    table: data.Table,
+    names: Sequence[str],
+    batch_size: int = 256,
+) -> dict[str, float]:
+    """Measures of how predictions on a table agree with its answers.
+
+    Args:
+      trainer: whose task offers predictions (`tasks.Predicts`).
+      state: of the trainer.
+      table: what to measure on.
+      names: of `tasks.METRICS`, among those that the task offers.
+      batch_size: samples at a time.
+
+    Returns:
+      The measures by name.
+
+    Raises:
+      ValueError: for a name that the task does not offer.
+    """
+    check_metrics(trainer.task, names)
+    if not names:
+        return {}
+    found = trainer.predict(state, table, batch_size)
+    return {name: METRICS[name](*found) for name in names}
 
 
 def stable_ranks(history: Mapping[str, Any]) -> Float[np.ndarray, " layers"] | None:

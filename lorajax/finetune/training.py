@@ -119,21 +119,58 @@ class Trainer:
         key = jax.random.fold_in(jax.random.key(self.recipe.seed), state.step)
         batch = self.task.prepare(batch, key)
 
-        def loss_of(params):
-            model = self._merged(params, state.rest, frozen)
-            sums = tasks.totals(self.task.scores(model, batch))
-            loss, changed = sums.mean("objective"), nnx.state(model, (nnx.BatchStat, nnx.RngState))
-            if self._penalty is not None:
-                loss = loss + self._penalty(self._merged(params, state.rest, frozen))
-            return loss, (sums.mean("loss"), sums.mean("hits"), changed)
-
-        gradient, (loss, accuracy, rest) = jax.grad(loss_of, has_aux=True)(state.params)
+        gradient, loss, accuracy, rest = self._gradient(state, frozen, batch)
         # optax mixes integer counts and floats, which users may have forbidden.
         with jax.numpy_dtype_promotion("standard"):
             updates, optimizer = self.transformation.update(gradient, state.optimizer, state.params)
             params = optax.apply_updates(state.params, updates)
         norm = optax.tree.norm(gradient).astype(jnp.float32)
         return State(state.step + 1, params, optimizer, rest), Metrics(loss, accuracy, norm)
+
+    def _gradient(self, state: State, frozen: Any, batch: Batch) -> tuple[Any, Array, Array, Any]:
+        """Of a prepared batch's mean objective, with reported loss, accuracy, and the new rest."""
+
+        def objective(params, rest, part):
+            model = self._merged(params, rest, frozen)
+            sums = tasks.totals(self.task.scores(model, part))
+            return sums.objective, (sums, nnx.state(model, (nnx.BatchStat, nnx.RngState)))
+
+        def mean(params):
+            total, (sums, rest) = objective(params, state.rest, batch)
+            del total
+            return sums.mean("objective") + penalty(params), (sums, rest)
+
+        def penalty(params):
+            if self._penalty is None:
+                return 0.0
+            return self._penalty(self._merged(params, state.rest, frozen))
+
+        parts = self.recipe.accumulate
+        if parts == 1:
+            gradient, (sums, rest) = jax.grad(mean, has_aux=True)(state.params)
+            return gradient, sums.mean("loss"), sums.mean("hits"), rest
+
+        def add(carry, part):
+            total, rest = carry
+            more, (sums, rest) = jax.grad(objective, has_aux=True)(state.params, rest, part)
+            return (jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, more), rest), sums
+
+        # Sums of many parts in half precision would lose the last ones.
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), state.params
+        )
+        split = {
+            name: column.reshape(parts, -1, *column.shape[1:]) for name, column in batch.items()
+        }
+        (total, rest), several = jax.lax.scan(add, (zeros, state.rest), split)
+        sums = Totals(*(column.sum() for column in several))
+        count = jnp.maximum(sums.count, 1)
+        gradient = jax.tree.map(
+            lambda x, like: (x / count.astype(x.dtype)).astype(like.dtype), total, state.params
+        )
+        if self._penalty is not None:
+            gradient = jax.tree.map(jnp.add, gradient, jax.grad(penalty)(state.params))
+        return gradient, sums.mean("loss"), sums.mean("hits"), rest
 
     def step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         """`advance`, compiled; the state's buffers are given up.
@@ -173,6 +210,42 @@ class Trainer:
         found = dict(zip(Totals._fields, sums, strict=True))
         loss, accuracy = (found[name] / max(found["count"], 1) for name in ("loss", "hits"))
         return Metrics(loss, accuracy, np.zeros_like(loss))
+
+    def predict(
+        self, state: State, table: data.Table, batch_size: int = 256
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the model predicts for each sample of a table, in evaluation mode.
+
+        Args:
+          state: of the trainer.
+          table: what to predict.
+          batch_size: samples at a time.
+
+        Returns:
+          Predictions and the right answers, arrays of shape (n,).
+
+        Raises:
+          ValueError: for a task that offers no predictions (`tasks.Predicts`).
+        """
+        task = self.task
+        if not isinstance(task, tasks.Predicts):
+            raise ValueError(
+                f"task is {type(task).__name__}, which offers no predictions to judge; measure its "
+                "loss by evaluate."
+            )
+
+        @jax.jit
+        def program(state, frozen, batch):
+            model = self._merged(state.params, state.rest, frozen)
+            model.eval()
+            return task.predictions(model, task.prepare(batch))
+
+        found = []
+        for batch, weights in data.batches(table, min(batch_size, len(table))):
+            pair = program(state, self.frozen, batch)
+            found.append([np.asarray(each)[weights > 0] for each in pair])
+        predictions, answers = map(np.concatenate, zip(*found, strict=True))
+        return predictions, answers
 
     def model(self, state: State) -> Any:
         """A model with the parameters of a state, which shares the frozen base's arrays."""

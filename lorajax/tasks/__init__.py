@@ -1,20 +1,39 @@
 """What a batch means to a model: how it is prepared, and what is asked of the answers.
 
 A task is all that training, ranks and starts know of the data's kind. One for another kind is a
-frozen dataclass with a `unit` and two methods, written as `images` is.
+frozen dataclass with a `unit` and two methods, written as `images` and `texts` are.
 """
 
-from lorajax.tasks.base import Batch, Scores, Task, Totals, classified, per_sample, totals
+from lorajax.tasks import metrics
+from lorajax.tasks.base import (
+    Batch,
+    Predicts,
+    Scores,
+    Task,
+    Totals,
+    classified,
+    per_sample,
+    totals,
+)
 from lorajax.tasks.images import SMOOTHING, Images
+from lorajax.tasks.metrics import METRICS
+from lorajax.tasks.texts import NextToken, Regression, Texts, takes
 
 __all__ = [
+    "METRICS",
     "SMOOTHING",
     "Batch",
     "Images",
+    "NextToken",
+    "Predicts",
+    "Regression",
     "Scores",
     "Task",
+    "Texts",
     "Totals",
     "classified",
+    "metrics",
     "per_sample",
+    "takes",
     "totals",
 ]

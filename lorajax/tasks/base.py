@@ -60,6 +60,20 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class Predicts(Protocol):
+    """What a task offers beside, so that `finetune.judge` can hold predictions against answers."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of `tasks.METRICS` that mean something for its predictions."""
+        ...
+
+    def predictions(self, model: Any, batch: Batch) -> tuple[Array, Array]:
+        """What the model predicts for each sample of a prepared batch, and the right answers."""
+        ...
+
+
 class Totals(NamedTuple):
     """Scores summed over samples.
 

@@ -1,9 +1,10 @@
 """Images with one class each."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from lorajax import data, models
 from lorajax.tasks.base import Batch, PRNGKey, Scores, classified
@@ -24,6 +25,7 @@ class Images:
       augment: in training, a name of `data.POLICIES`.
       smoothing: of the classes in training, in [0, 1); `SMOOTHING` is what the command takes.
       unit: "images".
+      metrics: names of `tasks.METRICS` that its predictions can be judged by.
 
     Raises:
       ValueError: for an unknown augmentation or a smoothing out of range.
@@ -36,6 +38,7 @@ class Images:
     augment: str = "none"
     smoothing: float = 0.0
     unit: str = "images"
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1", "matthews")
 
     def __post_init__(self):
         if self.augment not in data.POLICIES:
@@ -72,5 +75,11 @@ class Images:
 
     def scores(self, model: Any, batch: Batch) -> Scores:
         """Cross-entropy of each image's class; see `Task.scores`."""
-        logits = model(batch["pixels"].astype(model.dtype or jnp.float32))
-        return classified(logits, batch["labels"], self.smoothing)
+        return classified(self._logits(model, batch), batch["labels"], self.smoothing)
+
+    def predictions(self, model: Any, batch: Batch) -> tuple[Array, Array]:
+        """The most likely class of each image of a prepared batch, and the right one."""
+        return self._logits(model, batch).argmax(-1).astype(jnp.int32), batch["labels"]
+
+    def _logits(self, model: Any, batch: Batch) -> Array:
+        return model(batch["pixels"].astype(model.dtype or jnp.float32))

@@ -1,0 +1,181 @@
+"""The options of `lorajax finetune` and `lorajax rank` for texts, and where those begin."""
+
+import argparse
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RATES = {"lora": 1e-3, "full": 5e-5}
+"""Learning rates for pretrained language models by method; usual ones, not tuned here."""
+AT_ONCE = {"tokens": 8, "classes": 64, "numbers": 64}
+"""Samples that are measured at a time; logits of next tokens are large."""
+_OPTIONS = ("test", "text", "label", "kind", "max_length", "tokenizer", "pack", "pool")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    add = parser.add_argument_group("texts").add_argument
+    add("--test", metavar="FILE", help="texts to measure on, of the columns of --data")
+    add(
+        "--text",
+        nargs="+",
+        metavar="COLUMN",
+        help="one column of text or two, where the header leaves open which",
+    )
+    add("--label", metavar="COLUMN", help="the column of answers, likewise")
+    add(
+        "--kind",
+        choices=("classes", "numbers", "tokens"),
+        help="what is asked for: a class, a number, or each next token (default: by the labels)",
+    )
+    add(
+        "--max-length",
+        type=int,
+        metavar="TOKENS",
+        help="to cut texts at (default: texts longer than the model takes are refused)",
+    )
+    add("--tokenizer", metavar="DIR", help="with tokenizer.json (default: the model's folder)")
+    add(
+        "--pool",
+        choices=("mean", "cls", "first"),
+        help="what an encoder's head reads, where its folder does not tell: the mean of the tokens "
+        "(sentence-transformers), the first by a trained pooler, or by a new one",
+    )
+    add("--pack", action="store_true", help="several texts a row, where next tokens are asked for")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises ValueError, before jax is imported, for options that mean nothing."""
+    if args.text is not None and len(args.text) > 2:
+        raise ValueError(f"--text is {' '.join(args.text)}; it takes one column or two.")
+    if args.pack and args.kind in ("classes", "numbers"):
+        raise ValueError(f"--pack goes with next tokens, not with --kind {args.kind}.")
+
+
+def source(args: argparse.Namespace) -> Path | None:
+    """Where --data is a file or folder of texts; None where it is something else."""
+    from lorajax import data
+
+    if args.data in data.NAMED or args.data == "mnist-sample":
+        return None
+    shelf = args.data_folder or os.environ.get("LORAJAX_DATA")
+    places = [Path(args.data), *([Path(shelf) / args.data] if shelf else [])]
+    found = next((each for each in places if each.exists()), None)
+    if found is None and places[0].suffix.lower() in data.text.SUFFIXES:
+        raise ValueError(f"--data is {args.data!r}, which does not exist.")
+    return found if found is not None and data.text.is_text(found) else None
+
+
+def refuse(args: argparse.Namespace, of_texts: bool) -> None:
+    """Raises ValueError for options that go with the other kind of data."""
+    others = {"image_size": None, "augment": "none"} if of_texts else dict.fromkeys(_OPTIONS)
+    for name, default in others.items():
+        value = getattr(args, name, default)
+        if value != default and value is not False:
+            given = f"--{name.replace('_', '-')}" + ("" if value is True else f" is {value}")
+            what = "texts" if of_texts else "no file or folder of texts"
+            raise ValueError(f"{given}, but --data {args.data} is {what}; leave it out.")
+
+
+@contextlib.contextmanager
+def naming_options() -> Iterator[None]:
+    """Names arguments as the options that they came from, in what a block raises."""
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    except ValueError as error:
+        text = str(error)
+        for name in ("text", "label", "kind", "max_length", "tokenizer"):
+            option = "--" + name.replace("_", "-")
+            text = re.sub(rf"^{name}(?= is )", option, text)
+            text = re.sub(rf"\b(by|give|larger) {name}\b", rf"\1 {option}", text)
+        raise ValueError(text) from error
+
+
+def _files(args: argparse.Namespace, found: Path) -> tuple[Path, Path | None]:
+    """What to train on and what to measure on; None where a part is held out."""
+    train, test = found, None if args.test is None else Path(args.test)
+    if (found / "train").is_dir():
+        train = found / "train"
+        inside = (found / name for name in ("test", "val") if (found / name).is_dir())
+        test = test or next(inside, None)
+    if test is not None and not test.exists():
+        aside = found.parent / test
+        if not aside.exists():
+            raise ValueError(f"--test is {args.test!r}, which does not exist.")
+        test = aside
+    if test is None and not args.hold_out:
+        raise ValueError(
+            f"--data is {args.data}; give --test FILE to measure on, or --hold-out PERCENT of it."
+        )
+    return train, None if args.hold_out else test
+
+
+def begin(args: argparse.Namespace, found: Path, **options: Any) -> tuple[Any, Any, Any, str]:
+    """Reads texts and loads a model for them.
+
+    Args:
+      args: the options.
+      found: of `source`.
+      **options: for `models.load`.
+
+    Returns:
+      The data set, the model, the task, and in words what is asked for.
+    """
+    from lorajax import data, models, tasks
+
+    with naming_options():
+        asked = data.text.read_texts(
+            *_files(args, found), text=args.text, label=args.label, kind=args.kind
+        )
+        if args.pack and asked.kind != "tokens":
+            raise ValueError(f"--pack goes with next tokens; {args.data} has {asked.kind}.")
+        folder = Path(args.tokenizer or args.model)
+        if args.tokenizer is None and folder.is_file():
+            folder = folder.parent
+        tokenizer = data.text.Tokenizer(folder)
+    if asked.kind != "tokens":
+        options["classes"] = len(asked.classes) or 1
+    if args.pool is not None:
+        options["pool"] = args.pool
+    model = models.load(args.model, **options)
+    wanted = "tokens" if asked.kind == "tokens" else "texts"
+    if tasks.takes(model) != wanted:
+        raise ValueError(
+            f"--model is {args.model}, a {type(model).__name__}, which is no model for "
+            f"{asked.kind} of texts as {args.data} asks for."
+        )
+    with naming_options():
+        limits = data.text.Limits(
+            getattr(model.config, "vocabulary", None),
+            getattr(model.config, "longest", getattr(model.config, "context", None)),
+            args.max_length,
+        )
+        template = data.text.chat_template(tokenizer.folder, tokenizer)
+        train, test = data.text.tables(
+            asked, tokenizer, limits, template=template, packed=args.pack
+        )
+    columns = [*asked.columns.texts, *([asked.columns.label] if asked.columns.label else [])]
+    words = f"{asked.kind} from {', '.join(columns)}"
+    if asked.classes:
+        words += f": {', '.join(asked.classes[:5])}" + " …" * (len(asked.classes) > 5)
+    found_data = data.Dataset(found.stem, train, test, asked.classes)
+    return found_data, model, _task(args, asked.kind, train), words
+
+
+def _task(args: argparse.Namespace, kind: str, train: Any) -> Any:
+    from lorajax import tasks
+
+    if kind == "tokens":
+        return tasks.NextToken()
+    if kind == "classes":
+        return tasks.Texts(getattr(args, "smoothing", 0.0))
+    if args.head == "keep":
+        # A head that was trained before answers in units of its own.
+        return tasks.Regression()
+    labels = train.labels.astype("float64")
+    return tasks.Regression(float(labels.mean()), float(labels.std()) or 1.0)
