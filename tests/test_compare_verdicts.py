@@ -32,3 +32,11 @@ def test_what_differs_is_told(change, count):
     other = copy.deepcopy(REPORT)
     other["claims"][0].update(change)
     assert len(compare.differences(REPORT, other)) == count
+
+
+@pytest.mark.parametrize(("error", "count"), [(-2.41, 0), (-2.45, 0), (-2.1, 1)])
+def test_a_tolerance_of_zero_leaves_room_for_rounding(error, count):
+    one, other = (copy.deepcopy(REPORT) for _ in range(2))
+    one["claims"][0].update(error=-2.4, tolerance=0.0)
+    other["claims"][0].update(error=error, tolerance=0.0)
+    assert len(compare.differences(one, other)) == count

@@ -46,6 +46,11 @@ class Model(nnx.Module):
         raise NotImplementedError(f"{type(self).__name__} has no __call__.")
 
     @property
+    def takes(self) -> str:
+        """What it is called on, which decides the task; `tasks.takes` names the kinds."""
+        return "images"
+
+    @property
     def heads(self) -> tuple[str, ...]:
         """Paths of the heads: drawn afresh for other classes, and trained in full."""
         return ("head",)

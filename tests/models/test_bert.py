@@ -397,3 +397,12 @@ def test_minilm_scores_sentences_as_published(data_dir):
     found = stats.spearmanr(cosine, [float(row[-1]) for row in rows]).statistic
     print(f"STS-B test Spearman {found:.4f}")
     assert found == pytest.approx(0.820, abs=1e-3)
+
+
+def test_what_it_takes_follows_its_head():
+    shape = {"vocabulary": 20, "width": 8, "depth": 1, "heads": 2}
+    found = {
+        head: models.Bert(models.BertConfig(**shape, head=head), rngs=nnx.Rngs(0)).takes
+        for head in ("classes", "words", "none")
+    }
+    assert found == {"classes": "texts", "words": "masked words", "none": "vectors"}

@@ -276,6 +276,11 @@ class Bert(Model):
         self.predictions = Predictions(config, rngs=rngs, **dtypes) if words else None
 
     @property
+    def takes(self) -> str:
+        """`texts` with a classification head, and what it answers instead without one."""
+        return {"classes": "texts", "words": "masked words"}.get(self.config.head, "vectors")
+
+    @property
     def heads(self) -> tuple[str, ...]:
         """Paths of the heads: the classification head if there is one."""
         return ("head",) if self.config.head == "classes" else ()

@@ -311,6 +311,11 @@ class Llama(Model):
         )
 
     @property
+    def takes(self) -> str:
+        """`tokens`: each row asks for its next tokens."""
+        return "tokens"
+
+    @property
     def heads(self) -> tuple[str, ...]:
         """No paths: the layer that gives the logits is pretrained like the others."""
         return ()
