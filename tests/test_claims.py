@@ -72,6 +72,25 @@ def test_a_check_that_confirms_an_altered_law_is_inconclusive():
     assert outcome.verdict == "inconclusive"
 
 
+def test_the_resolving_power_is_the_smallest_alteration_that_is_caught():
+    def of(check, altered):
+        control = Control("altered", {"constant": altered})
+        made = claims.Claim("a.b", "s", "s", "derived", "t", control, check)
+        return claims.resolving_power(made, RUN)
+
+    def up(run, constant=2.0):
+        return evidence(abs(constant / 2 - 1), tolerance=0.015)
+
+    def down(run, constant=-4.0):
+        return evidence(abs(constant / 4 + 1) if constant > -4 else 0.0, tolerance=0.03)
+
+    assert of(up, 2.1) == 0.02 and of(up, 1.9) == 0.02
+    assert of(down, -3.8) == 0.05
+    assert of(lambda run, constant=1.0: evidence(0.0), 1.05) == float("inf")
+    assert of(lambda run, constant=1.0: evidence(0.0), -1.0) is None
+    assert of(lambda run, constant=False: evidence(0.0), True) is None
+
+
 def test_a_check_that_raises_costs_only_itself():
     def check(run, altered=False):
         raise RuntimeError("out of luck")

@@ -35,6 +35,7 @@ from lorajax.claims.base import (
     claim,
     examine,
     examine_all,
+    resolving_power,
     select,
 )
 
@@ -58,5 +59,6 @@ __all__ = [
     "claim",
     "examine",
     "examine_all",
+    "resolving_power",
     "select",
 ]

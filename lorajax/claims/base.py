@@ -8,6 +8,7 @@ number, and must not be confirmed: a check that also confirms a wrong law proves
 
 import collections
 import dataclasses
+import inspect
 import queue
 import threading
 import time
@@ -260,6 +261,46 @@ def examine(claim: Claim, run: Run) -> Outcome:
     except Exception as error:  # One broken check must not cost the verdicts of all the others.
         message = f"{type(error).__name__}: {error}"
         return Outcome(claim, None, "inconclusive", time.perf_counter() - begin, message)
+
+
+ALTERATIONS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Relative alterations of a constant that `resolving_power` tries, in turn."""
+
+
+def resolving_power(claim: Claim, run: Run) -> float | None:
+    """The smallest relative alteration of a claim's constant that its check does not confirm.
+
+    The constant is the number that the control alters, and it is altered the same way, by less or
+    more, through the same check.
+
+    Args:
+      claim: which.
+      run: seed and profile; what the claim has simulated is not simulated again.
+
+    Returns:
+      One of ALTERATIONS; infinity where none of them is caught; None where the control alters no
+      number, or one whose claimed value is 0: an equality or a statement of quality, which has no
+      constant.
+    """
+    numbers = {
+        name: (float(parameter.default), float(claim.control.altered[name]))
+        for name, parameter in inspect.signature(claim.check).parameters.items()
+        if name in claim.control.altered
+        and isinstance(parameter.default, int | float)
+        and not isinstance(parameter.default, bool)
+    }
+    if len(numbers) != 1 or len(claim.control.altered) != 1:
+        return None
+    ((name, (claimed, altered)),) = numbers.items()
+    # A change of sign is no alteration of a size.
+    if claimed == 0 or altered / claimed < 0:
+        return None
+    direction = 1 if altered > claimed else -1
+    for size in ALTERATIONS:
+        value = claimed + direction * abs(claimed) * size
+        if claim.check(run, **{name: value}).verdict != "confirmed":
+            return size
+    return float("inf")
 
 
 def examine_all(claims: Sequence[Claim], run: Run, workers: int = 1) -> Iterator[Outcome]:

@@ -299,9 +299,10 @@ def special_regime(run: Run, beta: float = SPECIAL) -> Evidence:
     from large starts, even at the rank of the minimizer."""
     ends = _ends(run)
     rows = _rows(beta=beta)
-    bad = int((_spurious(ends) & _local(ends))[rows].sum())
+    points = _local(ends)[rows]
+    bad = int((_spurious(ends)[rows] & points).sum())
     return Evidence(
-        measured={"stuck": float(bad), "runs": float(ends.curvature[rows].size)},
+        measured={"stuck": float(bad), "points_of_second_order": float(points.sum())},
         predicted={"stuck": 0.0},
         error=float(bad),
         tolerance=0.0,
@@ -309,6 +310,7 @@ def special_regime(run: Run, beta: float = SPECIAL) -> Evidence:
             _rested(ends),
             Assumption("there are runs of this curvature", bool(rows.any()), f"β = {beta:g}α"),
         ),
+        vacuous=not points.any(),
         draw=_draw_starts(ends),
         caption="Share of runs that end above the global minimum.",
     )

@@ -48,6 +48,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="repeat at N seeds from --seed on, each with its report in a folder seed-S of DIR",
     )
     parser.add_argument(
+        "--resolving",
+        action="store_true",
+        help="measure also the smallest alteration of each claim's constant that is not confirmed, "
+        "and write it to resolving.json",
+    )
+    parser.add_argument(
         "--out",
         default="lorajax-report",
         metavar="DIR",
@@ -106,15 +112,34 @@ def run(args: argparse.Namespace) -> int:
     found = {}
     for seed in seeds:
         place = folder if args.seeds == 1 else output_folder(str(folder / f"seed-{seed}"))
-        found[seed] = run_seed(claims, chosen, seed, args.profile, args.jobs, place)
+        shared = claims.Run(seed, args.profile)
+        found[seed] = run_seed(claims, chosen, shared, args.jobs, place)
+        if args.resolving:
+            write_resolving(claims, chosen, shared, place)
     if args.seeds > 1:
         print(seed_table(found))
     return compare(found)
 
 
-def run_seed(
-    claims: Any, chosen: list[Any], seed: int, profile: str, jobs: int, folder: Path
-) -> list[Any]:
+def write_resolving(claims: Any, chosen: list[Any], run: Any, folder: Path) -> None:
+    """Measures resolving powers, prints a table of them and writes `resolving.json`."""
+    from lorajax.environment import files
+
+    powers: dict[str, float | str | None] = {}
+    for claim in chosen:
+        try:
+            power = claims.resolving_power(claim, run)
+        except Exception as error:  # As in `examine`: one broken check costs only itself.
+            power = f"{type(error).__name__}: {error}"
+        # JSON has no infinity.
+        powers[claim.id] = "none of those tried" if power == float("inf") else power
+        shown = powers[claim.id]
+        shown = f"{shown:.1%}" if isinstance(shown, float) else shown or "no constant"
+        print(f"{claim.id:<42}  {shown:<20}  {claim.control.change}")
+    files.write(folder / "resolving.json", json.dumps(powers, indent=2) + "\n")
+
+
+def run_seed(claims: Any, chosen: list[Any], run: Any, jobs: int, folder: Path) -> list[Any]:
     """Outcomes of the chosen claims at one seed, in their order, with a report in the folder."""
     from lorajax import plots, report
     from lorajax.environment import files
@@ -122,10 +147,10 @@ def run_seed(
     figures_folder = folder / "figures"
     figures_folder.mkdir(exist_ok=True)
     outcomes, figures = [], {}
-    settings = {"seed": seed, "profile": profile}
+    settings = {"seed": run.seed, "profile": run.profile}
     order = {claim.id: i for i, claim in enumerate(chosen)}
     progress = Progress(len(chosen), "claim")
-    for outcome in claims.examine_all(chosen, claims.Run(seed, profile), jobs):
+    for outcome in claims.examine_all(chosen, run, jobs):
         claim = outcome.claim
         outcomes = sorted([*outcomes, outcome], key=lambda o: order[o.claim.id])
         if outcome.evidence is not None and outcome.evidence.draw is not None:

@@ -38,7 +38,8 @@ PROFILES = {
     "quick": Profile((3, 6, 10, 15, 20), (1, 2, 3, 4, 5, 6, 7), 6, 6),
     "full": Profile((1, 2, 3, 4, 6, 8, 10, 12, 15, 18, 20), (1, 2, 3, 4, 5, 6, 7), 16, 16, 4000),
 }
-AT_REST = jang2024.AT_REST
+AT_REST = 1e-6
+"""Norm of the gradient in the factors over w, below which a run rests."""
 
 
 def simulate(profile: Profile, seed: int = 0):

@@ -211,9 +211,9 @@ def multi_mode(run: Run, square: float = 1.0, deflate: bool = True) -> Evidence:
     "gradient_flow.half_times",
     source="theory §2.2, §2.3",
     standing="derived",
-    tolerance="finite-scale order of the multi-mode law plus solver error, divided by "
-    "the slope ½ s "
-    "per unit time",
+    tolerance="the finite-scale order of the multi-mode law times the draw's own constant, "
+    "which is read off at the largest scale, plus solver error, over the slope ½ s per unit time; "
+    "starts of one draw differ in scale alone. A wrong law's error grows with ln(1/scale) instead",
     control=Control("ln(4s/a²)/(2s) becomes 1.05 times that", {"slope": 0.525}),
 )
 def half_times(run: Run, slope: float = 0.5) -> Evidence:
@@ -222,7 +222,7 @@ def half_times(run: Run, slope: float = 0.5) -> Evidence:
     times = until(30.0)
     s = np.asarray(problem.singular_values)
     stds = [1e-3, 1e-5, 1e-7]
-    measured, predicted, orders = [], [], []
+    measured, predicted, orders, bounds = [], [], [], []
     for std in stds:
         start = lora_start(run, std, index=7)
         path = run.once(("half_times", std), lambda start=start: tight_flow(problem, start, times))
@@ -233,11 +233,14 @@ def half_times(run: Run, slope: float = 0.5) -> Evidence:
         measured.append(np.asarray(hitting_times(path.times, logit, 0.0)))
         amplitudes = laws.deflated_amplitudes(problem, start)
         predicted.append(np.asarray(laws.half_time(s, amplitudes, slope=slope)))
-        orders.append(_deflation_order(np.asarray(amplitudes), s) + solver_error(path))
+        orders.append(_deflation_order(np.asarray(amplitudes), s))
+        bounds.append(solver_error(path))
     found, law = np.array(measured), np.array(predicted)
     # σ moves by s²/2 per unit time at its midpoint, so an error ε s of σ moves the time by 2ε/s.
     shift = np.abs(found - law) * s / 2
-    ratio = float((shift / np.array(orders)[:, None]).max())
+    constant = shift[0].max() / orders[0]
+    allowed = constant * np.array(orders[1:]) + np.array(bounds[1:])
+    ratio = float((shift[1:].max(axis=1) / allowed).max())
 
     def draw(ax):
         for i, value in enumerate(s):
@@ -247,7 +250,11 @@ def half_times(run: Run, slope: float = 0.5) -> Evidence:
         ax.legend()
 
     return Evidence(
-        measured={"half_times": found.ravel().tolist(), "largest_ratio": ratio},
+        measured={
+            "half_times": found.ravel().tolist(),
+            "largest_ratio": ratio,
+            "constant": float(constant),
+        },
         predicted={"half_times": law.ravel().tolist()},
         error=ratio,
         tolerance=1.0,

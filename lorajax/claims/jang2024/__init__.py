@@ -6,7 +6,6 @@ vmapped program, and every run's end is judged by its own certificate.
 """
 
 from lorajax.claims.jang2024 import generalization, instances, landscape, optimum
-from lorajax.claims.jang2024.instances import AT_REST
 from lorajax.claims.jang2024.landscape import outcomes
 
-__all__ = ["AT_REST", "generalization", "instances", "landscape", "optimum", "outcomes"]
+__all__ = ["generalization", "instances", "landscape", "optimum", "outcomes"]

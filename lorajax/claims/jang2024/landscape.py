@@ -10,8 +10,8 @@ from lorajax.claims.jang2024.instances import (
     CELLS,
     NOISE,
     SOURCE,
+    decided,
     ends_of,
-    rested,
 )
 
 
@@ -78,7 +78,7 @@ def _no_spurious(run: Run, noise: float, factor: float) -> Evidence:
         predicted={"stuck_above": 0.0},
         error=float(bad),
         tolerance=0.0,
-        assumptions=(rested(ends),),
+        assumptions=(decided(ends),),
         draw=_draw_map({name: found}),
         caption=f"{ntk.SAMPLES} data, {ntk.SIZE}×{ntk.SIZE} updates, random starts, by rank.",
     )
@@ -146,7 +146,7 @@ def conservative(run: Run, necessary: bool = False) -> Evidence:
         error=float(threshold - clean if necessary else clean - (threshold - 1)),
         tolerance=0.0,
         assumptions=(
-            rested(ends),
+            decided(ends),
             Assumption("some runs below are stuck", max(stuck) > 0, f"up to {max(stuck):.2f}"),
         ),
         draw=_draw_map({"": found}),
