@@ -268,7 +268,7 @@ ALTERATIONS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 def resolving_power(claim: Claim, run: Run) -> float | None:
-    """The smallest relative alteration of a claim's constant that its check does not confirm.
+    """The smallest relative alteration of a claim's constant that its check refutes.
 
     The constant is the number that the control alters, and it is altered the same way, by less or
     more, through the same check.
@@ -278,9 +278,9 @@ def resolving_power(claim: Claim, run: Run) -> float | None:
       run: seed and profile; what the claim has simulated is not simulated again.
 
     Returns:
-      One of ALTERATIONS; infinity where none of them is caught; None where the control alters no
-      number, or one whose claimed value is 0: an equality or a statement of quality, which has no
-      constant.
+      One of ALTERATIONS; infinity where none of them is refuted, as where the number tells which
+      instances are meant; None where the control alters no number, or one whose claimed value is 0
+      (an equality or a statement of quality has no constant), or the claim is not confirmed.
     """
     numbers = {
         name: (float(parameter.default), float(claim.control.altered[name]))
@@ -293,12 +293,12 @@ def resolving_power(claim: Claim, run: Run) -> float | None:
         return None
     ((name, (claimed, altered)),) = numbers.items()
     # A change of sign is no alteration of a size.
-    if claimed == 0 or altered / claimed < 0:
+    if claimed == 0 or altered / claimed < 0 or claim.check(run).verdict != "confirmed":
         return None
     direction = 1 if altered > claimed else -1
     for size in ALTERATIONS:
         value = claimed + direction * abs(claimed) * size
-        if claim.check(run, **{name: value}).verdict != "confirmed":
+        if claim.check(run, **{name: value}).verdict == "refuted":
             return size
     return float("inf")
 

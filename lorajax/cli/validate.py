@@ -50,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resolving",
         action="store_true",
-        help="measure also the smallest alteration of each claim's constant that is not confirmed, "
+        help="measure also the smallest alteration of each claim's constant that is refuted, "
         "and write it to resolving.json",
     )
     parser.add_argument(
