@@ -3,12 +3,18 @@
 import gc
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Independent LAPACK calls in one program can wait for each other forever in XLA's thread pool when
 # it has a thread for each of two cores only (lorajax/cli/output.py does the same for the command).
 os.environ.setdefault("NPROC", "16")
+# What one test has compiled, others and the commands that they start read from a cache: one for
+# each worker and each session, because JAX does not write entries atomically.
+CACHE = tempfile.TemporaryDirectory(prefix="lorajax-tests-", ignore_cleanup_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
