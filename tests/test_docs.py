@@ -54,3 +54,17 @@ def test_a_page_that_fails_is_caught():
     assert lines_of_code(code) == 2
     with pytest.raises(AssertionError):
         run(ROOT / "page.md", code)
+
+
+def test_tests_and_files_that_a_page_names_are_there():
+    """What the pages of docs/ point to exists; a name that nobody defines is found."""
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")]
+    defined = {name for text in sources for name in re.findall(r"def (test_\w+)\(", text)}
+    named, files = set(), set()
+    for page in (ROOT / "docs").glob("*.md"):
+        quoted = re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))
+        named |= {name for name in quoted if re.fullmatch(r"test_\w+", name)}
+        files |= {n for n in quoted if re.fullmatch(r"(tests|benchmarks|lorajax|docs)/[\w/.]+", n)}
+    assert len(named) > 10 and len(files) > 5
+    assert not named - defined
+    assert not {name for name in files if not (ROOT / name).exists()}
