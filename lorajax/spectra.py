@@ -178,8 +178,8 @@ def top_misalignment(path: Any, direction: Float[Array, " mn"]) -> Float[Array, 
 
     Returns:
       One number a time. Where several singular values share the top to rounding, as those of an
-      orthonormal start do, the angle to the space of all their vectors; NaN where Z is 0, which
-      has no direction.
+      orthonormal start do, the angle to the space of all their vectors; 1 where Z is 0, which
+      has no part along any direction.
 
     Source: Xu et al. 2025 (arXiv:2503.06982), figures 1, 3, 4, stated.
     """
@@ -194,7 +194,7 @@ def _top_misalignment(z: Array, direction: Array) -> Array:
     shadow = jnp.einsum("...ij,...j->...i", u, jnp.where(tied, direction @ u, 0))
     several = (tied.sum(-1) > 1) & (shadow != 0).any(-1)
     vector = jnp.where(several[..., None], shadow, u[..., 0])
-    return jnp.where(top[..., 0] > 0, misalignment(vector, direction), jnp.nan)
+    return jnp.where(top[..., 0] > 0, misalignment(vector, direction), 1)
 
 
 @jax.jit
