@@ -232,7 +232,7 @@ def next_to_the_limit(run: Run) -> tuple[ntk.Rest, Float[np.ndarray, " lanes"]]:
         found = [_next_to_the_limit(rng, NORMS[i % len(NORMS)]) for i in range(LANES)]
         features, targets, a, b = (np.stack(x) for x in zip(*found, strict=True))
         none, count = np.zeros((LANES, 2 * ntk.SIZE, 2 * ntk.SIZE)), np.full(LANES, 4)
-        lanes = Lane(features, targets, none, Factors(a, b), count)
+        lanes = Lane(features, targets, none, Factors(jnp.asarray(a), jnp.asarray(b)), count)
         rest = settle(lanes, _several(_take(lanes, np.arange(LANES))))
         x, y, n = (jnp.asarray(each) for each in (features, targets, count))
         best, scale = _optima(x, y, n, jnp.asarray(1.0))
