@@ -8,6 +8,7 @@ import functools
 import json
 from importlib import resources
 
+import numpy as np
 import pytest
 
 import lorajax.finetune.claims  # noqa: F401  adds to the registry
@@ -62,6 +63,28 @@ def test_the_rule_of_verdicts():
     assert evidence(0.0, vacuous=True, assumptions=broken).verdict == "inconclusive"
 
 
+def test_chance_takes_a_true_claim_over_its_tolerance_once_in_a_thousand():
+    """Draws by numpy, at a risk that is large enough to be seen by 20 000 of them."""
+    draw = np.random.default_rng(0)
+    count, seen = 20000, 8
+    means = draw.normal(size=(count, 3, seen))
+    bars = means.std(axis=2, ddof=1) / seen**0.5
+    many = claims.standard_errors(3, freedom=seen - 1)
+    failed = np.mean(np.any(np.abs(means.mean(axis=2)) > many * bars, axis=1))
+    assert failed <= claims.SAMPLING_RISK + 4 * (claims.SAMPLING_RISK / count) ** 0.5
+    np.testing.assert_allclose(claims.standard_errors(), 3.2905267, rtol=1e-6)
+    for rate in (0.0, 1e-3, 0.1, 0.5):
+        most = claims.most_by_chance(40, rate)
+        hits = draw.binomial(40, rate, size=count)
+        assert np.mean(hits > most) <= claims.SAMPLING_RISK + 4 * (1e-3 / count) ** 0.5
+        assert most == 0 or np.mean(hits > most - 1) > claims.SAMPLING_RISK / 4
+    assert claims.most_by_chance(40, 1.0) == 40
+    with pytest.raises(ValueError, match="both count"):
+        claims.standard_errors(0)
+    with pytest.raises(ValueError, match="count is 0"):
+        claims.most_by_chance(0, 0.5)
+
+
 def fake(check):
     return claims.Claim("a.b", "s", "s", "derived", "t", Control("none", {"altered": True}), check)
 
@@ -87,8 +110,13 @@ def test_the_resolving_power_is_the_smallest_alteration_that_is_caught():
     assert of(up, 2.1) == 0.02 and of(up, 1.9) == 0.02
     assert of(down, -3.8) == 0.05
     assert of(lambda run, constant=1.0: evidence(0.0), 1.05) == float("inf")
-    assert of(lambda run, constant=1.0: evidence(0.0), -1.0) is None
-    assert of(lambda run, constant=False: evidence(0.0), True) is None
+    assert (
+        of(lambda run, constant=1.0: evidence(0.0), -1.0)
+        == "no constant: an order, which the control reverses"
+    )
+    assert str(of(lambda run, constant=False: evidence(0.0), True)).startswith("no constant")
+    assert str(of(lambda run, constant=0.0: evidence(0.0), 1.0)).startswith("no constant")
+    assert of(lambda run, constant=1.0: evidence(2.0), 1.05) == "not asked: the claim is refuted"
 
 
 def test_a_check_that_raises_costs_only_itself():

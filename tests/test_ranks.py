@@ -67,6 +67,16 @@ def test_the_edge_margin_makes_chance_rare():
     assert ranks.edge_margin((4096, 4096)) < 0.02 < ranks.edge_margin((64, 64))
 
 
+@pytest.mark.parametrize("shape", [(60, 40), (18, 18), (60, 10)])
+def test_the_mean_of_noise_lies_below_the_constant_by_the_tracy_widom_mean(shape):
+    draw = np.random.default_rng(1)
+    squares = np.linalg.svd(draw.normal(size=(2000, *shape)), compute_uv=False)[:, 0] ** 2
+    found = squares / ranks.noise_constant(shape, 1.0)
+    bar = found.std() / len(found) ** 0.5
+    finite = np.log1p(ranks.edge_margin(shape, 1.0)) * min(shape) ** (-2 / 3)
+    assert abs(found.mean() - ranks.edge_mean(shape)) < 4 * bar + finite
+
+
 def test_rules_act_on_batches_of_spectra():
     values = jnp.asarray([[3.0, 2.0, 0.5], [1.0, 0.1, 0.0], [0.0, 0.0, 0.0]])
     assert ranks.above(values, jnp.asarray([1.0, 0.5, 0.1])).tolist() == [2, 1, 0]

@@ -24,8 +24,10 @@ import pkgutil
 from importlib import resources
 
 from lorajax.claims.base import (
+    ALTERATIONS,
     PROFILES,
     REGISTRY,
+    SAMPLING_RISK,
     Assumption,
     Claim,
     Control,
@@ -35,8 +37,10 @@ from lorajax.claims.base import (
     claim,
     examine,
     examine_all,
+    most_by_chance,
     resolving_power,
     select,
+    standard_errors,
 )
 
 for _file in pkgutil.iter_modules(__path__):
@@ -48,8 +52,10 @@ for _id in sorted(REGISTRY, key=lambda id: _ROWS.index(id) if id in _ROWS else l
     REGISTRY[_id] = REGISTRY.pop(_id)
 
 __all__ = [
+    "ALTERATIONS",
     "PROFILES",
     "REGISTRY",
+    "SAMPLING_RISK",
     "Assumption",
     "Claim",
     "Control",
@@ -59,6 +65,8 @@ __all__ = [
     "claim",
     "examine",
     "examine_all",
+    "most_by_chance",
     "resolving_power",
     "select",
+    "standard_errors",
 ]

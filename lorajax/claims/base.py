@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from scipy.special import bdtr, stdtrit
 
 Standing = Literal["stated", "derived", "reconstructed", "recalled"]
 Verdict = Literal["confirmed", "refuted", "inconclusive", "vacuous"]
@@ -24,6 +25,63 @@ Profile = Literal["quick", "full"]
 Value = float | list[float]
 
 PROFILES: tuple[Profile, ...] = ("quick", "full")
+
+SAMPLING_RISK = 1e-3
+"""Probability that chance alone takes a true claim over its tolerance, all its statements together.
+
+Every sampling term of a tolerance follows from it. Nine claims of `lorajax validate` have one, so
+that a run of all of them shows a wrong verdict by chance in at most 9 of 1000 cases.
+"""
+
+
+def standard_errors(statements: int = 1, freedom: float = np.inf) -> float:
+    """How many standard errors chance exceeds in SAMPLING_RISK of all claims, on either side.
+
+    Args:
+      statements: how many means the claim compares; the risk is shared among them (Bonferroni).
+      freedom: degrees of freedom of the standard error, repetitions less one where it is estimated.
+
+    Returns:
+      The quantile of Student's t.
+
+    Raises:
+      ValueError: for fewer statements than one, or no degree of freedom.
+
+    Example:
+      >>> from lorajax.claims import standard_errors
+      >>> round(standard_errors(), 2), round(standard_errors(18, freedom=63), 2)
+      (3.29, 4.33)
+    """
+    if statements < 1 or freedom <= 0:
+        raise ValueError(f"{statements} statements of {freedom} degrees of freedom; both count.")
+    # Beyond a million degrees of freedom the quantile is the normal one to all digits.
+    return float(stdtrit(min(freedom, 1e9), 1 - SAMPLING_RISK / (2 * statements)))
+
+
+def most_by_chance(count: int, rate: float, statements: int = 1) -> int:
+    """How many of `count` independent cases of probability `rate` chance exceeds in SAMPLING_RISK.
+
+    Args:
+      count: of cases.
+      rate: probability of one.
+      statements: how many counts the claim compares; the risk is shared among them.
+
+    Returns:
+      The least k with P(more than k) ≤ SAMPLING_RISK / statements, of the binomial law itself: it
+      is skewed where few cases are expected.
+
+    Raises:
+      ValueError: for a count below 1 or a rate outside [0, 1].
+
+    Example:
+      >>> from lorajax.claims import most_by_chance
+      >>> most_by_chance(40, 0.1), most_by_chance(40, 1e-6)
+      (11, 0)
+    """
+    if count < 1 or not 0 <= rate <= 1:
+        raise ValueError(f"count is {count} and rate {rate}; they must be positive, and a rate.")
+    numbers = np.arange(count + 1, dtype=np.float64)
+    return int(np.argmax(bdtr(numbers, count, rate) >= 1 - SAMPLING_RISK / statements))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,11 +321,11 @@ def examine(claim: Claim, run: Run) -> Outcome:
         return Outcome(claim, None, "inconclusive", time.perf_counter() - begin, message)
 
 
-ALTERATIONS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+ALTERATIONS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Relative alterations of a constant that `resolving_power` tries, in turn."""
 
 
-def resolving_power(claim: Claim, run: Run) -> float | None:
+def resolving_power(claim: Claim, run: Run) -> float | str:
     """The smallest relative alteration of a claim's constant that its check refutes.
 
     The constant is the number that the control alters, and it is altered the same way, by less or
@@ -278,9 +336,8 @@ def resolving_power(claim: Claim, run: Run) -> float | None:
       run: seed and profile; what the claim has simulated is not simulated again.
 
     Returns:
-      One of ALTERATIONS; infinity where none of them is refuted, as where the number tells which
-      instances are meant; None where the control alters no number, or one whose claimed value is 0
-      (an equality or a statement of quality has no constant), or the claim is not confirmed.
+      One of ALTERATIONS; infinity where none of them is refuted. Where there is no constant to
+      alter, the reason in words.
     """
     numbers = {
         name: (float(parameter.default), float(claim.control.altered[name]))
@@ -290,11 +347,14 @@ def resolving_power(claim: Claim, run: Run) -> float | None:
         and not isinstance(parameter.default, bool)
     }
     if len(numbers) != 1 or len(claim.control.altered) != 1:
-        return None
+        return "no constant: the control replaces a part of the statement"
     ((name, (claimed, altered)),) = numbers.items()
-    # A change of sign is no alteration of a size.
-    if claimed == 0 or altered / claimed < 0 or claim.check(run).verdict != "confirmed":
-        return None
+    if claimed == 0:
+        return "no constant: the control breaks an assumption, or counts one more"
+    if altered / claimed < 0:
+        return "no constant: an order, which the control reverses"
+    if (verdict := claim.check(run).verdict) != "confirmed":
+        return f"not asked: the claim is {verdict}"
     direction = 1 if altered > claimed else -1
     for size in ALTERATIONS:
         value = claimed + direction * abs(claimed) * size

@@ -73,7 +73,7 @@ def order_in_step(
 
     The tolerance is the order of the next term, step · s_1 at the coarsest step of the fit.
     """
-    horizon, counts = 2.0, (400, 800, 1600, 3200)
+    horizon, counts = 2.0, (800, 1600, 3200, 6400)
     steps = horizon / np.array(counts)
     sizes = run.once(
         name,

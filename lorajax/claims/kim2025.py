@@ -5,7 +5,8 @@ The instances are quadratic losses `½⟨X − S, H(X − S)⟩` of 3×3 updates
 the minimum. S = u₂v₂ᵀ has rank 1; the curvature couples u₁v₁ᵀ and u₂v₂ᵀ by H₁₂ and is β along all
 other directions. Then `σ u₁v₁ᵀ` with σ = (H₁₂ − w)/H₁₁ is stationary at rank 1, and of second order
 without being global where `w < H₂₂ − H₁₂σ ≤ w + βσ`, for w = 0 where H₁₂ ≥ α (derived here). The
-*tight* instances have H₁₂ = 1.03 α, next to that limit; the *wide* ones the largest H₁₂ there is,
+*tight* instances have H₁₂ = 1.015 α, next to that limit, where the bounds of their gradient and
+distance are attained up to 1.5 %; the *wide* ones the largest H₁₂ there is,
 (β − α)/2.
 """
 
@@ -46,12 +47,13 @@ class Kind(NamedTuple):
 
 
 ALPHA, SPECIAL, GENERIC, STEEP = 1.0, 1.9, 6.0, 20.0
+TIGHT = 1.015 * ALPHA
 KINDS = (
     *(Kind(SPECIAL, (SPECIAL - 1) / 2, r, s) for r in (1, 2) for s in ("zero", "large")),
     *(Kind(GENERIC, (GENERIC - 1) / 2, r, s) for r in (1, 2) for s in ("zero", "large")),
     Kind(GENERIC, (GENERIC - 1) / 2, 1, "small"),
-    Kind(GENERIC, 1.03, 1, "near"),
-    Kind(STEEP, 1.03, 1, "near"),
+    Kind(GENERIC, TIGHT, 1, "near"),
+    Kind(STEEP, TIGHT, 1, "near"),
     # More of r = r*, so that rates of it can be compared, and a steeper one of r > r*.
     *(Kind(GENERIC, (GENERIC - 1) / 2, 1, s) for s in 9 * ("zero", "large")),
     Kind(STEEP, (STEEP - 1) / 2, 2, "large"),

@@ -51,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--resolving",
         action="store_true",
         help="measure also the smallest alteration of each claim's constant that is refuted, "
-        "and write it to resolving.json",
+        "and write it to resolving.json and, as a table, to resolving.md",
     )
     parser.add_argument(
         "--out",
@@ -122,21 +122,34 @@ def run(args: argparse.Namespace) -> int:
 
 
 def write_resolving(claims: Any, chosen: list[Any], run: Any, folder: Path) -> None:
-    """Measures resolving powers, prints a table of them and writes `resolving.json`."""
+    """Measures resolving powers, prints them, and writes `resolving.json` and `resolving.md`."""
     from lorajax.environment import files
 
-    powers: dict[str, float | str | None] = {}
+    powers: dict[str, float | str] = {}
+    rows = [
+        f"# Resolving powers, seed {run.seed}, profile {run.profile}",
+        "",
+        "Made by `lorajax validate --resolving`: the smallest relative alteration of a claim's",
+        "constant, of " + ", ".join(f"{x:.1%}" for x in claims.ALTERATIONS) + ", that its check",
+        "refutes; and the alteration of its negative control.",
+        "",
+        "| claim | smallest alteration refuted | its control |",
+        "|---|---|---|",
+    ]
     for claim in chosen:
         try:
             power = claims.resolving_power(claim, run)
         except Exception as error:  # As in `examine`: one broken check costs only itself.
             power = f"{type(error).__name__}: {error}"
         # JSON has no infinity.
-        powers[claim.id] = "none of those tried" if power == float("inf") else power
-        shown = powers[claim.id]
-        shown = f"{shown:.1%}" if isinstance(shown, float) else shown or "no constant"
+        power = "none of those tried" if power == float("inf") else power
+        powers[claim.id] = power
+        shown = f"{power:.1%}" if isinstance(power, float) else power
         print(f"{claim.id:<42}  {shown:<20}  {claim.control.change}")
+        change = claim.control.change.replace("|", r"\|")
+        rows.append(f"| `{claim.id}` | {shown} | {change} |")
     files.write(folder / "resolving.json", json.dumps(powers, indent=2) + "\n")
+    files.write(folder / "resolving.md", "\n".join(rows) + "\n")
 
 
 def run_seed(claims: Any, chosen: list[Any], run: Any, jobs: int, folder: Path) -> list[Any]:

@@ -128,6 +128,35 @@ def edge_margin(shape: tuple[int, int], width: float | int = 6.0) -> float:
     return math.expm1(width * scale)
 
 
+TRACY_WIDOM_MEAN = -1.2065335745820
+"""Mean of the Tracy–Widom law of real matrices."""
+
+
+def edge_mean(shape: tuple[int, int]) -> float:
+    """Mean of the top singular value's square of pure noise, in units of `noise_constant`.
+
+    Args:
+      shape: (m, n) of the gradient.
+
+    Returns:
+      E σ_1² · samples / C without a margin, a little below 1: so much room the rule has by itself.
+      `(μ − 1.2065 s)/(√m + √n)²` with `μ = M²`, `s = M (1/√(m−½) + 1/√(n−½))^(1/3)` and
+      `M = √(m−½) + √(n−½)`, for Gaussian noise.
+
+    Example:
+      >>> from lorajax import ranks
+      >>> round(ranks.edge_mean((60, 40)), 3), round(ranks.edge_mean((768, 768)), 3)
+      (0.933, 0.99)
+
+    Source: Johnstone 2001, with the centering of Ma 2012 (recalled), whose law differs from that of
+    noise by the order min(m, n)^(−2/3) in units of s.
+    """
+    m, n = shape
+    root = (m - 0.5) ** 0.5 + (n - 0.5) ** 0.5
+    scale = root * ((m - 0.5) ** -0.5 + (n - 0.5) ** -0.5) ** (1 / 3)
+    return (root**2 + TRACY_WIDOM_MEAN * scale) / (m**0.5 + n**0.5) ** 2
+
+
 def c_over_n(
     singular_values: Float[Array, "*batch k"],
     samples: int,

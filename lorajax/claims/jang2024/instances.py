@@ -13,6 +13,7 @@ from lorajax import optima
 from lorajax.claims import ntk
 from lorajax.claims.base import Assumption, Run
 from lorajax.factors import Factors
+from lorajax.problems import Linearized
 
 SOURCE = "Jang, Lee, Ryu 2024 (arXiv:2402.11867); theory §5"
 CELLS = (
@@ -239,3 +240,69 @@ def next_to_the_limit(run: Run) -> tuple[ntk.Rest, Float[np.ndarray, " lanes"]]:
         return rest, np.asarray(best.certificate.objective / scale)
 
     return run.once("jang2024 limit", simulate)
+
+
+BUILT_RANK, BUILT_STEPS = 38, 400
+"""With r = 38 the threshold r(r+1)/2 is 0.951 of r(r+3)/2 data; the share is (r + 1)/(r + 3)."""
+
+
+def _least_data(rng: np.random.Generator, rank: int) -> tuple[np.ndarray, ...]:
+    """Features, targets, a start next to a spurious local minimum on the fewest data there can be.
+
+    A local minimum that is not global has full rank; wI + H(∇L̂) vanishes on Z = [A; Bᵀ] and is
+    w − ‖∇L̂‖₂ < 0 on every z qᵀ, z = (a, −b)/√2 of a top pair of ∇L̂. The data must tell Z S + z qᵀ
+    from 0 for all symmetric S and all q: r(r+1)/2 + r ≤ KN of them. For otherwise either q ≠ 0, and
+    the Hessian is negative there, or Z(I + tS)^½ keeps the objective and all that second order says
+    down to a lower rank, where that means global. (Derived here.)
+
+    In orthonormal frames u, v of r + 1 directions, the last called d, that many do:
+    u_j v_jᵀ + κ u_d v_dᵀ and (u_i v_jᵀ + u_j v_iᵀ)/√2 see S, u_d v_jᵀ + u_j v_dᵀ see q. With the
+    targets 1 + w on the first and 0 on the others Σ u_j v_jᵀ is stationary, at
+    ∇L̂ = −w (Σ u_j v_jᵀ + κ r u_d v_dᵀ). With κ r = 2 its norm is 2w, and the Hessian is 2 − w on
+    z qᵀ and positive on all else but rotations.
+    """
+    excess, size = 2.0, rank + 1
+    # The decay is SHARE of ‖∇L̂(0)‖₂ = (1 + w) κ r.
+    w = ntk.SHARE * excess / (1 - ntk.SHARE * excess)
+    u, v = (np.linalg.qr(rng.standard_normal((size, size)))[0] for _ in range(2))
+    count, i = rank * (rank + 3) // 2, np.arange(rank)
+    row, column = np.triu_indices(rank, 1)
+    seen = np.zeros((count, size, size))
+    targets = np.zeros((count, 1))
+    seen[i, i, i], seen[i, rank, rank], targets[i] = 1.0, excess / rank, 1 + w
+    mixed = rank + np.arange(len(row))
+    seen[mixed, row, column] = seen[mixed, column, row] = 0.5**0.5
+    last = count - rank + i
+    seen[last, rank, i] = seen[last, i, rank] = 1.0
+    # The loss is a mean over the data.
+    features = count**0.5 * (u @ seen @ v.T)
+    a, b = rng.standard_normal((size, rank)), rng.standard_normal((rank, size))
+    return (
+        features[:, None],
+        count**0.5 * targets,
+        u[:, :rank] + 1e-2 * a,
+        v[:, :rank].T + 1e-2 * b,
+    )
+
+
+@eqx.filter_jit
+def _from_built(features, targets, start, perturbation) -> ntk.Rest:
+    problem = Linearized.from_features(features, targets)
+    w = ntk.decay_of(problem)
+    return ntk.come_to_rest(problem, w, start, BUILT_STEPS, w * perturbation, step=0.4)
+
+
+def least_data(run: Run, noise: float = 0.0) -> tuple[int, ntk.Rest]:
+    """How many data a built instance has, and where a run of BUILT_RANK on it rests that starts
+    next to its spurious minimum; with a perturbation of `noise` times w."""
+
+    def simulate():
+        rng = np.random.default_rng([run.seed, 9])
+        features, targets, a, b = _least_data(rng, BUILT_RANK)
+        p = rng.standard_normal((2 * (BUILT_RANK + 1),) * 2)
+        start = Factors(jnp.asarray(a), jnp.asarray(b))
+        p = jnp.asarray(noise * (p + p.T) / 2)
+        rest = _from_built(jnp.asarray(features), jnp.asarray(targets), start, p)
+        return len(targets), jax.tree.map(np.asarray, rest)
+
+    return run.once(("jang2024 built", noise), simulate)
