@@ -122,8 +122,9 @@ def _report(begun: finetuning.Begun, trainer: Any, history: dict[str, Any]) -> N
 def _write(
     args: argparse.Namespace, folder: Any, tuned: Any, history: dict[str, Any], heads: Any
 ) -> None:
-    from lorajax import adapters, models, plots
+    from lorajax import models, plots
     from lorajax.environment import files
+    from lorajax.finetune import bridge
     from lorajax.plots import finetune as figures
 
     files.write(folder / "history.json", json.dumps(history) + "\n")
@@ -133,12 +134,5 @@ def _write(
         return
     figure = figures.quantities(history["probe_step"], history["layers"], history["probes"])
     plots.save(figure, folder / "probes.png")
-    rules = models.torch_rules(tuned.config, models.layout_of(args.model))
-    target = folder / "adapter"
-    try:
-        # Only what torch can load the adapter onto is named as its base.
-        base = args.model if rules else None
-        adapters.save_peft(tuned, target, heads=heads, rules=rules, base_model=base)
-    except ValueError as why:
-        adapters.save_peft(tuned, target, heads=heads)
+    if why := bridge.save_adapter(tuned, folder / "adapter", args.model, heads):
         print(f"adapter/ has this package's names, for {why}")

@@ -104,7 +104,7 @@ def naming_options() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        names = "scale|rank|warmup|batch_size|accumulate|metric|steps|also|start"
+        names = "scale|rank|warmup|batch_size|accumulate|metric|steps|also|start|model"
         text = re.sub(
             f"^({names})(?= is | holds )",
             lambda found: "--" + found[0].replace("_", "-"),

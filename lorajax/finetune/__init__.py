@@ -6,6 +6,7 @@
 | `recipes` | how to train, and what the command trains with |
 | `setup` | what comes before: a head that fits, gradients, ranks, adapters |
 | `runs` | one whole run: looks on the way, checkpoints, a history |
+| `bridge` | ranks, starts and adapters as folders that PEFT trains on from |
 | `experiments`, `budgets`, `contest` | runs as lanes of a sweep; AdaLoRA; ways to choose ranks |
 | `probes`, `checkpoints` | the theory's quantities; full state through orbax |
 | `claims` | what is claimed of a real network |
