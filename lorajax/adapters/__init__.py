@@ -43,7 +43,7 @@ from lorajax.adapters.methods import PeftLayer, PeftMethod
 from lorajax.adapters.moments import input_moments
 from lorajax.adapters.optimizers import allora, lora_plus, scale_beside
 from lorajax.adapters.paths import Trainable
-from lorajax.adapters.peft import load_peft, save_peft
+from lorajax.adapters.peft import load_peft, save_peft, save_peft_start
 from lorajax.adapters.selection import Selected, Selection, select_ranks
 from lorajax.adapters.starts import Site
 from lorajax.adapters.surgery import (
@@ -101,6 +101,7 @@ __all__ = [
     "remove",
     "save_checkpoint",
     "save_peft",
+    "save_peft_start",
     "scale_beside",
     "select_ranks",
     "trainable",

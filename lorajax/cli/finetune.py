@@ -10,7 +10,7 @@ import argparse
 import json
 from typing import Any
 
-from lorajax.cli import finetuning, training
+from lorajax.cli import finetuning, planning, training
 from lorajax.cli.output import output_folder, prepare_jax
 
 HELP = "fine-tune a ViT, ResNet, VGG or language model and record the theory's quantities"
@@ -20,11 +20,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the subcommand's arguments."""
     finetuning.configure(parser)
     training.configure(parser)
+    planning.configure(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prepares, trains, and writes what came out."""
     training.check(args)
+    if args.dry_run:
+        prepare_jax(x64=False)
+        return planning.run(args)
     folder = output_folder(args.out)
     saved = folder / "checkpoints"
     if saved.exists() and any(saved.iterdir()) and not args.resume:
@@ -39,18 +43,22 @@ def run(args: argparse.Namespace) -> int:
 
     from lorajax import adapters, finetune
     from lorajax.cli.lines import Lines
+    from lorajax.finetune import sharding
     from lorajax.finetune.checkpoints import Checkpoints
 
     lora = args.method == "lora"
     with training.naming_options():
+        mesh = planning.mesh(args)
         start = finetune.check_start(args.start, args.scale) if lora else args.start
         begun = finetuning.begin(args)
         task, at_once = begun.task, begun.at_once
         recipe = training.recipe(args, len(begun.data.train), task.unit, begun.rates)
         finetune.check_metrics(task, args.metric)
+        sharding.check_batch(recipe.batch_size, recipe.accumulate, args.devices)
         rank = None if args.rank == "auto" else int(args.rank)
         if lora:
             finetune.targets_of(begun.model, args.targets, args.also, rank)
+    planning.recompute(args, begun.model)
     model, wrt, gradients = finetuning.fitted(args, begun), nnx.Param, None
     heads: tuple[str, ...] = ()
     if lora:
@@ -72,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         print(adapters.describe(model))
     else:
         model.train()
-    trainer = finetune.Trainer(model, wrt, task, recipe)
+    trainer = finetune.Trainer(model, wrt, task, recipe, mesh=mesh, layout=args.layout)
     print(
         f"{trainer.parameters:,} parameters train, the model has {begun.parameters:,} of its own; "
         f"{recipe.steps} steps of {recipe.batch_size} {task.unit}",
@@ -122,8 +130,9 @@ def _report(begun: finetuning.Begun, trainer: Any, history: dict[str, Any]) -> N
 def _write(
     args: argparse.Namespace, folder: Any, tuned: Any, history: dict[str, Any], heads: Any
 ) -> None:
-    from lorajax import adapters, models, plots
+    from lorajax import models, plots
     from lorajax.environment import files
+    from lorajax.finetune import bridge
     from lorajax.plots import finetune as figures
 
     files.write(folder / "history.json", json.dumps(history) + "\n")
@@ -133,12 +142,5 @@ def _write(
         return
     figure = figures.quantities(history["probe_step"], history["layers"], history["probes"])
     plots.save(figure, folder / "probes.png")
-    rules = models.torch_rules(tuned.config, models.layout_of(args.model))
-    target = folder / "adapter"
-    try:
-        # Only what torch can load the adapter onto is named as its base.
-        base = args.model if rules else None
-        adapters.save_peft(tuned, target, heads=heads, rules=rules, base_model=base)
-    except ValueError as why:
-        adapters.save_peft(tuned, target, heads=heads)
+    if why := bridge.save_adapter(tuned, folder / "adapter", args.model, heads):
         print(f"adapter/ has this package's names, for {why}")

@@ -69,7 +69,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, default=2048, metavar="N", help="samples behind the gradient")
     add("--head", choices=("fit", "keep"), default="fit", help="fit the head first, or keep it")
     add("--head-epochs", type=int, default=3, metavar="N", help="to fit the head in (default 3)")
-    add("--precision", choices=("float32", "bfloat16"), default="float32", help="of the base")
+    add(
+        "--precision",
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the base; what trains is in float32 with LoRA",
+    )
     add("--seed", type=int, default=0, help="seed of every random draw (default 0)")
     texts.configure(parser)
 
@@ -151,7 +157,7 @@ def begin(args: argparse.Namespace) -> Begun:
     import jax.numpy as jnp
     from flax import nnx
 
-    from lorajax import data, ranks
+    from lorajax import data, finetune, ranks
 
     ranks.rule(args.rule).check(constant=args.constant)
     dtype = jnp.dtype(args.precision)
@@ -179,6 +185,8 @@ def begin(args: argparse.Namespace) -> Begun:
     )
     if found.left_out:
         print(f"{len(found.left_out)} left out, as they are no images: {_some(found.left_out)}")
+    if args.precision != "float32" and getattr(args, "method", "lora") == "lora":
+        model = finetune.widened(model, finetune.in_full(model, getattr(args, "also", None)))
     # What full fine-tuning would train.
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     return Begun(found, model, kind, parameters, task, plain, rates, at_once)

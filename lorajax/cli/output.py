@@ -10,8 +10,12 @@ from tqdm import tqdm
 from lorajax import environment
 
 
-def output_folder(name: str) -> Path:
+def output_folder(name: str, option: str = "--out") -> Path:
     """Makes the folder of a run's results, and fails early if nothing can be written there.
+
+    Args:
+      name: of the folder.
+      option: that gave it.
 
     Raises:
       ValueError: naming the folder and the reason.
@@ -23,7 +27,7 @@ def output_folder(name: str) -> Path:
             pass
     except OSError as error:
         raise ValueError(
-            f"--out is {name!r}, which cannot be written ({error.strerror}); give a "
+            f"{option} is {name!r}, which cannot be written ({error.strerror}); give a "
             f"folder that can."
         ) from error
     return folder

@@ -2,12 +2,14 @@
 
 A singular value of the gradient counts where it stands above the noise that two halves of the data
 disagree by (--rule split_half), above C/n, or within a fraction of the energy; --budget spends a
-share of the model's parameters on those that count, by energy for each parameter.
+share of the model's parameters on those that count, by energy for each parameter. With --peft they
+are written for training in torch as well, with --start the started adapter itself.
 """
 
 import argparse
+from typing import Any
 
-from lorajax.cli import finetuning
+from lorajax.cli import finetuning, training
 from lorajax.cli.output import output_folder, prepare_jax
 
 HELP = "choose the rank of every layer of a model for a data set, before training"
@@ -17,11 +19,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the subcommand's arguments."""
     finetuning.configure(parser)
     parser.add_argument("--out", default="lorajax-rank", metavar="DIR", help="folder for results")
+    parser.add_argument(
+        "--peft",
+        metavar="DIR",
+        help="folder to write for PEFT: its configuration with these ranks, for this very model",
+    )
+    parser.add_argument(
+        "--start",
+        metavar="START",
+        help="with --peft, where the adapter starts: a function of lorajax.initializers, written "
+        "with the fitted head (default: PEFT starts by itself)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table and writes ranks.json."""
     finetuning.check(args)
+    if args.start is not None and args.peft is None:
+        raise ValueError(f"--start is {args.start!r}; it goes with --peft DIR.")
     folder = output_folder(args.out)
     prepare_jax(x64=False)
 
@@ -34,8 +49,10 @@ def run(args: argparse.Namespace) -> int:
 
     begun = finetuning.begin(args)
     targets, _ = finetune.targets_of(begun.model, args.targets, also=())
+    made = _bridge(args, begun, targets)
+    model = finetuning.fitted(args, begun)
     selection = finetune.select_ranks(
-        finetuning.fitted(args, begun),
+        model,
         begun.plain,
         begun.data.train,
         targets=targets,
@@ -66,4 +83,39 @@ def run(args: argparse.Namespace) -> int:
     }
     files.write(folder / "ranks.json", json.dumps(result, indent=2) + "\n")
     print(f"\nWritten: {folder / 'ranks.json'}")
+    if made is not None:
+        from lorajax.finetune import bridge
+
+        bridge.write_start(
+            model,
+            selection,
+            args.peft,
+            made,
+            task=begun.plain,
+            train=begun.data.train,
+            start=args.start,
+            seed=args.seed,
+            samples=args.samples,
+            batch_size=begun.at_once,
+        )
+        what = "PEFT's configuration" + f" and the start {args.start!r}" * bool(args.start)
+        print(f"Written: {args.peft}, {what}")
     return 0
+
+
+def _bridge(args: argparse.Namespace, begun: finetuning.Begun, targets: Any) -> Any:
+    """What the torch model is called by, where --peft asks for it; refused before long work."""
+    if args.peft is None:
+        return None
+    from lorajax import finetune
+    from lorajax.finetune import bridge
+
+    output_folder(args.peft, "--peft")
+    with training.naming_options():
+        if args.start is not None:
+            finetune.check_start(args.start)
+        made = bridge.bridge(begun.model, args.model)
+        bridge.check_bridge(begun.model, targets, args.start, made)
+    if left := sorted({*begun.model.heads} - {*made.heads}):
+        print(f"{', '.join(left)} is in no torch model of this kind and left out of {args.peft}")
+    return made

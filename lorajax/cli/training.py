@@ -83,7 +83,7 @@ def check(args: argparse.Namespace) -> None:
     for name in ("scale", "beside", "alpha", "learning_rate"):
         bounded(args, name, 0, above=True)
     bounded(args, "epochs", 0, 1e6, above=True)
-    for name in ("batch_size", "accumulate", "probes", "checkpoints"):
+    for name in ("batch_size", "accumulate", "probes", "checkpoints", "devices"):
         bounded(args, name, 0, MOST, above=True)
     bounded(args, "warmup", 0, MOST)
     bounded(args, "weight_decay", 0)
@@ -104,11 +104,12 @@ def naming_options() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        names = "scale|rank|warmup|batch_size|accumulate|metric|steps|also|start"
+        names = "scale|rank|warmup|batch_size|accumulate|metric|steps|also|start|model|devices"
+        names += "|max_length"
         text = re.sub(
             f"^({names})(?= is | holds )",
             lambda found: "--" + found[0].replace("_", "-"),
-            str(error),
+            re.sub("^length(?= is )", "max_length", str(error)),
         )
         raise ValueError(text) from error
 
@@ -159,4 +160,5 @@ def looks(args: argparse.Namespace) -> Any:
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """What determines a run: every option but where it is written and how often it is looked at."""
     skipped = {"out", "resume", "command", "run", "data_folder", "checkpoints"}
+    skipped |= {"devices", "layout", "remat", "dry_run"}  # where it is computed, not what
     return {name: value for name, value in sorted(vars(args).items()) if name not in skipped}

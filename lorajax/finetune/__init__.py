@@ -6,12 +6,16 @@
 | `recipes` | how to train, and what the command trains with |
 | `setup` | what comes before: a head that fits, gradients, ranks, adapters |
 | `runs` | one whole run: looks on the way, checkpoints, a history |
+| `footprints`, `traces` | what a step takes in bytes and operations, by its trace alone |
+| `sharding` | batches and weights over several devices |
+| `bridge` | ranks, starts and adapters as folders that PEFT trains on from |
 | `experiments`, `budgets`, `contest` | runs as lanes of a sweep; AdaLoRA; ways to choose ranks |
 | `probes`, `checkpoints` | the theory's quantities; full state through orbax |
 | `claims` | what is claimed of a real network |
 """
 
 from lorajax.finetune.experiments import Run, interval, mask, picked, run_of
+from lorajax.finetune.footprints import Footprint, abstract_lora, footprint
 from lorajax.finetune.probes import Probe, directions, measure, paths
 from lorajax.finetune.recipes import Recipe
 from lorajax.finetune.runs import (
@@ -22,16 +26,19 @@ from lorajax.finetune.runs import (
     Store,
     check_metrics,
     check_start,
+    in_full,
     judge,
     prepare,
     run,
     stable_ranks,
     targets_of,
+    widened,
 )
 from lorajax.finetune.setup import adapt, fit_head, gradients_of, moments_of, select_ranks
 from lorajax.finetune.training import Metrics, Record, State, Trainer, fit
 
 __all__ = [
+    "Footprint",
     "Looks",
     "Metrics",
     "Observer",
@@ -44,13 +51,16 @@ __all__ = [
     "State",
     "Store",
     "Trainer",
+    "abstract_lora",
     "adapt",
     "check_metrics",
     "check_start",
     "directions",
     "fit",
     "fit_head",
+    "footprint",
     "gradients_of",
+    "in_full",
     "interval",
     "judge",
     "mask",
@@ -64,4 +74,5 @@ __all__ = [
     "select_ranks",
     "stable_ranks",
     "targets_of",
+    "widened",
 ]

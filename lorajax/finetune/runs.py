@@ -59,7 +59,7 @@ def targets_of(
     Raises:
       ValueError: for a pattern that matches nothing, or a rank that does not fit a layer.
     """
-    heads = (*model.heads, *(model.beside if also is None else also))
+    heads = in_full(model, also)
     params = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model))]
     for pattern in heads:
         if not any(_below(pattern, path) for path in params):
@@ -77,6 +77,39 @@ def targets_of(
                 f"rank is {rank}; for {path}, of shape {shape}, it must lie in 1 … {min(shape)}."
             )
     return chosen, heads
+
+
+def in_full(model: Any, also: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Patterns of what trains in full: heads, and `also`, or `model.beside` where that is None."""
+    return (*model.heads, *(model.beside if also is None else also))
+
+
+def widened(model: Any, patterns: Sequence[str], dtype: Any = "float32") -> Any:
+    """A model whose parameters at some paths are in a wider type, in which training adds them up.
+
+    In half precision a small step is lost to rounding. What a layer computes in is its own `dtype`.
+
+    Args:
+      model: an NNX module, with arrays or shapes alone. It is not changed.
+      patterns: path patterns of the modules.
+      dtype: of their parameters, and no narrower than they are now.
+
+    Returns:
+      A model that shares all other arrays.
+    """
+    wanted = np.dtype(dtype)
+
+    def leaf(path: tuple[Any, ...], variable: Any) -> Any:
+        value, name = variable.get_value(), "/".join(map(str, path))
+        inside = isinstance(variable, nnx.Param) and any(_below(p, name) for p in patterns)
+        if not inside or value.dtype.itemsize >= wanted.itemsize:
+            return variable
+        if isinstance(value, jax.ShapeDtypeStruct):
+            return variable.replace(jax.ShapeDtypeStruct(value.shape, wanted))
+        return variable.replace(value.astype(wanted))
+
+    graph, state = nnx.split(model)
+    return nnx.merge(graph, nnx.map_state(leaf, state))
 
 
 def _below(pattern: str, path: str) -> bool:

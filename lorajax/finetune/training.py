@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from lorajax import data, tasks
 from lorajax.environment import memory
+from lorajax.finetune import sharding
 from lorajax.finetune.recipes import Recipe
 from lorajax.tasks import Batch, Task, Totals
 
@@ -62,9 +63,13 @@ class Trainer:
       recipe: how to train.
       transformation: an optax transformation to use instead of the recipe's.
       penalty: a function of the model that is added to the loss that trains, not to the reported.
+      mesh: of one axis, as `sharding.mesh_of` makes it: weights, adapters and the optimizer's state
+        are placed on its devices, and each batch is split among them. None leaves all where it is.
+      layout: how they are placed: "data" copies the weights to every device, "full" splits them.
 
     Raises:
-      ValueError: for a model without trainable parameters.
+      ValueError: for a model without trainable parameters, or a batch that the devices do not
+        divide.
     """
 
     def __init__(
@@ -76,14 +81,22 @@ class Trainer:
         *,
         transformation: optax.GradientTransformation | None = None,
         penalty: Callable[[Any], Array] | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+        layout: str = "data",
     ):
         self.task = task
         self.recipe = recipe
+        self.mesh, self.layout = mesh, layout
         self._penalty = penalty
         changing = (nnx.BatchStat, nnx.RngState)
         self.graph, self._params, self._rest, self.frozen = nnx.split(model, wrt, changing, ...)
         if not jax.tree.leaves(self._params):
             raise ValueError("wrt matches no parameter of the model; nothing would train.")
+        if mesh is not None:
+            sharding.check_batch(recipe.batch_size, recipe.accumulate, mesh.size)
+            self._params, self._rest, self.frozen = sharding.place(
+                (self._params, self._rest, self.frozen), mesh, layout
+            )
         self.transformation = transformation or recipe.transformation()
         self._step = jax.jit(self.advance, donate_argnums=0)
         self._compiled: set[tuple[tuple[int, ...], ...]] = set()
@@ -103,7 +116,15 @@ class Trainer:
     def _beginning(self, params: Any, rest: Any) -> State:
         # Copies: `step` donates its state, and the model's own arrays must survive that.
         params, rest = jax.tree.map(jnp.copy, (params, rest))
-        return State(jnp.zeros((), jnp.int32), params, self.transformation.init(params), rest)
+        state = State(jnp.zeros((), jnp.int32), params, self.transformation.init(params), rest)
+        return self._kept(state)
+
+    def _kept(self, state: State) -> State:
+        """The state where it is meant to be; XLA else decides anew at every step."""
+        return state if self.mesh is None else sharding.constrain(state, self.mesh, self.layout)
+
+    def _placed(self, batch: Batch) -> Batch:
+        return batch if self.mesh is None else sharding.place_batch(batch, self.mesh)
 
     def advance(self, state: State, frozen: Any, batch: Batch) -> tuple[State, Metrics]:
         """One step as a pure function, for use inside `jit`, `vmap` and `scan`.
@@ -125,7 +146,8 @@ class Trainer:
             updates, optimizer = self.transformation.update(gradient, state.optimizer, state.params)
             params = optax.apply_updates(state.params, updates)
         norm = optax.tree.norm(gradient).astype(jnp.float32)
-        return State(state.step + 1, params, optimizer, rest), Metrics(loss, accuracy, norm)
+        state = self._kept(State(state.step + 1, params, optimizer, rest))
+        return state, Metrics(loss, accuracy, norm)
 
     def _gradient(self, state: State, frozen: Any, batch: Batch) -> tuple[Any, Array, Array, Any]:
         """Of a prepared batch's mean objective, with reported loss, accuracy, and the new rest."""
@@ -182,7 +204,7 @@ class Trainer:
         Returns:
           The next state and metrics, as `advance`.
         """
-        arrays = {name: jnp.asarray(column) for name, column in batch.items()}
+        arrays = self._placed({name: jnp.asarray(column) for name, column in batch.items()})
         shapes = tuple(column.shape for column in arrays.values())
         if shapes not in self._compiled:
             # Before the first step rather than in it: what compiling took would still be held
@@ -205,7 +227,7 @@ class Trainer:
         """
         sums = np.zeros(len(Totals._fields))
         for batch, weights in data.batches(table, min(batch_size, len(table))):
-            found = self._evaluate(state, self.frozen, batch, weights)
+            found = self._evaluate(state, self.frozen, self._placed(batch), weights)
             sums = sums + np.asarray(found, np.float64)
         found = dict(zip(Totals._fields, sums, strict=True))
         loss, accuracy = (found[name] / max(found["count"], 1) for name in ("loss", "hits"))
@@ -242,7 +264,7 @@ class Trainer:
 
         found = []
         for batch, weights in data.batches(table, min(batch_size, len(table))):
-            pair = program(state, self.frozen, batch)
+            pair = program(state, self.frozen, self._placed(batch))
             found.append([np.asarray(each)[weights > 0] for each in pair])
         predictions, answers = map(np.concatenate, zip(*found, strict=True))
         return predictions, answers

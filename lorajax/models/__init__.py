@@ -7,7 +7,7 @@ models is declared in one file here, or outside by `register`.
 
 from lorajax.models.bert import Bert, BertConfig
 from lorajax.models.catalog import build, config, families, register
-from lorajax.models.checkpoints import EMBEDDED, layout_of, load, notes, save, tensors
+from lorajax.models.checkpoints import EMBEDDED, abstract, layout_of, load, notes, save, tensors
 from lorajax.models.family import Family, Format, Model, Rule, Untold
 from lorajax.models.files import Source
 from lorajax.models.generation import Generated, generate
@@ -37,6 +37,7 @@ __all__ = [
     "VGGConfig",
     "ViT",
     "ViTConfig",
+    "abstract",
     "build",
     "config",
     "families",

@@ -174,6 +174,54 @@ def load(
     return model
 
 
+def abstract(
+    source: str | os.PathLike,
+    *,
+    classes: int | None = None,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    **changes: Any,
+) -> Any:
+    """The model that `load` would give, without its numbers: shapes and types alone.
+
+    Args:
+      source: a published network by name, as for `models.config`, or a checkpoint as for `load`, of
+        which names and sizes are read, not the tensors.
+      classes: as for `load`, and so are the others.
+      dtype: of the computation.
+      param_dtype: of the weights.
+      **changes: other fields of the configuration to set.
+
+    Returns:
+      The model, with a `jax.ShapeDtypeStruct` in place of every array: for `finetune.footprint`,
+      `jax.eval_shape`, `jax.jit(…).lower`.
+
+    Raises:
+      ValueError: as `load` and `models.config`.
+
+    Example:
+      >>> from flax import nnx
+      >>> from lorajax import models
+      >>> model = models.abstract("llama-3-8b")
+      >>> sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))
+      8030261248
+    """
+    if classes is not None:
+        changes["classes"] = classes
+    name = os.fspath(source)
+    known = next((f for f in catalog.families().values() if f.find(name) is not None), None)
+    if known is not None and not Path(name).exists():
+        return _abstract(catalog.config(name, **changes), dtype, param_dtype)
+    with opened(_find(source)) as read:
+        if read.metadata.get("format") == "lorajax":
+            family, config = _restored(read)
+        else:
+            family, form, tensors = _format(read)
+            given = family.options(changes)
+            config = _infer(family, form, read._replace(tensors=tensors), given)
+    return _abstract(catalog.replace(config, **family.options(changes)), dtype, param_dtype)
+
+
 def _find(source: str | os.PathLike) -> Path:
     name = os.fspath(source)
     if name in EMBEDDED:

@@ -17,6 +17,7 @@ from lorajax.tasks.base import (
 )
 from lorajax.tasks.images import SMOOTHING, Images
 from lorajax.tasks.metrics import METRICS
+from lorajax.tasks.shapes import expected
 from lorajax.tasks.texts import NextToken, Regression, Texts, takes
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Texts",
     "Totals",
     "classified",
+    "expected",
     "metrics",
     "per_sample",
     "takes",

@@ -13,7 +13,7 @@ How a kind is held is declared by the kind: see `adapters.PeftMethod`.
 from lorajax.adapters.methods import patterns
 from lorajax.adapters.peft.reading import load_peft, read_peft
 from lorajax.adapters.peft.shared import CONFIG, LARGEST_CONFIG, WEIGHTS
-from lorajax.adapters.peft.writing import save_peft
+from lorajax.adapters.peft.writing import save_peft, save_peft_start
 from lorajax.adapters.torch_layers import dotted
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "patterns",
     "read_peft",
     "save_peft",
+    "save_peft_start",
 ]

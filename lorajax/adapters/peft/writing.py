@@ -59,10 +59,89 @@ def save_peft(
     Raises:
       ValueError: for an adapter that PEFT cannot express, or an unknown name.
     """
+    bases, names = base_layers(model), Names(model, rename, rules)
     adapters = _chosen(model, name)
-    bases = base_layers(model)
     method = _method(model, name, adapters, bases)
-    names = Names(model, rename, rules)
+    named = {"base_model_name_or_path": base_model, "task_type": task_type}
+    config, tensors, metadata = _content(model, names, method, adapters, bases, heads)
+    _write(pathlib.Path(folder), config | named, tensors, metadata)
+
+
+def save_peft_start(
+    model: nnx.Module,
+    folder: str | os.PathLike,
+    *,
+    name: str = "default",
+    rename: Rename | None = None,
+    rules: Iterable[TensorRule] | None = None,
+    heads: Sequence[str] = (),
+    base_model: str | None = None,
+    task_type: str | None = None,
+    weights: bool = True,
+) -> None:
+    """Writes an adapter for PEFT to train on from: its configuration, and where it starts.
+
+    Other than in `save_peft`, ranks are those of the layers here in every case: an offset is not
+    written, but taken off the base by PEFT's own start of the same name, where it has one.
+
+    Args:
+      model: as for `save_peft`, and so are the others, but:
+      folder: is made if missing. `get_peft_model(base, LoraConfig.from_pretrained(folder))` starts
+        as PEFT does, `PeftModel.from_pretrained(base, folder, is_trainable=True)` where the
+        adapter here is.
+      name: which adapter.
+      rename: from paths to torch's names.
+      rules: in place of it, those of the checkpoint.
+      heads: modules that train in full. They are written along only with the weights.
+      base_model: name of the base.
+      task_type: PEFT's.
+      weights: whether the adapter's own numbers are written; False for the configuration alone.
+
+    Raises:
+      ValueError: as `save_peft`; and for a start with an offset that PEFT does not take off, which
+        is any but PiSSA's on Linear layers that are torch modules of their own.
+    """
+    bases, names = base_layers(model), Names(model, rename, rules)
+    adapters = _chosen(model, name)
+    method = _method(model, name, adapters, bases)
+    started, start = _without_offsets(names, adapters, bases)
+    config, tensors, metadata = _content(model, names, method, started, bases, heads)
+    config |= {"inference_mode": False, "init_lora_weights": start}
+    config |= {"base_model_name_or_path": base_model, "task_type": task_type}
+    _write(pathlib.Path(folder), config, tensors if weights else None, metadata)
+
+
+def _without_offsets(
+    names: Names, adapters: Mapping[str, Adapter], bases: Mapping[str, nnx.Module]
+) -> tuple[dict[str, Adapter], str | bool]:
+    """Adapters without their offsets, and the start of PEFT that takes the same off the base."""
+    moved = [path for path, x in adapters.items() if getattr(x, "offset", None) is not None]
+    for path in moved:
+        start, base = adapters[path].start, bases[path]
+        apart = names.layer(path, base).parts == 1 and not isinstance(base, (nnx.Embed, nnx.Conv))
+        if start != "pissa" or not apart or len(moved) < len(adapters):
+            raise ValueError(
+                f"start is {start!r}, which takes an offset off the base of {path!r} that PEFT "
+                "does not take off when it trains on; use pissa, for Linear layers that are torch "
+                "modules of their own, or a start without an offset, such as lora or orthogonal."
+            )
+    bare = {}
+    for path, adapter in adapters.items():
+        bare[path] = nnx.clone(adapter) if moved else adapter
+        if moved:
+            bare[path].offset_a = bare[path].offset_b = nnx.data(None)
+    return bare, "pissa" if moved else True
+
+
+def _content(
+    model: nnx.Module,
+    names: Names,
+    method: PeftMethod,
+    adapters: Mapping[str, Adapter],
+    bases: Mapping[str, nnx.Module],
+    heads: Sequence[str],
+) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str]]:
+    """The configuration, the tensors by name, and the metadata of their file."""
     written, metadata = _modules(names, method, adapters, bases)
     modules, fields = method.config(written, list(adapters.values()))
     first = next(iter(adapters.values()))
@@ -77,7 +156,6 @@ def save_peft(
             tensors[PREFIX + key] = tensor
     every = [names.module(path)[0] for path in bases if names.knows(path)]
     config: dict[str, Any] = {
-        "base_model_name_or_path": base_model,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -85,16 +163,26 @@ def save_peft(
         "lora_dropout": first.dropout.rate if first.dropout is not None else 0.0,
         "modules_to_save": saved or None,
         "peft_type": method.type,
-        "task_type": task_type,
         **fields,
         "target_modules": _targets(list(modules), every),
     }
+    return config, tensors, metadata
+
+
+def _write(
+    folder: pathlib.Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray] | None,
+    metadata: dict[str, str],
+) -> None:
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    whole = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
-    target = pathlib.Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    files.write(target / WEIGHTS, safetensors.numpy.save(whole, metadata))
-    files.write(target / CONFIG, text)
+    folder.mkdir(parents=True, exist_ok=True)
+    if tensors is None:
+        (folder / WEIGHTS).unlink(missing_ok=True)  # of an earlier start
+    else:
+        whole = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
+        files.write(folder / WEIGHTS, safetensors.numpy.save(whole, metadata))
+    files.write(folder / CONFIG, text)
 
 
 def _chosen(model: nnx.Module, name: str) -> dict[str, Adapter]:

@@ -1,5 +1,6 @@
 """BERT and RoBERTa of transformers, as their safetensors files name things."""
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -32,6 +33,8 @@ _WORDS = {
     + ("cls.predictions.bias", "cls.predictions.decoder"),
     "roberta": ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder"),
 }
+_POOLED = {"bert": "cls", "roberta": "first"}
+"""What the heads of classes read that transformers has."""
 _CLASS = {"classes": "ForSequenceClassification", "words": "ForMaskedLM", "none": "Model"}
 _FOLLOWS = ("cls.seq_relationship.weight", "cls.seq_relationship.bias")
 _POOLER = ("pooler.dense.weight", "pooler.dense.bias")
@@ -191,14 +194,16 @@ def _words(config: BertConfig) -> Iterator[Rule]:
 
 
 def _modules(config: BertConfig) -> Iterator[Rule]:
+    if config.head == "classes" and config.pool != _POOLED[config.style]:
+        # No model of transformers has this head: what torch has is the encoder alone.
+        config = dataclasses.replace(config, head="none")
     for rule in _rules(config):
         if rule.ours:
             yield rule._replace(theirs=tuple(_spell(config, name) for name in rule.theirs))
 
 
 def _express(config: BertConfig) -> None:
-    wanted = "first" if config.style == "roberta" else "cls"
-    if config.head == "classes" and config.pool != wanted:
+    if config.head == "classes" and config.pool != _POOLED[config.style]:
         raise ValueError(
             f"layout is 'huggingface', where the head of {config.style} has no pool = "
             f"{config.pool!r}; use 'lorajax'."
