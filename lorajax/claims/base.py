@@ -34,7 +34,7 @@ that a run of all of them shows a wrong verdict by chance in at most 9 of 1000 c
 """
 
 
-def standard_errors(statements: int = 1, freedom: float = np.inf) -> float:
+def standard_errors(statements: int = 1, freedom: float | int = np.inf) -> float:
     """How many standard errors chance exceeds in SAMPLING_RISK of all claims, on either side.
 
     Args:
@@ -58,7 +58,7 @@ def standard_errors(statements: int = 1, freedom: float = np.inf) -> float:
     return float(stdtrit(min(freedom, 1e9), 1 - SAMPLING_RISK / (2 * statements)))
 
 
-def most_by_chance(count: int, rate: float, statements: int = 1) -> int:
+def most_by_chance(count: int, rate: float | int, statements: int = 1) -> int:
     """How many of `count` independent cases of probability `rate` chance exceeds in SAMPLING_RISK.
 
     Args:
