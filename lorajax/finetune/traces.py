@@ -12,8 +12,9 @@ from collections import Counter
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 # Made in memory, and read from there: everything else is fused into its readers.
 _PRODUCTS = {"dot_general", "conv_general_dilated", "ragged_dot"}
@@ -98,7 +99,7 @@ def flops(program: Jaxpr) -> int:
 
 def _size(var: Any) -> int:
     aval = var.aval
-    if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
         return 8 * math.prod(aval.shape)
     return math.prod(aval.shape) * np.dtype(aval.dtype).itemsize
 
@@ -122,11 +123,11 @@ class _Flat:
         self.sizes.append(_size(var))
         return len(self.sizes) - 1
 
-    def _walk(self, program: Jaxpr, environment: dict[Var, int]) -> None:
+    def _walk(self, program: Jaxpr, environment: dict[Any, int]) -> None:
         for equation in program.eqns:
             inner = _inner(equation)
             if inner is not None and len(inner.invars) == len(equation.invars):
-                inside: dict[Var, int] = {}
+                inside: dict[Any, int] = {}
                 for var, given in zip(inner.invars, equation.invars, strict=True):
                     literal = isinstance(given, Literal)
                     inside[var] = self._new(var) if literal else environment[given]
