@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 
@@ -291,3 +292,24 @@ def test_the_command_offers_what_the_library_has():
 def test_bad_inputs_are_refused_in_a_sentence(folder, tmp_path, arguments, message, capsys):
     assert main(["rank", *inputs(folder), *arguments, "--out", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_two_devices_and_a_base_in_half_precision(folder, tmp_path):
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_PLATFORMS": "cpu",
+    }
+    given = [*fast(folder, tmp_path), "--devices", "2", "--layout", "full", "--dtype", "bfloat16"]
+    found = subprocess.run(
+        [sys.executable, "-m", "lorajax", *given],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert history["test_loss"][-1] < history["test_loss"][0]
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["r"] == 2
+    assert main([*fast(folder, tmp_path / "new"), "--devices", "99"]) == 2

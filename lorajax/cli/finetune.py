@@ -27,7 +27,6 @@ def run(args: argparse.Namespace) -> int:
     """Prepares, trains, and writes what came out."""
     training.check(args)
     if args.dry_run:
-        prepare_jax(x64=False)
         return planning.run(args)
     folder = output_folder(args.out)
     saved = folder / "checkpoints"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lorajax.cli import training
+from lorajax.cli.output import prepare_jax
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
@@ -61,6 +62,7 @@ def _model(args: argparse.Namespace) -> Any:
 
 def run(args: argparse.Namespace) -> int:
     """Prints what a step would take."""
+    prepare_jax(x64=False)
     from flax import nnx
 
     from lorajax import finetune, tasks

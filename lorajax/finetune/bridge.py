@@ -95,7 +95,7 @@ def check_bridge(
         return
     layer = nnx.Linear(8, 8, use_bias=False, rngs=nnx.Rngs(0))
     eye = jax.numpy.eye(8, dtype="float32")
-    given = {"gradients": {"": eye}, "inputs": {"": eye}}
+    given: dict[str, Any] = {"gradients": {"": eye}, "inputs": {"": eye}}
     one = adapters.adapt(layer, key=jax.random.key(0), rank=2, start=start, **given)
     if one.adapters["default"].offset is None:
         return

@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from lorajax import adapters
+from lorajax.adapters import paths
+from lorajax.adapters.selection import shapes
 from lorajax.finetune import sharding, traces
 from lorajax.finetune.recipes import Recipe
 from lorajax.finetune.runs import targets_of
@@ -144,7 +147,7 @@ def _again(model: Any, remat: bool) -> Any:
 
 
 def _itemsize(leaf: Any) -> int:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return 8
     return leaf.dtype.itemsize
 
@@ -174,7 +177,7 @@ def abstract_lora(
       ValueError: as `targets_of`; without rank and budget; for a budget that no rank fits.
     """
     chosen, heads = targets_of(model, targets, also, rank)
-    sizes = adapters.selection.shapes(model, chosen)
+    sizes = shapes(model, chosen)
     if rank is None:
         if budget is None:
             raise ValueError("rank and budget are both None; one of them must be given.")
@@ -184,7 +187,7 @@ def abstract_lora(
             raise ValueError(
                 f"budget is {budget:,} parameters; adapters of rank 1 have {one:,} of them."
             )
-    ranks = {adapters.paths.escape(path): min(rank, *shape) for path, (shape, _) in sizes.items()}
+    ranks = {paths.escape(path): min(rank, *shape) for path, (shape, _) in sizes.items()}
     adapted = nnx.eval_shape(
         lambda model: adapters.adapt(model, ranks, key=jax.random.key(0)), model
     )

@@ -109,7 +109,8 @@ def widened(model: Any, patterns: Sequence[str], dtype: Any = "float32") -> Any:
         return variable.replace(value.astype(wanted))
 
     graph, state = nnx.split(model)
-    return nnx.merge(graph, nnx.map_state(leaf, state))
+    changed = {path: leaf(path, x) for path, x in nnx.to_flat_state(state)}
+    return nnx.merge(graph, nnx.from_flat_state(changed))
 
 
 def _below(pattern: str, path: str) -> bool:

@@ -1,5 +1,7 @@
 """What a step takes by its trace alone, held against what XLA says of its program."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,11 +38,9 @@ def lowered(model, wrt, task, recipe, batch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("config", "length", "close"), [(LLAMA, 64, 0.1), (BERT, 64, 0.15), (VIT, None, 0.15)]
-)
-def test_predicted_bytes_and_operations_are_those_of_xla(config, length, close):
-    given = prepared(config, length=length)
+@pytest.mark.parametrize(("config", "length"), [(LLAMA, 64), (BERT, 64), (VIT, None)])
+def test_predicted_bytes_and_operations_are_those_of_xla(config, length):
+    given = prepared(dataclasses.replace(config, depth=4), length=length)
     found = finetune.footprint(*given)
     program = lowered(*given).compile()
     measured = program.memory_analysis()
@@ -49,10 +49,11 @@ def test_predicted_bytes_and_operations_are_those_of_xla(config, length, close):
     assert measured.argument_size_in_bytes - batch == pytest.approx(found.held, abs=64)
     used = measured.temp_size_in_bytes + found.held
     print(f"{type(config).__name__}: predicted / measured = {found.total / used:.3f}")
-    assert found.total == pytest.approx(used, rel=close)
+    assert found.total == pytest.approx(used, rel=0.1)
     assert found.flops == pytest.approx(program.cost_analysis()["flops"], rel=0.1)
 
 
+@pytest.mark.slow
 def test_bytes_are_those_of_each_device_and_half_precision_halves_the_base():
     given = prepared(LLAMA, length=32)
     one = finetune.footprint(*given)
@@ -125,7 +126,8 @@ def test_all_blocks_of_a_full_size_llama_are_planned_without_their_bytes():
 
 
 def test_what_trains_in_full_is_widened_alone():
-    model = models.build(VIT, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    config = dataclasses.replace(VIT, depth=1)
+    model = models.build(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     wide = finetune.widened(model, finetune.in_full(model))
     assert wide.head.kernel[...].dtype == wide.embeddings.positions[...].dtype == jnp.float32
     assert wide.blocks[0].mlp.up.kernel[...].dtype == model.head.kernel[...].dtype == jnp.bfloat16
@@ -134,7 +136,7 @@ def test_what_trains_in_full_is_widened_alone():
     assert both[1].dtype == jnp.bfloat16
     np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in both), atol=0.05)
     shapes = finetune.widened(abstract(VIT, jnp.bfloat16), ["head"])
-    assert shapes.head.kernel[...].dtype == jnp.float32
+    assert shapes.head.kernel.get_value().dtype == jnp.float32
 
 
 def test_the_command_prints_it(capsys):
