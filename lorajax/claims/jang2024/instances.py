@@ -302,7 +302,6 @@ def least_data(run: Run, noise: float = 0.0) -> tuple[int, ntk.Rest]:
         p = rng.standard_normal((2 * (BUILT_RANK + 1),) * 2)
         start = Factors(jnp.asarray(a), jnp.asarray(b))
         p = jnp.asarray(noise * (p + p.T) / 2)
-        rest = _from_built(jnp.asarray(features), jnp.asarray(targets), start, p)
-        return len(targets), jax.tree.map(np.asarray, rest)
+        return len(targets), _from_built(jnp.asarray(features), jnp.asarray(targets), start, p)
 
     return run.once(("jang2024 built", noise), simulate)
