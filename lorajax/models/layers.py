@@ -265,3 +265,16 @@ def resize_grid(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         jnp.asarray(grid, jnp.float32), (*size, grid.shape[2]), "cubic", antialias=True
     )
     return np.asarray(resized).astype(grid.dtype)
+
+
+class MLP(nnx.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, width: int, hidden: int, gelu: str, *, rngs: nnx.Rngs, **dtypes: Any):
+        self.gelu = gelu
+        self.up = nnx.Linear(width, hidden, rngs=rngs, **dtypes)
+        self.down = nnx.Linear(hidden, width, rngs=rngs, **dtypes)
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        """Acts on each token by itself."""
+        return self.down(gelu(self.up(x), self.gelu))

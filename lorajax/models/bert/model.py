@@ -144,19 +144,6 @@ class Attention(nnx.Module):
         return self.out(layers.attention(split(query), split(key), split(value), mask))
 
 
-class MLP(nnx.Module):
-    """Two linear layers with a GELU between them."""
-
-    def __init__(self, width: int, hidden: int, gelu: str, *, rngs: nnx.Rngs, **dtypes: Any):
-        self.gelu = gelu
-        self.up = nnx.Linear(width, hidden, rngs=rngs, **dtypes)
-        self.down = nnx.Linear(hidden, width, rngs=rngs, **dtypes)
-
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """Acts on each token by itself."""
-        return self.down(layers.gelu(self.up(x), self.gelu))
-
-
 class Block(nnx.Module):
     """A post-norm transformer block."""
 
@@ -164,7 +151,7 @@ class Block(nnx.Module):
         norm = {"epsilon": config.epsilon, "rngs": rngs, **dtypes}
         self.attention = Attention(config.width, config.heads, rngs=rngs, **dtypes)
         self.norm1 = layers.LayerNorm(config.width, **norm)
-        self.mlp = MLP(config.width, config.mlp_width, config.gelu, rngs=rngs, **dtypes)
+        self.mlp = layers.MLP(config.width, config.mlp_width, config.gelu, rngs=rngs, **dtypes)
         self.norm2 = layers.LayerNorm(config.width, **norm)
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs) if config.dropout else None
 

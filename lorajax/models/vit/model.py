@@ -175,19 +175,6 @@ class Attention(nnx.Module):
         return self.out(mixed.transpose(0, 2, 1, 3).reshape(batch, -1, width))
 
 
-class MLP(nnx.Module):
-    """Two linear layers with a GELU between them."""
-
-    def __init__(self, width: int, hidden: int, gelu: str, *, rngs: nnx.Rngs, **dtypes: Any):
-        self.gelu = gelu
-        self.up = nnx.Linear(width, hidden, rngs=rngs, **dtypes)
-        self.down = nnx.Linear(hidden, width, rngs=rngs, **dtypes)
-
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """Acts on each token by itself."""
-        return self.down(layers.gelu(self.up(x), self.gelu))
-
-
 class Block(nnx.Module):
     """A pre-norm transformer block."""
 
@@ -196,7 +183,7 @@ class Block(nnx.Module):
         self.norm1 = layers.LayerNorm(config.width, **norm)
         self.attention = Attention(config.width, config.heads, rngs=rngs, **dtypes)
         self.norm2 = layers.LayerNorm(config.width, **norm)
-        self.mlp = MLP(config.width, config.mlp_width, config.gelu, rngs=rngs, **dtypes)
+        self.mlp = layers.MLP(config.width, config.mlp_width, config.gelu, rngs=rngs, **dtypes)
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs) if config.dropout else None
 
     def __call__(
