@@ -62,7 +62,7 @@ format: $(INSTALLED)-lint
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-typecheck: $(INSTALLED)-lint
+typecheck: $(INSTALLED)-lint $(INSTALLED)-text
 	@$(BIN)/pyright --pythonpath $(BIN)/python $(ARGS)
 
 # Several at a time: a program spends much of its time compiling, on one core.
