@@ -283,11 +283,30 @@ def _path(parts: tuple[Any, ...]) -> str:
     return ".".join(str(part) for part in parts)
 
 
+class _SameKey(nnx.RngStream):
+    """A stream that gives one key again and again, for shapes alone.
+
+    The traced counter of a plain stream is slow: each time it is set, flax asks where it is placed,
+    and JAX searches the whole trace before it says that a traced value is nowhere (10 s for the 225
+    layers of Llama-3-8B, of 12 in all).
+    """
+
+    def __call__(self) -> jax.Array:
+        return self.key[...]
+
+    def fork(self, **options: Any) -> nnx.RngStream:
+        return nnx.RngStream(self(), tag=self.tag).fork(**options)
+
+
 def _abstract(config: Any, dtype: Any, param_dtype: Any) -> Model:
     """The model without arrays: drawing random weights only to overwrite them costs seconds."""
-    return nnx.eval_shape(
-        lambda: catalog.build(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype)
-    )
+
+    def make() -> Model:
+        rngs = nnx.Rngs(0)
+        rngs.default = _SameKey(0, tag="default")
+        return catalog.build(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+
+    return nnx.eval_shape(make)
 
 
 def _shapes(model: Model) -> dict[str, tuple[int, ...]]:

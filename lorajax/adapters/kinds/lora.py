@@ -400,8 +400,10 @@ def _converted_offset(
 def _sharded(factors: Factors, layer: nnx.Module, view: Layout) -> Factors:
     """Places factors beside a sharded kernel: A split as its rows are, B as its columns are."""
     kernel = kernel_variable(layer)[...]
+    if is_traced(kernel):  # asking where it is placed would search the whole trace for a message
+        return factors
     placed = getattr(kernel, "sharding", None)
-    if is_traced(kernel) or not isinstance(placed, jax.sharding.NamedSharding):
+    if not isinstance(placed, jax.sharding.NamedSharding):
         return factors
     if not any(placed.spec) or view.slices or not factors.rank:
         return factors
