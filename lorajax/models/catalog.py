@@ -9,6 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -143,3 +144,38 @@ def build(
       ValueError: if the configuration is of no known family.
     """
     return family_of(config).model(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+
+
+class _SameKey(nnx.RngStream):
+    """A stream that gives one key again and again, for shapes alone.
+
+    The traced counter of a plain stream is slow: each time it is set, flax asks where it is placed,
+    and JAX searches the whole trace before it says that a traced value is nowhere (10 s for the 225
+    layers of Llama-3-8B, of 12 in all).
+    """
+
+    def __call__(self) -> jax.Array:
+        return self.key[...]
+
+    def fork(self, **options: Any) -> nnx.RngStream:
+        return nnx.RngStream(self(), tag=self.tag).fork(**options)
+
+
+def abstract(config: Any, dtype: Any, param_dtype: Any) -> Model:
+    """The model of `build` without arrays: weights that are overwritten need not be drawn.
+
+    Args:
+      config: of the model.
+      dtype: as for `build`.
+      param_dtype: as for `build`.
+
+    Returns:
+      The model with a `jax.ShapeDtypeStruct` in place of every array.
+    """
+
+    def make() -> Model:
+        rngs = nnx.Rngs(0)
+        rngs.default = _SameKey(0, tag="default")
+        return build(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+
+    return nnx.eval_shape(make)

@@ -155,7 +155,7 @@ def load(
             config = _infer(family, form, read, changes)
             rules = list(form.rules(config))
         target = catalog.replace(config, **changes)
-        abstract = _abstract(config, dtype, param_dtype)
+        abstract = catalog.abstract(config, dtype, param_dtype)
         shapes = _shapes(abstract)
         arrays = _read(rules, read, shapes, abstract.heads)
     lost = [name for name in shapes if name not in arrays and _within(name, abstract.heads)]
@@ -167,7 +167,7 @@ def load(
     if getattr(config, "classes", None) != getattr(target, "classes", None):
         arrays = {k: v for k, v in arrays.items() if not _within(k, abstract.heads)}
     arrays = family.fit(arrays, config, target)
-    abstract = _abstract(target, dtype, param_dtype)
+    abstract = catalog.abstract(target, dtype, param_dtype)
     model = _assemble(abstract, arrays, path, seed, re.compile(family.zeros))
     del arrays
     memory.release()
@@ -211,7 +211,7 @@ def abstract(
     name = os.fspath(source)
     known = next((f for f in catalog.families().values() if f.find(name) is not None), None)
     if known is not None and not Path(name).exists():
-        return _abstract(catalog.config(name, **changes), dtype, param_dtype)
+        return catalog.abstract(catalog.config(name, **changes), dtype, param_dtype)
     with opened(_find(source)) as read:
         if read.metadata.get("format") == "lorajax":
             family, config = _restored(read)
@@ -219,7 +219,7 @@ def abstract(
             family, form, tensors = _format(read)
             given = family.options(changes)
             config = _infer(family, form, read._replace(tensors=tensors), given)
-    return _abstract(catalog.replace(config, **family.options(changes)), dtype, param_dtype)
+    return catalog.abstract(catalog.replace(config, **family.options(changes)), dtype, param_dtype)
 
 
 def _find(source: str | os.PathLike) -> Path:
@@ -281,32 +281,6 @@ def _within(path: str, parents: Iterable[str]) -> bool:
 
 def _path(parts: tuple[Any, ...]) -> str:
     return ".".join(str(part) for part in parts)
-
-
-class _SameKey(nnx.RngStream):
-    """A stream that gives one key again and again, for shapes alone.
-
-    The traced counter of a plain stream is slow: each time it is set, flax asks where it is placed,
-    and JAX searches the whole trace before it says that a traced value is nowhere (10 s for the 225
-    layers of Llama-3-8B, of 12 in all).
-    """
-
-    def __call__(self) -> jax.Array:
-        return self.key[...]
-
-    def fork(self, **options: Any) -> nnx.RngStream:
-        return nnx.RngStream(self(), tag=self.tag).fork(**options)
-
-
-def _abstract(config: Any, dtype: Any, param_dtype: Any) -> Model:
-    """The model without arrays: drawing random weights only to overwrite them costs seconds."""
-
-    def make() -> Model:
-        rngs = nnx.Rngs(0)
-        rngs.default = _SameKey(0, tag="default")
-        return catalog.build(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-
-    return nnx.eval_shape(make)
 
 
 def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
