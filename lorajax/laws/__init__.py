@@ -25,6 +25,7 @@ from lorajax.laws.early import (
 from lorajax.laws.landscape import (
     outer_bound,
     rank_count,
+    spurious_away,
     spurious_distance,
     spurious_share,
 )
@@ -107,6 +108,7 @@ __all__ = [
     "slow_layer_exponent",
     "spectral_flow",
     "spectral_hit_time",
+    "spurious_away",
     "spurious_distance",
     "spurious_share",
     "superfluous",

@@ -54,6 +54,44 @@ def spurious_share(alpha: Numbers, beta: Numbers, *, constant: float = 2.0) -> N
     return constant * alpha / beta
 
 
+def spurious_away(
+    alpha: Numbers,
+    beta: Numbers,
+    values: Float[np.ndarray, "*lanes r"],
+    best_rank: int,
+    *,
+    constant: float = 2.0,
+) -> Float[np.ndarray, "*lanes"]:
+    """Least ‖X − X*‖_F² of a point of second order that is not global.
+
+    `‖X − Π_{r*}(X)‖_F² / (1 − 2ασ_{r*}(X)/(βσ_r(X)))`.
+
+    Args:
+      alpha: α, the restricted strong convexity.
+      beta: β, the restricted smoothness; more than 2α.
+      values: singular values of X, of its rank r, in decreasing order.
+      best_rank: r*, the rank of the global minimizer; less than r.
+      constant: the law's factor 2.
+
+    Returns:
+      The least squared distance; infinite where σ_r is at `spurious_share` or below, where there is
+      no such point.
+
+    Raises:
+      ValueError: if r* is not from 1 to r − 1, where the statement is empty.
+
+    Source: Kim, Kim, Ryu 2025 (arXiv:2502.09376), Theorem 1, stated; theory section 5.
+    """
+    if not 1 <= best_rank < values.shape[-1]:
+        raise ValueError(
+            f"best_rank is {best_rank}; it must be from 1 to {values.shape[-1] - 1}, below r."
+        )
+    tail = np.sum(values[..., best_rank:] ** 2, axis=-1)
+    least = spurious_share(alpha, beta, constant=constant) * values[..., best_rank - 1]
+    left = 1 - least / values[..., -1]
+    return np.where(left > 0, tail / np.where(left > 0, left, 1), np.inf)
+
+
 def spurious_distance(
     alpha: Numbers, beta: Numbers, last: Numbers, nuclear: Numbers, *, constant: float = 1.0
 ) -> Numbers:
