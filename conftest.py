@@ -10,14 +10,15 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # Independent LAPACK calls in one program can wait for each other forever in XLA's thread pool when
 # it has a thread for each of two cores only (lorajax/cli/output.py does the same for the command).
 os.environ.setdefault("NPROC", "16")
-# What one test has compiled, others and the commands that they start read from a cache: one for
-# each worker and each session, because JAX does not write entries atomically.
+# What one command has compiled, those that run after it read from a cache: one for each worker and
+# each session, because JAX does not write entries atomically.
 CACHE = tempfile.TemporaryDirectory(prefix="lorajax-tests-", ignore_cleanup_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from lorajax import environment  # noqa: E402
 
@@ -55,3 +56,13 @@ def room_for_programs() -> Iterator[None]:
     if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cached_programs(request: pytest.FixtureRequest) -> None:
+    """Uses the cache on disk where whole commands run, which compile the same again and again.
+
+    Elsewhere a program is small and compiled once: to look it up takes a sixth of all the time.
+    """
+    jax.config.update("jax_enable_compilation_cache", request.path.name.startswith("test_cli"))
+    compilation_cache.reset_cache()

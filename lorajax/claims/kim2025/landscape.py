@@ -198,6 +198,9 @@ def loud_failure(run: Run, constant: float = 2.0) -> Evidence:
         line = np.geomspace(4, 80, 50)
         ax.loglog(line, laws.spurious_share(ALPHA, line), "k--", label="2α/β")
         ax.set(xlabel="β/α", ylabel="σ_r(X) / σ_{r*}(X)", title=f"{len(share)} of {searched} runs")
+        steep = sorted({kind.beta for kind in KINDS if kind.beta > 2 * ALPHA})
+        ax.set_xticks(steep, [f"{each:g}" for each in steep])
+        ax.set_xticks([], minor=True)
         ax.legend()
 
     return Evidence(
