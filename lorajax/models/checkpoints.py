@@ -52,7 +52,7 @@ def _infer(family: Family, form: Format, source: Source, changes: dict[str, Any]
     """The configuration that a checkpoint has; what it does not tell is taken from the changes."""
     where = f"{source.path} looks like a {form.layout} checkpoint, but it"
     try:
-        fields = form.infer(source)
+        fields = form.infer(source._replace(told=changes))
     except _UNREADABLE as error:
         what = f"there is no {error}" if isinstance(error, KeyError) else said(error)
         raise ValueError(f"{where} cannot be read as one: {what}.") from error
@@ -311,7 +311,7 @@ def _read(
     present: list[Rule] = []
     for rule in rules:
         if absent := [name for name in rule.theirs if name not in tensors]:
-            if not rule.optional and not _within(rule.ours[0], heads):
+            if not rule.optional and not all(_within(path, heads) for path in rule.ours):
                 missing += absent
         else:
             present.append(rule)
