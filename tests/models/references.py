@@ -134,7 +134,10 @@ TEXTS = {
 def pair(folder: pathlib.Path, kind: str, classes: int, **vision: Any):
     """Both towers of a CLIP or SigLIP in one file, and a head on what the pair compares."""
     texts = TEXTS | ({} if kind == "CLIP" else {"projection_size": 8})
-    configuration = getattr(transformers, f"{kind}Config")(vision_config=vision, text_config=texts)
+    more = {"projection_dim": 8} if kind == "CLIP" else {}
+    configuration = getattr(transformers, f"{kind}Config")(
+        vision_config=vision, text_config=texts, **more
+    )
     model = getattr(transformers, f"{kind}Model")(configuration)
     model.classifier = nn.Linear(model.vision_model.config.hidden_size, classes)
     randomize(model).save_pretrained(folder)
@@ -287,7 +290,7 @@ SMALL: dict[str, tuple[int, Callable[[pathlib.Path], Any]]] = {
     "timm_deit3": (16, lambda f: timm_folder(f, "deit3_small_patch16_224", **SMALL_TIMM)),
     "timm_dinov2": (
         16,
-        lambda f: timm_folder(f, "vit_giant_patch14_reg4_dinov2", **SMALL_TIMM),
+        lambda f: timm_folder(f, "vit_giant_patch14_reg4_dinov2", mlp_ratio=3, **SMALL_TIMM),
     ),
     "timm_clip": (
         16,

@@ -129,28 +129,35 @@ def _modules(config: ViTConfig) -> Iterator[Rule]:
 def _express(config: ViTConfig) -> None:
     only = {"final_norm": "tokens", "placed": 1, "layer_scale": True, "pool": "cls+mean"}
     huggingface.refuse(config, LAYOUT, ("table", "mlp", "registers"), **only)
-    hidden = (int(4 * config.width * 2 / 3) + 7) // 8 * 8
-    if config.mlp == "swiglu" and config.mlp_width != hidden:
+    if _ratio(config) is None:
         raise ValueError(
-            f"layout is {LAYOUT!r}, whose SwiGLU of width {config.width} has {hidden} hidden "
-            f"features, and not {config.mlp_width}; use 'lorajax'."
+            f"layout is {LAYOUT!r}, in which no mlp_ratio makes a {config.mlp!r} of width "
+            f"{config.width} with mlp_width = {config.mlp_width}; use 'lorajax'."
         )
+
+
+def _ratio(config: ViTConfig) -> int | None:
+    """The whole number that transformers takes the MLP's hidden features from."""
+    for ratio in range(1, 65):
+        hidden = ratio * config.width
+        if config.mlp == "swiglu":
+            hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+        if hidden == config.mlp_width:
+            return ratio
+    return None
 
 
 def _beside(config: ViTConfig) -> dict[str, dict[str, Any]]:
     kind = _KIND[bool(config.registers)]
     stated = huggingface.sizes(config) | huggingface.labels(config)
     del stated["intermediate_size"]
-    gated = config.mlp == "swiglu"
     stated |= {
         "architectures": [f"{kind}ForImageClassification"],
         "model_type": _TOWER.kinds[bool(config.registers)],
-        "mlp_ratio": 4 if gated else config.mlp_width / config.width,
-        "use_swiglu_ffn": gated,
+        "mlp_ratio": _ratio(config),
+        "use_swiglu_ffn": config.mlp == "swiglu",
         "qkv_bias": True,
     }
-    if stated["mlp_ratio"] == int(stated["mlp_ratio"]):
-        stated["mlp_ratio"] = int(stated["mlp_ratio"])
     if config.registers:
         stated["num_register_tokens"] = config.registers
     return {
