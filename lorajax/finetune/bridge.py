@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 
 from lorajax import adapters, data, models
+from lorajax.adapters.peft.shared import check_output
 from lorajax.adapters.selection import shapes
 from lorajax.adapters.starts import name_of, resolve
 from lorajax.adapters.surgery import Targets
@@ -91,6 +92,8 @@ def check_bridge(
     """
     names, bases = Names(model, rules=made.rules), base_layers(model)
     layers = {path: names.layer(path, bases[path]) for path in shapes(model, targets)}
+    for path, torch in layers.items():
+        check_output(path, torch)
     if start is None:
         return
     layer = nnx.Linear(8, 8, use_bias=False, rngs=nnx.Rngs(0))
@@ -106,7 +109,12 @@ def check_bridge(
             "orthogonal."
         )
     for path, torch in layers.items():
-        if torch.parts > 1 or isinstance(bases[path], (nnx.Embed, nnx.Conv)) or torch.shape[2:]:
+        if (
+            torch.parts > 1
+            or torch.attention
+            or isinstance(bases[path], (nnx.Embed, nnx.Conv))
+            or torch.shape[2:]
+        ):
             raise ValueError(
                 f"start is 'pissa', and {path!r} is no Linear layer of its own in torch, where "
                 f"PEFT has no such start for {torch.module}; leave it out of the targets, or use a "

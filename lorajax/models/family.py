@@ -276,9 +276,16 @@ def _stacked(weight: str, bias: str, ours: Sequence[str], optional_bias: bool) -
     )
 
 
-def unused(theirs: str) -> Rule:
-    """The rule of a tensor that a model has no use for, whether it is there or not."""
-    return Rule((theirs,), (), lambda *x: x, lambda *x: x, True)
+def unused(theirs: str, *shape: int) -> Rule:
+    """The rule of a tensor that a model has no use for, whether it is there or not.
+
+    Args:
+      theirs: its name.
+      *shape: of the zeros that stand for it where a module of torch cannot be without; none for a
+        tensor that is not written.
+    """
+    zeros = (np.zeros(shape, np.float32),) if shape else ()
+    return Rule((theirs,), (), lambda *x: (), lambda *x: zeros, True)
 
 
 def conv(theirs: str, ours: str) -> Rule:

@@ -63,7 +63,10 @@ def test_unknown_names(name):
     [
         (lambda: models.config("vit-b/16", image_size=(224, 230)), "multiples of"),
         (lambda: models.config("vit-b/16", heads=7), "must be a multiple of heads = 7"),
-        (lambda: models.config("vit-b/16", pool="max"), "must be 'cls', 'mean', 'cls\\+mean' or 'att"),
+        (
+            lambda: models.config("vit-b/16", pool="max"),
+            "must be 'cls', 'mean', 'cls\\+mean' or 'att",
+        ),
         (lambda: models.config("vit-b/16", mlp="glu"), "mlp is 'glu'; it must be 'gelu' or 'swi"),
         (lambda: models.config("vit-b/16", final_norm="all"), "final_norm is 'all'; it must be"),
         (lambda: models.config("vit-b/16", class_token=False), "pool = 'cls' reads one"),

@@ -69,6 +69,7 @@ def _prefix(config: ViTConfig) -> Rule:
 
 def _rules(config: ViTConfig) -> Iterator[Rule]:
     yield _prefix(config)
+    yield family.unused(f"{_EMBEDDINGS}.mask_token", 1, config.width)
     yield family.one(f"{_EMBEDDINGS}.position_embeddings", "embeddings.positions")
     yield patches(_TOWER.projection, config)
     projection = _TOWER.projection.removesuffix(".weight")
