@@ -23,6 +23,7 @@ from lorajax.models.files import Source, Tensor, opened, said
 EMBEDDED = ("vit-fashion-mnist",)
 """Small models that come with the package: a ViT of 28×28 pixels (`sims/pretrain_vit.py`)."""
 
+_BUFFERS = r"(^|\.)(num_batches_tracked|position_ids|mask_token)$"
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _UNREADABLE = (KeyError, IndexError, ValueError, TypeError, AttributeError, ArithmeticError)
 
@@ -227,6 +228,41 @@ def _find(source: str | os.PathLike) -> Path:
     if name in EMBEDDED:
         return Path(__file__).parent / "embedded" / f"{name}.safetensors"
     return Path(name) if Path(name).exists() else _from_hub(name)
+
+
+def unread(source: str | os.PathLike, config: Any) -> tuple[str, ...]:
+    """What a checkpoint holds and a model made from it does not, such as the texts' half of a CLIP.
+
+    Args:
+      source: as for `load`.
+      config: of the model that was loaded from it.
+
+    Returns:
+      Names of modules, or of tensors that are in none; counters and other buffers are not told.
+
+    Raises:
+      ValueError: if the source is not there, not readable, or of no known format.
+    """
+    with opened(_find(source)) as read:
+        if read.metadata.get("format") == "lorajax":
+            return ()
+        _, form, tensors = _format(read)
+        own = form.names(read.tensors) or {}
+        rules = form.rules(config)
+        used = {own.get(name) for rule in rules if rule.ours for name in rule.theirs}
+        left = [n for n in read.tensors if n not in used and not re.search(_BUFFERS, n)]
+    kept = [name for name in used if name is not None]
+    return tuple(sorted({_outermost(name, kept) for name in left}))
+
+
+def _outermost(name: str, kept: Iterable[str]) -> str:
+    """The largest module around a tensor in which nothing is kept."""
+    parts = name.split(".")
+    for end in range(1, len(parts)):
+        module = ".".join(parts[:end])
+        if not any(each.startswith(f"{module}.") for each in kept):
+            return module
+    return name
 
 
 def layout_of(source: str | os.PathLike) -> str:
