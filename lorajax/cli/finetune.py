@@ -2,8 +2,9 @@
 
 While it trains, the theory's quantities are recorded in every layer: the spectrum of the update,
 the factors' norm, their alignment with the gradient's top direction, and their imbalance. Results
-are curves.png, probes.png, history.json and the adapter in PEFT's format. A run that was
-interrupted goes on where it was when the same command is given again with --resume.
+are curves.png, probes.png, history.json and the adapter in PEFT's format; samples.png shows the
+first batch of images as the model sees it. A run that was interrupted goes on where it was when the
+same command is given again with --resume.
 """
 
 import argparse
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         f"{recipe.steps} steps of {recipe.batch_size} {task.unit}",
         flush=True,
     )
+    sheet = _sheet(begun, trainer, folder)
     with Checkpoints(saved, training.settings(args)) as store, Lines(recipe, task.unit) as lines:
         found = finetune.run(
             trainer,
@@ -100,9 +102,25 @@ def run(args: argparse.Namespace) -> int:
     found.history["metrics"] = judged
     _write(args, folder, trainer.model(found.state), found.history, heads)
     _report(begun, trainer, found.history)
-    written = ["curves.png", "history.json", "adapter" if lora else "model"]
+    written = ["curves.png", *sheet, "history.json", "adapter" if lora else "model"]
     print(f"Written to {folder}: {', '.join(written)}" + ", probes.png" * lora)
     return 0
+
+
+def _sheet(begun: finetuning.Begun, trainer: Any, folder: Any) -> list[str]:
+    """Writes the first batch of images as the model sees it; the file's name, none for texts."""
+    from lorajax import data, plots, tasks
+    from lorajax.plots import finetune as figures
+
+    if not isinstance(begun.task, tasks.Images):
+        return []
+    recipe, train = trainer.recipe, begun.data.train
+    batch = train[data.Order(len(train), recipe.batch_size, recipe.seed)(0)]
+    titles = [begun.data.classes[label] for label in batch["labels"]]
+    pixels = trainer.seen(batch)["pixels"]
+    figure = figures.sheet(pixels, titles, begun.task.mean, begun.task.std)
+    plots.save(figure, folder / "samples.png")
+    return ["samples.png"]
 
 
 def _report(begun: finetuning.Begun, trainer: Any, history: dict[str, Any]) -> None:

@@ -108,8 +108,9 @@ def read_pack(path: Path, name: str, share: float = 0.0) -> Dataset:
     if train is None or (kind is None and not share):
         lacks = "train" if train is None else "test"
         raise ValueError(
-            f"{path} has {', '.join(arrays)}; a pack needs {lacks}_y with {lacks}_x or {lacks}_jpg, "
-            f"or {lacks}_labels with {lacks}_images" + (", or hold_out." if train else ".")
+            f"{path} has {', '.join(arrays)}; a pack needs {lacks}_y with {lacks}_x or "
+            f"{lacks}_jpg, or {lacks}_labels with {lacks}_images"
+            + (", or hold_out." if train else ".")
         )
     splits = [("train", train)] if kind is None else [("train", train), (kind, found.pop(kind))]
     names = arrays.get("names", arrays.get("classes"))

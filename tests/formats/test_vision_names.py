@@ -1,6 +1,7 @@
 """Adapters of image towers, trained on their files here, loaded by PEFT onto these very files."""
 
 import importlib.util
+import json
 import pathlib
 import sys
 
@@ -21,11 +22,13 @@ import peft  # noqa: E402
 import timm  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torchvision.models import vision_transformer  # noqa: E402
 
 from lorajax import adapters, models  # noqa: E402
 from lorajax.adapters.paths import find  # noqa: E402
+from lorajax.cli import main  # noqa: E402
 
 _PATH = pathlib.Path(__file__).parents[1] / "models" / "references.py"
 _SPEC = importlib.util.spec_from_file_location("lorajax_references", _PATH)
@@ -132,6 +135,45 @@ def test_peft_loads_it_onto_the_base_that_it_names(name, targets, method, tmp_pa
     np.testing.assert_allclose(logits_of(found), want, atol=1e-4)
     again = adapters.load_peft(base, tmp_path / "a", rules=rules)
     np.testing.assert_allclose(run(again, pixels), want, atol=1e-4)
+
+
+LABELS = {"num_labels": 2, "ignore_mismatched_sizes": True}
+
+
+@pytest.mark.parametrize("name", ["dinov2_registers", "clip", "siglip", "timm_clip"])
+def test_so_does_the_command(name, tmp_path, capsys):
+    folder = tmp_path / "base"
+    references.SMALL[name][1](folder)
+    draw = np.random.default_rng(0)
+    for label in "ab":
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        for i in range(6):
+            pixels = draw.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / label / f"{i}.png")
+    out = tmp_path / "out"
+    options = ["--hold-out", "30", "--rank", "2", "--epochs", "2", "--batch-size", "4"]
+    options += ["--probes", "1", "--checkpoints", "1", "--out", str(out), "--image-size", "16"]
+    options += ["--also"] if name.startswith("timm") else []  # whose embeddings are no module
+    files = ["--model", str(folder), "--data", str(tmp_path / "pictures")]
+    try:
+        assert main(["finetune", *files, *options]) == 0
+    finally:
+        jax.config.update("jax_enable_x64", True)
+    assert "this package's names" not in capsys.readouterr().out
+    config = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(folder)
+    base = models.load(folder, classes=2, image_size=16)
+    rules = models.torch_rules(base.config, models.layout_of(folder))
+    tuned = adapters.load_peft(base, out / "adapter", rules=rules)
+    if name.startswith("timm"):
+        theirs = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=2)
+    else:
+        kind = json.loads((folder / "config.json").read_text())["architectures"][0]
+        theirs = getattr(transformers, kind).from_pretrained(folder, **LABELS)
+    found = peft.PeftModel.from_pretrained(theirs, out / "adapter")
+    want = run(tuned, jnp.asarray(PIXELS))
+    assert np.abs(want - run(base, jnp.asarray(PIXELS))).max() > 1e-3
+    np.testing.assert_allclose(logits_of(found), want, atol=1e-4)
 
 
 def test_what_peft_trained_on_a_multihead_attention_is_read(tmp_path):

@@ -113,7 +113,9 @@ def test_positions_are_interpolated_as_torch_does(size, antialias):
         antialias=antialias,
     )
     found = layers.resize_grid(grid, size, antialias=antialias)
-    np.testing.assert_allclose(found, expected[0].permute(1, 2, 0), rtol=0, atol=2e-6)
+    # Torch takes coordinates of up to 40 in float32, which is 2e-6 of a pixel, and a pixel's step
+    # is up to 6 here.
+    np.testing.assert_allclose(found, expected[0].permute(1, 2, 0), rtol=0, atol=2e-5)
 
 
 # Small members of timm's zoo whose tensors do not show what they are.

@@ -108,7 +108,9 @@ _PLAIN = {
 def _infer(source: Source) -> dict[str, Any]:
     tensors = source.tensors
     if (name := "blocks.0.attn.q_norm.weight") in tensors:
-        raise ValueError(f"it has norms of queries and keys ({name}), which there is no place for")
+        raise ValueError(
+            f"it has norms of queries and keys ({name}), which this model has no place for"
+        )
     architecture, said = vision.timm_arguments(source, _FREE, _PLAIN)
     known, size = _known(architecture)
     shown = _shown(source, said, known if architecture else None)
