@@ -227,7 +227,7 @@ def read_idx_folder(folder: Path, share: float = 0.0) -> Dataset:
     arrays = {kind: [read_idx(path) for path in pair] for kind, pair in splits.items()}
     count = 1 + max(int(labels.max(initial=0)) for _, labels in arrays.values())
     classes = tuple(map(str, range(count)))
-    tables = {k: image_table(str(splits[k][0]), *arrays[k], count) for k in arrays}
+    tables = {k: image_table(str(splits[k][0]), x, y, count) for k, (x, y) in arrays.items()}
     used = {path for pair in splits.values() for path in pair}
     left_out = tuple(path.name for path in sorted(folder.iterdir()) if path not in used)
     if "test" in tables:

@@ -13,6 +13,9 @@ from lorajax.models.files import Source
 # Per-channel statistics that nearly all ImageNet checkpoints expect (recalled; torchvision, DeiT).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Those of OpenAI's CLIP (recalled; transformers' OPENAI_CLIP_MEAN and OPENAI_CLIP_STD).
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 SIDE = ("config.json", "preprocessor_config.json")
 """The JSON files beside a vision checkpoint that are read."""

@@ -16,9 +16,6 @@ from lorajax.models.vit.model import ViTConfig, patches
 
 _CLIP_LAYOUT, _SIGLIP_LAYOUT = "huggingface-clip", "huggingface-siglip"
 _EMBEDDINGS, _HEAD = "vision_model.embeddings", "vision_model.head"
-# Statistics of OpenAI's training images (recalled; transformers' OPENAI_CLIP_MEAN and _STD).
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _CLIP_TOWER = huggingface.Tower(
     ("clip_vision_model", "clip"),
     f"{_EMBEDDINGS}.patch_embedding.weight",
@@ -27,8 +24,8 @@ _CLIP_TOWER = huggingface.Tower(
     "mlp.fc1.weight",
     epsilon=1e-5,
     activation="quick_gelu",
-    mean=_CLIP_MEAN,
-    std=_CLIP_STD,
+    mean=vision.CLIP_MEAN,
+    std=vision.CLIP_STD,
 )
 _SIGLIP_TOWER = _CLIP_TOWER._replace(
     kinds=("siglip_vision_model", "siglip"),

@@ -30,8 +30,9 @@ _SIZES = {
 }
 # A file without configuration: the widths that have the same heads in every architecture there.
 _BY_WIDTH = {_SIZES[name][0]: _SIZES[name][1] for name in ("tiny", "small", "base", "large")}
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_HALF = ((0.5,), (0.5,))
+_IMAGENET = (vision.IMAGENET_MEAN, vision.IMAGENET_STD)
+_OPENAI = (vision.CLIP_MEAN, vision.CLIP_STD)
 
 
 class _Known(NamedTuple):
@@ -43,8 +44,7 @@ class _Known(NamedTuple):
       epsilon: of the norms.
       placed: whether the tokens in front have positions.
       tokens: whether the last norm comes before the mean.
-      mean: of the images.
-      std: likewise.
+      statistics: mean and standard deviation of the images.
       sizes: width and heads where they are others than `_SIZES` has.
     """
 
@@ -53,27 +53,31 @@ class _Known(NamedTuple):
     epsilon: float = 1e-6
     placed: bool = True
     tokens: bool = False
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] = _HALF
     sizes: Mapping[str, tuple[int, int]] = {}
 
 
-_IMAGENET = {"mean": vision.IMAGENET_MEAN, "std": vision.IMAGENET_STD}
-_OPENAI = {"mean": _CLIP_MEAN, "std": _CLIP_STD, "epsilon": 1e-5}
 _ANY = "tiny|small|base|large|huge|giant|gigantic"
 _DINO = {"giant": (1536, 24)}
 _ARCHITECTURES = (
     _Known(rf"vit_({_ANY})_patch\d+_\d+(?:_in21k|_miil|_dino)*"),
     _Known(r"(test)_vit"),
     _Known(rf"vit_({_ANY})_patch\d+_gap_\d+", tokens=True),
-    _Known(r"deit_(tiny|small|base)(?:_distilled)?_patch\d+_\d+", **_IMAGENET),
-    _Known(r"deit3_(small|medium|base|large|huge)_patch\d+_\d+", placed=False, **_IMAGENET),
-    _Known(r"vit_(small|base|large|giant)_patch14_dinov2", sizes=_DINO, **_IMAGENET),
+    _Known(r"deit_(tiny|small|base)(?:_distilled)?_patch\d+_\d+", statistics=_IMAGENET),
     _Known(
-        r"vit_(small|base|large|giant)_patch14_reg4_dinov2", placed=False, sizes=_DINO, **_IMAGENET
+        r"deit3_(small|medium|base|large|huge)_patch\d+_\d+", placed=False, statistics=_IMAGENET
     ),
-    _Known(rf"vit_({_ANY}|xsmall|medium|betwixt)_patch\d+_clip_\d+", **_OPENAI),
-    _Known(rf"vit_({_ANY})_patch\d+_clip_quickgelu_\d+", "quick", **_OPENAI),
+    _Known(r"vit_(small|base|large|giant)_patch14_dinov2", sizes=_DINO, statistics=_IMAGENET),
+    _Known(
+        r"vit_(small|base|large|giant)_patch14_reg4_dinov2",
+        placed=False,
+        sizes=_DINO,
+        statistics=_IMAGENET,
+    ),
+    _Known(
+        rf"vit_({_ANY}|xsmall|medium|betwixt)_patch\d+_clip_\d+", epsilon=1e-5, statistics=_OPENAI
+    ),
+    _Known(rf"vit_({_ANY})_patch\d+_clip_quickgelu_\d+", "quick", epsilon=1e-5, statistics=_OPENAI),
     _Known(
         r"vit_(?:(base)_patch32|(large)_patch16|(so400m|giantopt)_patch16)_siglip_(?:gap_)?"
         r"(?(2)512|\d+)",
@@ -133,7 +137,7 @@ def _infer(source: Source) -> dict[str, Any]:
         "mlp": _mlp(shown["mlp"], known, source),
         "epsilon": usual.epsilon if usual else silent,
         **_pool(source, said, known, bool(architecture) and known is None),
-        **vision.statistics(source, statistics.mean, statistics.std),
+        **vision.statistics(source, *statistics.statistics),
     }
 
 
