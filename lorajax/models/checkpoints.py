@@ -111,8 +111,9 @@ def load(
     """A pretrained model from a file, a folder or the hub, in any of the public formats.
 
     Read are this package's own files and the formats of each family (`models.families()`):
-    transformers' folders of ViT, BERT, RoBERTa and Llama; timm's ViT, DeiT and ResNet; Google's
-    augreg npz files; torchvision's ResNet and VGG; CIFAR ResNets by akamaster. Which one it is
+    transformers' folders of ViT, DINOv2, CLIP and SigLIP (whose texts' half is left out), BERT,
+    RoBERTa and Llama; timm's ViT, DeiT, DeiT III, DINOv2, CLIP, SigLIP and ResNet; Google's augreg
+    npz files; torchvision's ViT, ResNet and VGG; CIFAR ResNets by akamaster. Which one it is
     shows from the names of the tensors; what they do not show is read from the JSON files beside
     them. A bare file of timm, without a `config.json`, counts as one with timm's own defaults.
 
@@ -127,7 +128,9 @@ def load(
       seed: for a fresh head, and for dropout in training mode.
       **changes: other fields of the configuration to set: what the checkpoint does not tell, for
         example `heads`; or what is to be other than in the checkpoint, for example `image_size` of
-        a ViT, whose position embeddings are interpolated, or `gelu`, `dropout`, `mean`, `std`.
+        a ViT, whose position embeddings are interpolated, or `gelu`, `dropout`, `mean`, `std`; or
+        `pool`, what the head of a CLIP ("mean" or "cls"), SigLIP ("mean" or "attention") or DINOv2
+        ("cls+mean", "cls" or "mean") reads; the first of each is transformers' own.
 
     Returns:
       The model in evaluation mode, a subclass of `Model`; `model.config` says what it is. Rates of
@@ -272,7 +275,8 @@ def layout_of(source: str | os.PathLike) -> str:
       source: as for `load`.
 
     Returns:
-      "lorajax", "huggingface", "timm", "augreg" or "torchvision".
+      "lorajax", or that of a family's format: "huggingface", "huggingface-dinov2",
+      "huggingface-clip", "huggingface-siglip", "timm", "augreg" or "torchvision".
 
     Raises:
       ValueError: if the source is not there, not readable, or of no known format.
@@ -453,8 +457,9 @@ def tensors(model: Any, layout: str = "lorajax") -> dict[str, np.ndarray]:
     Args:
       model: without adapters; merge them first.
       layout: "lorajax", or that of a format of the model's family: "huggingface" for a Bert or a
-        Llama; this, "timm" or "augreg" for a ViT; "torchvision" for ResNet and VGG (CIFAR ResNets
-        come out as akamaster's).
+        Llama; this, "huggingface-dinov2", "huggingface-clip", "huggingface-siglip", "timm",
+        "augreg" or "torchvision" for a ViT; "torchvision" for ResNet and VGG (CIFAR ResNets come
+        out as akamaster's).
 
     Returns:
       NumPy arrays by name.

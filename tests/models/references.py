@@ -25,7 +25,7 @@ def randomize(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            if not tensor.is_floating_point():
+            if not tensor.is_floating_point() or name.endswith("inv_freq"):
                 continue
             noise = torch.randn(tensor.shape, generator=generator)
             if name.endswith("running_var"):
@@ -115,6 +115,14 @@ def huggingface(folder: pathlib.Path, kind: str, **config: Any):
     model = getattr(transformers, f"{kind}ForImageClassification")(configuration)
     randomize(model).save_pretrained(folder)
     return folder, lambda x: model(x).logits
+
+
+def dinov3(folder: pathlib.Path, **config: Any):
+    """The tower, which has no classifier: its vector of each image."""
+    configuration = transformers.DINOv3ViTConfig(num_register_tokens=2, **config)
+    model = randomize(transformers.DINOv3ViTModel(configuration))
+    model.save_pretrained(folder)
+    return folder, lambda x: model(x).pooler_output
 
 
 # The texts' half of a pair is there to be left out.
@@ -270,6 +278,7 @@ SMALL: dict[str, tuple[int, Callable[[pathlib.Path], Any]]] = {
             f, "Dinov2WithRegisters", num_register_tokens=2, **SMALL_DINO | {"image_size": 12}
         ),
     ),
+    "dinov3": (16, lambda f: dinov3(f, use_gated_mlp=True, hidden_act="silu", **SMALL_TOWER)),
     "clip": (16, lambda f: tower(f, "CLIP", 5, **SMALL_TOWER)),
     "clip_pair": (16, lambda f: pair(f, "CLIP", 5, **SMALL_TOWER)),
     "siglip": (16, lambda f: tower(f, "Siglip", 5, **SMALL_TOWER)),

@@ -134,6 +134,21 @@ def test_exports_to_timm_state_their_configurations(name, tmp_path):
     )
 
 
+def test_a_tower_whose_queries_and_keys_are_turned():
+    with pytest.raises(ValueError, match="no classification head"):
+        models.load(source("dinov3"))
+    model = models.load(source("dinov3"), classes=5)
+    expected = np.load(FIXTURES / "dinov3" / "expected.npz")
+    x = jnp.asarray(expected["images"])
+    found = nnx.jit(lambda model, x: model.norm(model.tokens(x))[:, 0])(model, x)
+    np.testing.assert_allclose(found, expected["logits"], rtol=0, atol=1e-5)
+    last = nnx.jit(lambda model, x: model.head(model.norm(model.tokens(x))[:, 0]))(model, x)
+    np.testing.assert_allclose(run(model, x), last, rtol=0, atol=1e-5)
+    assert models.load(source("dinov3"), classes=5, image_size=24).config.grid == (6, 6)
+    with pytest.raises(ValueError, match="has no classifier; use 'lorajax'"):
+        models.save(model, "m.safetensors", layout="huggingface-dinov3")
+
+
 def test_a_table_that_is_interpolated_stays_whole():
     small, large = (models.load(source("dinov2"), image_size=size) for size in (8, 24))
     np.testing.assert_array_equal(small.embeddings.positions[...], large.embeddings.positions[...])

@@ -9,6 +9,7 @@ from lorajax.models.family import Family
 from lorajax.models.vit.augreg import AUGREG
 from lorajax.models.vit.clip import CLIP, SIGLIP
 from lorajax.models.vit.dinov2 import DINOV2
+from lorajax.models.vit.dinov3 import DINOV3
 from lorajax.models.vit.huggingface import HUGGINGFACE
 from lorajax.models.vit.model import SIZES, ViT, ViTConfig
 from lorajax.models.vit.timm import TIMM
@@ -26,6 +27,8 @@ def resized(
     arrays: Mapping[str, np.ndarray], config: ViTConfig, target: ViTConfig
 ) -> Mapping[str, np.ndarray]:
     """A ViT's arrays with position embeddings interpolated to the table of `target`."""
+    if config.rope:
+        return arrays
     positions, (placed, rows, columns) = arrays["embeddings.positions"], config.positions
     wanted = target.positions[1:]
     if (rows, columns) == wanted or positions.shape[1] != placed + rows * columns:
@@ -40,7 +43,7 @@ FAMILY = Family(
     "vit",
     ViT,
     ViTConfig,
-    formats=(HUGGINGFACE, DINOV2, CLIP, SIGLIP, TIMM, TORCHVISION, AUGREG),
+    formats=(HUGGINGFACE, DINOV2, DINOV3, CLIP, SIGLIP, TIMM, TORCHVISION, AUGREG),
     named={"vit-{ti,s,b,l}/{4,7,8,14,16,32}": _named},
     options=vision.options,
     fit=resized,

@@ -26,7 +26,7 @@ class Tower(NamedTuple):
     Attributes:
       kinds: values of `model_type`; the first is that of a file that states none.
       projection: name of the patch embedding's kernel.
-      positions: name of the table of positions.
+      positions: name of the table of positions; "" for none.
       layer: of a block, in front of its number.
       up: name of the first kernel of the MLP, behind the block's number.
       hidden: outputs of that kernel over the MLP's hidden features.
@@ -92,13 +92,14 @@ def described(source: Source, tower: Tower, said: Mapping[str, Any]) -> dict[str
     if isinstance(labels := config.get("id2label"), dict):
         family.agree({"id2label": len(labels)}, {"id2label": classes})
     silent = Untold("it has no config.json, which states it")
+    known, stated = vision.processed_size(source), stated and vision.pair(stated)
+    if tower.positions:
+        count = tensors[tower.positions].shape[-2] - tower.front
+        size = grid_of(count, patch, stated, known=known)
+    else:
+        size = known or stated or Untold("no tensor shows it, and no file beside them states it")
     return {
-        "image_size": grid_of(
-            tensors[tower.positions].shape[-2] - tower.front,
-            patch,
-            None if stated is None else vision.pair(stated),
-            known=vision.processed_size(source),
-        ),
+        "image_size": size,
         "patch_size": patch,
         "width": width,
         "depth": depth,
@@ -185,7 +186,7 @@ def refuse(config: ViTConfig, layout: str, told: Collection[str] = (), **only: A
       **only: the values that others must have there; of the rest, that of the plain ViT.
     """
     switches = ("pool", "final_norm", "class_token", "distilled", "registers", "table")
-    switches += ("norm_before", "patch_bias", "layer_scale", "mlp")
+    switches += ("norm_before", "patch_bias", "layer_scale", "mlp", "rope")
     wanted = {name: getattr(_PLAIN, name) for name in switches} | {"placed": config.prefix} | only
     if config.pool == "cls" and config.final_norm != "none":
         wanted["final_norm"] = config.final_norm  # on the class token both are the same

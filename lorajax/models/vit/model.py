@@ -1,20 +1,21 @@
 """The vision transformer (Dosovitskiy et al. 2020, arXiv:2010.11929) and its kin in Flax NNX.
 
-One model with switches: DeiT and DeiT III, DINOv2 with and without registers, and the image towers
-of CLIP and SigLIP differ in where tokens stand, what is normed, and what the head reads.
+One model with switches: DeiT and DeiT III, DINOv2 with and without registers, DINOv3, and the image
+towers of CLIP and SigLIP differ in where tokens stand, what is normed, and what the head reads.
 """
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from lorajax.models import layers, vision
 from lorajax.models.family import Model, Rule, Untold, one
+from lorajax.models.vit.attention import Attention
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "ti": (192, 12, 3),
@@ -57,6 +58,8 @@ class ViTConfig:
       placed: how many of the tokens in front have positions, from the first on; −1 means all.
       table: (rows, columns) of the table of positions where images of another size interpolate it
         in each call, as DINOv2 in transformers does; () where it is that of the image size.
+      rope: base of the wavelengths that queries and keys of patches are turned by in place of a
+        table of positions (DINOv3); 0 for the table.
       antialias: whether positions are interpolated as timm does it, or else as transformers.
       norm_before: a norm before the first block (CLIP).
       patch_bias: whether the patch embedding has one.
@@ -84,6 +87,7 @@ class ViTConfig:
     registers: int = 0
     placed: int = -1
     table: tuple[int, ...] = ()
+    rope: float = 0.0
     antialias: bool = True
     norm_before: bool = False
     patch_bias: bool = True
@@ -124,6 +128,11 @@ class ViTConfig:
             )
         if self.table and (len(self.table) != 2 or min(self.table) < 1):
             raise ValueError(f"table is {self.table}; it must be (rows, columns) or ().")
+        if self.rope and (self.rope < 0 or self.table or self.width // self.heads % 4):
+            raise ValueError(
+                f"rope is {self.rope}; it must be 0 or positive, without a table and with heads of "
+                "4, 8, … features."
+            )
         vision.check_statistics(self)
         if not self.mlp_width:
             object.__setattr__(self, "mlp_width", 4 * self.width)
@@ -142,6 +151,8 @@ class ViTConfig:
     @property
     def positions(self) -> tuple[int, int, int]:
         """Tokens in front that have positions, and rows and columns of the table."""
+        if self.rope:
+            return 0, 0, 0
         rows, columns = self.table or self.grid
         return self.prefix if self.placed < 0 else self.placed, rows, columns
 
@@ -198,51 +209,16 @@ def patches(theirs: str, config: ViTConfig, *, torch: bool = True) -> Rule:
     )
 
 
-class Attention(nnx.Module):
-    """Multi-head self-attention with separate query, key and value layers.
-
-    Each is a plain `nnx.Linear` of shape (width, width), so that an adapter may take its place.
-    """
-
-    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs, **dtypes: Any):
-        self.heads = heads
-        self.query = nnx.Linear(width, width, rngs=rngs, **dtypes)
-        self.key = nnx.Linear(width, width, rngs=rngs, **dtypes)
-        self.value = nnx.Linear(width, width, rngs=rngs, **dtypes)
-        self.out = nnx.Linear(width, width, rngs=rngs, **dtypes)
-
-    def __call__(
-        self,
-        x: Float[Array, "b t d"],
-        first: int | None = None,
-        asking: Float[Array, "b q d"] | None = None,
-    ) -> Float[Array, "b first d"]:
-        """Attends over the tokens of each image.
-
-        Args:
-          x: the tokens that are seen.
-          first: how many of them see, all if None.
-          asking: tokens that see in their place.
-
-        Returns:
-          What each of those sees.
-        """
-        batch, _, width = x.shape
-        features = width // self.heads
-
-        # With tokens and features as the last two axes both products are plain batched GEMMs; in
-        # the order (batch, token, head, feature) XLA's CPU backend transposes around each of them.
-        def split(y: Array) -> Array:
-            return y.reshape(batch, -1, self.heads, features).transpose(0, 2, 1, 3)
-
-        asking = x[:, :first] if asking is None else asking
-        query = split(self.query(asking)) * jnp.asarray(features**-0.5, x.dtype)
-        key, value = split(self.key(x)), split(self.value(x))
-        scores = jnp.einsum("bhqf,bhkf->bhqk", query, key)
-        # Half precision loses the small weights of long rows.
-        weights = jax.nn.softmax(scores.astype(layers.at_least_float32(scores.dtype)))
-        mixed = jnp.einsum("bhqk,bhkf->bhqf", weights.astype(value.dtype), value)
-        return self.out(mixed.transpose(0, 2, 1, 3).reshape(batch, -1, width))
+def _angles(config: ViTConfig) -> np.ndarray | None:
+    """Of each patch and feature: rows and columns from −1 to 1 times 2π over wavelengths."""
+    if not config.rope:
+        return None
+    features = config.width // config.heads
+    frequencies = 1 / config.rope ** np.arange(0, 1, 4 / features)
+    axes = [2 * (np.arange(n) + 0.5) / n - 1 for n in config.grid]
+    places = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2, 1)
+    angles = (2 * np.pi * places * frequencies).reshape(len(places), -1)
+    return np.tile(angles, 2)
 
 
 class Block(nnx.Module):
@@ -264,11 +240,12 @@ class Block(nnx.Module):
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs) if config.dropout else None
 
     def __call__(
-        self, x: Float[Array, "b t d"], first: int | None = None
+        self, x: Float[Array, "b t d"], first: int | None = None, angles: np.ndarray | None = None
     ) -> Float[Array, "b first d"]:
         """Adds attention, then the MLP, to the stream of tokens; of the `first`, or all if None."""
         drop = self.dropout or (lambda y: y)
-        x = x[:, :first] + drop(_scaled(self.attention(self.norm1(x), first), self.scale1))
+        seen = self.attention(self.norm1(x), first, angles=angles)
+        x = x[:, :first] + drop(_scaled(seen, self.scale1))
         return x + drop(_scaled(self.mlp(self.norm2(x)), self.scale2))
 
 
@@ -313,9 +290,9 @@ class Embeddings(nnx.Module):
         self.prefix = (
             nnx.Param(normal(rngs.params(), shape, param_dtype)) if config.prefix else None
         )
-        self.positions = nnx.Param(
-            normal(rngs.params(), (1, placed + rows * columns, config.width), param_dtype)
-        )
+        shape = (1, placed + rows * columns, config.width)
+        table = None if config.rope else nnx.Param(normal(rngs.params(), shape, param_dtype))
+        self.positions = table
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b t d"]:
         """Tokens of images of the configuration's shape."""
@@ -324,21 +301,22 @@ class Embeddings(nnx.Module):
         x = images.reshape(batch, rows, side, columns, side, config.channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
         x = self.patches(x)
-        positions = self._positions().astype(x.dtype)
         if self.prefix is None:
-            return x + positions
+            return x if self.positions is None else x + self._positions(self.positions, x.dtype)
         prefix = self.prefix[...].astype(x.dtype)
         prefix = jnp.broadcast_to(prefix, (batch, config.prefix, config.width))
-        placed = config.positions[0]
+        if self.positions is None:
+            return jnp.concatenate([prefix, x], axis=1)
+        positions, placed = self._positions(self.positions, x.dtype), config.positions[0]
         if placed == config.prefix:
             return jnp.concatenate([prefix, x], axis=1) + positions
         front = prefix[:, :placed] + positions[:, :placed]
         return jnp.concatenate([front, prefix[:, placed:], x + positions[:, placed:]], axis=1)
 
-    def _positions(self) -> Array:
+    def _positions(self, variable: nnx.Param, dtype: Any) -> Array:
         """Those of the image size, interpolated where the table has another."""
         (placed, *table), grid = self.config.positions, self.config.grid
-        positions = self.positions[...]
+        positions = variable[...].astype(dtype)
         if tuple(table) == grid:
             return positions
         patches = positions[0, placed:].reshape(*table, -1)
@@ -435,8 +413,9 @@ class ViT(Model):
         x = self.embeddings(images)
         x = self.norm_before(x) if self.norm_before is not None else x
         x = self.dropout(x) if self.dropout is not None else x
+        angles = _angles(config)
         for i, block in enumerate(self.blocks):
-            x = block(x, first if i == config.depth - 1 else None)
+            x = block(x, first if i == config.depth - 1 else None, angles)
         return x
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b classes"]:
