@@ -100,10 +100,9 @@ def run(args: argparse.Namespace) -> int:
         )
     judged = finetune.judge(trainer, found.state, begun.data.test, args.metric, 2 * at_once)
     found.history["metrics"] = judged
-    _write(args, folder, trainer.model(found.state), found.history, heads)
+    written = _write(args, folder, trainer.model(found.state), found.history, heads)
     _report(begun, trainer, found.history)
-    written = ["curves.png", *sheet, "history.json", "adapter" if lora else "model"]
-    print(f"Written to {folder}: {', '.join(written)}" + ", probes.png" * lora)
+    print(f"Written to {folder}: {', '.join([*sheet, *written])}")
     return 0
 
 
@@ -146,7 +145,8 @@ def _report(begun: finetuning.Begun, trainer: Any, history: dict[str, Any]) -> N
 
 def _write(
     args: argparse.Namespace, folder: Any, tuned: Any, history: dict[str, Any], heads: Any
-) -> None:
+) -> list[str]:
+    """Writes what came out of a run; the names of the files and folders."""
     from lorajax import models, plots
     from lorajax.environment import files
     from lorajax.finetune import bridge
@@ -156,8 +156,9 @@ def _write(
     plots.save(figures.curves(history), folder / "curves.png")
     if args.method == "full":
         models.save(tuned, folder / "model" / "model.safetensors")
-        return
+        return ["curves.png", "history.json", "model"]
     figure = figures.quantities(history["probe_step"], history["layers"], history["probes"])
     plots.save(figure, folder / "probes.png")
     if why := bridge.save_adapter(tuned, folder / "adapter", args.model, heads):
         print(f"adapter/ has this package's names, for {why}")
+    return ["curves.png", "history.json", "adapter", "probes.png"]

@@ -235,9 +235,10 @@ def _images(args: argparse.Namespace, **options: Any) -> tuple[Any, Any, Any, An
 
 def _size(args: argparse.Namespace) -> tuple[int, int] | None:
     """(height, width) of the images that the model takes, where it takes one size."""
-    from lorajax import models
+    from lorajax import data, models
 
-    if args.image_size is not None:
+    arrays = args.data in ("mnist-sample", *data.NAMED) or args.data.endswith(".npz")
+    if args.image_size is not None or arrays:
         return None
     pool = {} if args.pool is None else {"pool": args.pool}
     return getattr(models.abstract(args.model, classes=2, **pool).config, "image_size", None)

@@ -13,10 +13,9 @@ from lorajax.models.checkpoints import (
     layout_of,
     load,
     notes,
-    save,
-    tensors,
     unread,
 )
+from lorajax.models.export import save, tensors
 from lorajax.models.family import Family, Format, Model, Rule, Untold
 from lorajax.models.files import Source
 from lorajax.models.generation import Generated, generate

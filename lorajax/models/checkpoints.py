@@ -1,6 +1,5 @@
-"""Loading and saving of models: this package's own files and the public formats of each family."""
+"""Loading of models: this package's own files and the public formats of each family."""
 
-import dataclasses
 import json
 import os
 import re
@@ -12,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import save_file
 
 from lorajax import downloads
 from lorajax.environment import memory
@@ -28,7 +26,8 @@ _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _UNREADABLE = (KeyError, IndexError, ValueError, TypeError, AttributeError, ArithmeticError)
 
 
-def _some(names: Iterable[str], limit: int = 3) -> str:
+def some(names: Iterable[str], limit: int = 3) -> str:
+    """The first of some names, in words."""
     names = sorted(names)
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" * (len(names) > limit))
 
@@ -43,7 +42,7 @@ def _format(source: Source) -> tuple[Family, Format, dict[str, Tensor]]:
     ]
     if not found:
         raise ValueError(
-            f"{source.path} is in no known format; its tensors are named {_some(source.tensors)}."
+            f"{source.path} is in no known format; its tensors are named {some(source.tensors)}."
         )
     family, form, names = max(found, key=lambda match: len(match[1].signature))
     return family, form, {name: source.tensors[theirs] for name, theirs in names.items()}
@@ -165,7 +164,7 @@ def load(
     lost = [name for name in shapes if name not in arrays and _within(name, abstract.heads)]
     if lost and "classes" not in changes:
         raise ValueError(
-            f"{path} has no classification head ({_some(lost)}); say how many classes to make one "
+            f"{path} has no classification head ({some(lost)}); say how many classes to make one "
             "for."
         )
     if getattr(config, "classes", None) != getattr(target, "classes", None):
@@ -319,7 +318,8 @@ def _within(path: str, parents: Iterable[str]) -> bool:
     return any(path == parent or path.startswith(f"{parent}.") for parent in parents)
 
 
-def _path(parts: tuple[Any, ...]) -> str:
+def path_of(parts: tuple[Any, ...]) -> str:
+    """The dotted path of an array."""
     return ".".join(str(part) for part in parts)
 
 
@@ -332,7 +332,7 @@ def _abstract(config: Any, dtype: Any, param_dtype: Any) -> Model:
 
 def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
     leaves = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
-    return {_path(parts): leaf.get_value().shape for parts, leaf in leaves}
+    return {path_of(parts): leaf.get_value().shape for parts, leaf in leaves}
 
 
 def _as_named(name: str) -> Rule:
@@ -356,12 +356,12 @@ def _read(
         else:
             present.append(rule)
     if missing:
-        raise ValueError(f"{source.path} lacks {_some(missing)}; the checkpoint is incomplete.")
+        raise ValueError(f"{source.path} lacks {some(missing)}; the checkpoint is incomplete.")
     used = {name for rule in present for name in rule.theirs}
     strange = (tensors.keys() - used) | {p for rule in present for p in rule.ours} - shapes.keys()
     if strange:
         raise ValueError(
-            f"{source.path} has {_some(strange)}, which this model has no place for; it is "
+            f"{source.path} has {some(strange)}, which this model has no place for; it is "
             "another architecture."
         )
     present = [rule for rule in present if rule.ours]
@@ -391,8 +391,8 @@ def _read(
 def _misfit(source: Source, rule: Rule, wanted: list[tuple[int, ...]]) -> ValueError:
     shape = source.tensors[rule.theirs[0]].shape
     return ValueError(
-        f"{source.path}: {_some(rule.theirs)} has shape {shape}, which does not fit the rest of "
-        f"the checkpoint, by which {_some(rule.ours)} has shape {wanted[0]}."
+        f"{source.path}: {some(rule.theirs)} has shape {shape}, which does not fit the rest of "
+        f"the checkpoint, by which {some(rule.ours)} has shape {wanted[0]}."
     )
 
 
@@ -405,7 +405,7 @@ def _assemble(
     graph, state = nnx.split(model)
     leaves = dict(nnx.to_flat_state(state))
     for parts, leaf in leaves.items():
-        name, wanted = _path(parts), leaf.get_value()
+        name, wanted = path_of(parts), leaf.get_value()
         if isinstance(leaf, nnx.RngKey):
             value = rngs.fork_key() if hasattr(rngs, "fork_key") else rngs()
         elif isinstance(leaf, nnx.RngCount):
@@ -435,101 +435,3 @@ def _fresh_head(rngs: nnx.Rngs, parts: tuple[Any, ...], wanted: jax.ShapeDtypeSt
     # Not zeros: behind a head of zeros no gradient reaches the adapters, and starts and ranks that
     # are read off the gradient would see nothing.
     return nnx.initializers.lecun_normal()(rngs.params(), wanted.shape, wanted.dtype)
-
-
-def _layout(model: Model, layout: str) -> Format | None:
-    """The format that a layout names, None for this package's own."""
-    if layout == "lorajax":
-        return None
-    forms = {form.layout: form for form in catalog.family_of(model.config).formats}
-    if layout not in forms:
-        raise ValueError(
-            f"layout is {layout!r}; for a {type(model).__name__} it must be one of "
-            f"{', '.join(['lorajax', *forms])}."
-        )
-    forms[layout].express(model.config)
-    return forms[layout]
-
-
-def tensors(model: Any, layout: str = "lorajax") -> dict[str, np.ndarray]:
-    """A model's weights under the names of a layout.
-
-    Args:
-      model: without adapters; merge them first.
-      layout: "lorajax", or that of a format of the model's family: "huggingface" for a Bert or a
-        Llama; this, "huggingface-dinov2", "huggingface-clip", "huggingface-siglip", "timm",
-        "augreg" or "torchvision" for a ViT; "torchvision" for ResNet and VGG (CIFAR ResNets come
-        out as akamaster's).
-
-    Returns:
-      NumPy arrays by name.
-
-    Raises:
-      ValueError: if the layout does not exist for this model or cannot express it.
-    """
-    state = nnx.state(model, (nnx.Param, nnx.BatchStat))
-    arrays = {
-        _path(parts): np.asarray(leaf.get_value()) for parts, leaf in nnx.to_flat_state(state)
-    }
-    if (form := _layout(model, layout)) is None:
-        return arrays
-    rules = list(form.rules(model.config))
-    if left := arrays.keys() - {name for rule in rules for name in rule.ours}:
-        raise ValueError(
-            f"model has {_some(left)}, which the layout {layout!r} has no place for; merge or "
-            "remove adapters first."
-        )
-    return {
-        form.spell(model.config, name): np.ascontiguousarray(value)
-        for rule in rules
-        if rule.ours
-        for name, value in zip(
-            rule.theirs, rule.write(*(arrays[p] for p in rule.ours)), strict=True
-        )
-    }
-
-
-def save(
-    model: Any,
-    path: str | os.PathLike,
-    *,
-    layout: str = "lorajax",
-    notes: Mapping[str, str] | None = None,
-) -> Path:
-    """Writes a model to one file, in this package's format or in a public one.
-
-    Args:
-      model: without adapters; merge them first.
-      path: a .safetensors file, or .npz for the augreg layout.
-      layout: as in `tensors`. For "huggingface" and "timm" the JSON files of these libraries are
-        written beside the file.
-      notes: strings to keep in the file's metadata, for example a recipe.
-
-    Returns:
-      The path.
-
-    Raises:
-      ValueError: for a layout that does not fit the model or the file's suffix.
-    """
-    path = Path(path)
-    form = _layout(model, layout)
-    suffix = ".safetensors" if form is None else form.suffix
-    if path.suffix != suffix:
-        raise ValueError(
-            f"path is {str(path)!r}; for the layout {layout!r} it must end in {suffix}."
-        )
-    found = tensors(model, layout)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if suffix == ".npz":
-        np.savez(path, allow_pickle=False, **found)
-        return path
-    metadata = dict(notes or {}) | {"format": "pt"}
-    if form is None:
-        config = json.dumps(dataclasses.asdict(model.config))
-        family = catalog.family_of(model.config).name
-        metadata |= {"format": "lorajax", "family": family, "config": config}
-    save_file({k: np.ascontiguousarray(v) for k, v in found.items()}, path, metadata)
-    for name, content in ({} if form is None else form.beside(model.config)).items():
-        text = json.dumps(content, indent=2, sort_keys=True)
-        (path.parent / name).write_text(text + "\n", encoding="utf-8")
-    return path
