@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 from safetensors.numpy import load_file
 
 from lorajax import adapters, data, finetune, models, tasks
@@ -55,6 +56,45 @@ def run_apart(*arguments):
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
     )
+
+
+def pictures(root, sides=(8, 8)):
+    """Colored pictures in folders of classes without a split, each of its class's brightness."""
+    for i, name in enumerate("abc"):
+        (root / name).mkdir(parents=True)
+        for j in range(10):
+            pixels = np.full((sides[j % 2], 8, 3), 60 * i + j, np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{j}.png")
+    return root
+
+
+def test_folders_without_a_split_and_a_sheet_of_what_is_seen(folder, tmp_path, capsys):
+    # One side differs, and the model takes one channel: its size, and the pictures' brightness.
+    data_folder = pictures(tmp_path / "pictures", sides=(8, 9))
+    (data_folder / "notes.txt").write_text("")
+    files = ["--model", str(folder / "vit.safetensors"), "--data", str(data_folder)]
+    options = ["--rank", "1", "--epochs", "1", "--batch-size", "9", "--probes", "1"]
+    options += ["--checkpoints", "1", "--out", str(tmp_path / "out"), "--head", "keep"]
+    assert main(["finetune", *files, *options]) == 2
+    assert "give --hold-out PERCENT to measure on" in capsys.readouterr().err
+    assert main(["finetune", *files, *options, "--hold-out", "20"]) == 0
+    out = capsys.readouterr().out
+    assert "24 training and 6 held-out images" in out
+    assert "held out: 20 % of each class, the same for every seed" in out
+    assert "1 left out of --data: notes.txt" in out
+    assert "samples.png" in out
+    sheet = np.asarray(Image.open(tmp_path / "out" / "samples.png").convert("RGB"))
+    assert sheet.std() > 10 and not np.any(sheet[..., 0] != sheet[..., 2])
+
+
+def test_a_list_of_paths(folder, tmp_path, capsys):
+    pictures(tmp_path)
+    rows = [f"{c}/{j}.png,{c},{'val' if j < 3 else 'train'}" for c in "abc" for j in range(10)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
+    files = ["--model", str(folder / "vit.safetensors"), "--data", str(tmp_path / "list.csv")]
+    options = ["--samples", "9", "--budget", "50", "--out", str(tmp_path / "out")]
+    assert main(["rank", *files, *options]) == 0
+    assert "21 training and 9 test images" in capsys.readouterr().out
 
 
 def inputs(folder):

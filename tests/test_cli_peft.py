@@ -306,3 +306,21 @@ def test_a_trained_adapter_loads_in_peft_and_back(folder, name, rows, tmp_path):
     again = adapters.load_peft(model, tmp_path / "back", rules=made.rules)
     np.testing.assert_allclose(our_logits(again, name), after, atol=1e-6)
     assert isinstance(nnx.state(again), nnx.State)
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "fits"),
+    [
+        ("huggingface_vit", ["head", "embeddings"], False),
+        ("huggingface_vit", ["head"], True),
+        ("dinov2", ["head", "embeddings"], True),  # whose table stays whole
+    ],
+)
+def test_positions_of_another_image_size_do_not_fit_the_base(name, heads, fits, tmp_path):
+    source = FIXTURES / name
+    model = models.load(source, image_size=8)
+    adapted = adapters.adapt(model, "**/query", rank=1, key=jax.random.key(0))
+    why = bridge.save_adapter(adapted, tmp_path, source, heads)
+    assert why is None if fits else "'embeddings' trained at another size" in (why or "")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == (str(source) if fits else None)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from lorajax.adapters.layers import Adapter
 from lorajax.adapters.layouts import Axes, Convolution, layout
-from lorajax.adapters.torch_layers import TorchLayer
+from lorajax.adapters.torch_layers import WRAPPED, TorchLayer
 from lorajax.factors import Factors
 
 
@@ -337,6 +337,7 @@ def pattern_value(config: Mapping[str, Any], field: str, module: str, default: A
       ValueError: for anything but a mapping, and for regular expressions that are none or that
         could take exponential time.
     """
+    module = module.removesuffix(WRAPPED)  # which PEFT gives what the whole module has
     pattern = config.get(field) or {}
     if not isinstance(pattern, dict):
         raise ValueError(f"{field} in the configuration is not a mapping.")

@@ -18,6 +18,10 @@ from lorajax.adapters.layouts import is_adaptable, kernel_variable, layout
 
 Rename = Callable[[str], str]
 
+_IN, _OUT = ".in_proj_weight", ".out_proj"
+WRAPPED = ".base_layer.out_proj"
+"""Where PEFT has the adapter of a MultiheadAttention's output, behind the name of the module."""
+
 
 @runtime_checkable
 class TensorRule(Protocol):
@@ -53,7 +57,8 @@ class TorchLayer(NamedTuple):
       rows: the row of our matrix that each of the weight's inputs is, flattened.
       embedded: whether it is an Embed.
       part: which of `parts` equal blocks of the module's outputs the layer is.
-      parts: 3 for query, key and value in one module, else 1.
+      parts: 3 for query, key and value in one module, 2 for a gate and what it gates, else 1.
+      attention: name of the MultiheadAttention that it is in; "" for none.
     """
 
     module: str
@@ -62,6 +67,7 @@ class TorchLayer(NamedTuple):
     embedded: bool = False
     part: int = 0
     parts: int = 1
+    attention: str = ""
 
     def inputs(self, a: np.ndarray) -> np.ndarray:
         """Rows of A (m, r) as torch has them: (r, inputs, *window)."""
@@ -118,6 +124,12 @@ class Names:
         self.modules = paths.modules(model)
         self.rename = rename or dotted
         self.rules = None if rules is None else list(rules)
+        # PEFT has one adapter for all of a MultiheadAttention, whose layers are no modules there.
+        self.attentions = {
+            rule.theirs[0].removesuffix(_IN)
+            for rule in self.rules or ()
+            if rule.ours and rule.theirs[0].endswith(_IN)
+        }
         self._by_kernel: dict[str, tuple[TensorRule, int]] = {}
         for rule in self.rules or ():
             for part, ours in enumerate(rule.ours):
@@ -132,7 +144,9 @@ class Names:
         if path not in self._by_kernel:
             raise ValueError(f"the layer {path!r} is in none of the rules for torch's names.")
         rule, part = self._by_kernel[path]
-        return rule.theirs[0].removesuffix(".weight"), part
+        name = rule.theirs[0].removesuffix(".weight").removesuffix(_IN)
+        outer = name.removesuffix(_OUT)
+        return f"{outer}{WRAPPED}" if outer != name and outer in self.attentions else name, part
 
     def knows(self, path: str) -> bool:
         """Whether the rules, if there are any, tell of the layer at a path."""
@@ -152,6 +166,8 @@ class Names:
           ValueError: for a layer that torch has not, or that the rules do not tell of.
         """
         module, part = self.module(path)
+        attention = module.removesuffix(WRAPPED)
+        attention = attention if attention in self.attentions else ""
         shape = tuple(kernel_variable(base).shape)
         embedded = isinstance(base, nnx.Embed)
         if embedded:
@@ -171,7 +187,8 @@ class Names:
         flat = weight.reshape(count, -1)
         if not np.array_equal(flat[:, 0] % count, np.arange(count)):
             raise ValueError(f"torch orders the outputs of {path!r} in another way.")
-        return TorchLayer(module, weight.shape, flat[0] // count, False, part, parts)
+        rows = flat[0] // count
+        return TorchLayer(module, weight.shape, rows, False, part, parts, attention)
 
     def wholes(self) -> dict[str, str]:
         """Paths by torch's name of the modules that can be saved in full."""
@@ -237,6 +254,12 @@ class Names:
                 "save the whole model."
             )
         torch_name = ".".join(names[0][:common])
+        # What torch's module has and the model here does without.
+        mine += [
+            rule
+            for rule in rules
+            if not rule.ours and rule.theirs[0].startswith(f"{torch_name}.") and rule.write()
+        ]
         parts = [
             Part(
                 tuple(name.removeprefix(f"{torch_name}.") for name in rule.theirs),

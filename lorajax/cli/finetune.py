@@ -2,8 +2,9 @@
 
 While it trains, the theory's quantities are recorded in every layer: the spectrum of the update,
 the factors' norm, their alignment with the gradient's top direction, and their imbalance. Results
-are curves.png, probes.png, history.json and the adapter in PEFT's format. A run that was
-interrupted goes on where it was when the same command is given again with --resume.
+are curves.png, probes.png, history.json and the adapter in PEFT's format; samples.png shows the
+first batch of images as the model sees it. A run that was interrupted goes on where it was when the
+same command is given again with --resume.
 """
 
 import argparse
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         f"{recipe.steps} steps of {recipe.batch_size} {task.unit}",
         flush=True,
     )
+    sheet = _sheet(begun, trainer, folder)
     with Checkpoints(saved, training.settings(args)) as store, Lines(recipe, task.unit) as lines:
         found = finetune.run(
             trainer,
@@ -98,11 +100,26 @@ def run(args: argparse.Namespace) -> int:
         )
     judged = finetune.judge(trainer, found.state, begun.data.test, args.metric, 2 * at_once)
     found.history["metrics"] = judged
-    _write(args, folder, trainer.model(found.state), found.history, heads)
+    written = _write(args, folder, trainer.model(found.state), found.history, heads)
     _report(begun, trainer, found.history)
-    written = ["curves.png", "history.json", "adapter" if lora else "model"]
-    print(f"Written to {folder}: {', '.join(written)}" + ", probes.png" * lora)
+    print(f"Written to {folder}: {', '.join([*sheet, *written])}")
     return 0
+
+
+def _sheet(begun: finetuning.Begun, trainer: Any, folder: Any) -> list[str]:
+    """Writes the first batch of images as the model sees it; the file's name, none for texts."""
+    from lorajax import data, plots, tasks
+    from lorajax.plots import finetune as figures
+
+    if not isinstance(begun.task, tasks.Images):
+        return []
+    recipe, train = trainer.recipe, begun.data.train
+    batch = train[data.Order(len(train), recipe.batch_size, recipe.seed)(0)]
+    titles = [begun.data.classes[label] for label in batch["labels"]]
+    pixels = trainer.seen(batch)["pixels"]
+    figure = figures.sheet(pixels, titles, begun.task.mean, begun.task.std)
+    plots.save(figure, folder / "samples.png")
+    return ["samples.png"]
 
 
 def _report(begun: finetuning.Begun, trainer: Any, history: dict[str, Any]) -> None:
@@ -128,7 +145,8 @@ def _report(begun: finetuning.Begun, trainer: Any, history: dict[str, Any]) -> N
 
 def _write(
     args: argparse.Namespace, folder: Any, tuned: Any, history: dict[str, Any], heads: Any
-) -> None:
+) -> list[str]:
+    """Writes what came out of a run; the names of the files and folders."""
     from lorajax import models, plots
     from lorajax.environment import files
     from lorajax.finetune import bridge
@@ -138,8 +156,9 @@ def _write(
     plots.save(figures.curves(history), folder / "curves.png")
     if args.method == "full":
         models.save(tuned, folder / "model" / "model.safetensors")
-        return
+        return ["curves.png", "history.json", "model"]
     figure = figures.quantities(history["probe_step"], history["layers"], history["probes"])
     plots.save(figure, folder / "probes.png")
     if why := bridge.save_adapter(tuned, folder / "adapter", args.model, heads):
         print(f"adapter/ has this package's names, for {why}")
+    return ["curves.png", "history.json", "adapter", "probes.png"]

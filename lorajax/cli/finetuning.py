@@ -1,8 +1,10 @@
 """What `lorajax finetune` and `lorajax rank` share: options, their limits, and where they begin."""
 
 import argparse
+import contextlib
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="mnist-sample",
         metavar="DATA",
         help="mnist-sample (comes along; default), mnist, fashion-mnist, cifar10, cifar100, an npz "
-        "pack, or a folder with train/CLASS/ and test/CLASS/; for a language model texts: a .tsv, "
-        ".csv, .jsonl or .txt file, or a folder of .txt files",
+        "pack (MedMNIST's, too), a folder with train/CLASS/ and test/CLASS/ or with CLASS/ alone, "
+        "of IDX files, or a .csv of paths and labels; for a language model texts: a .tsv, .csv, "
+        ".jsonl or .txt file, or a folder of .txt files",
     )
     add(
         "--data-folder", metavar="DIR", help="where named sets and packs are (default LORAJAX_DATA)"
@@ -64,7 +67,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         metavar="PERCENT",
         help="of the training samples, to measure on instead of the test set: for choosing options "
-        "without looking at it (default 0)",
+        "without looking at it (default 0); of each class where images have no test set",
+    )
+    add(
+        "--pool",
+        choices=("mean", "cls", "first", "cls+mean", "attention"),
+        help="what the head reads, where the file does not tell. Of texts: the mean of the tokens "
+        "(sentence-transformers), the first by a trained pooler (cls), or by a new one (first). Of "
+        "a CLIP, SigLIP or DINOv2: mean, cls, attention or cls+mean",
     )
     add("--samples", type=int, default=2048, metavar="N", help="samples behind the gradient")
     add("--head", choices=("fit", "keep"), default="fit", help="fit the head first, or keep it")
@@ -157,7 +167,7 @@ def begin(args: argparse.Namespace) -> Begun:
     import jax.numpy as jnp
     from flax import nnx
 
-    from lorajax import data, finetune, ranks
+    from lorajax import data, finetune, models, ranks
 
     ranks.rule(args.rule).check(constant=args.constant)
     dtype = jnp.dtype(args.precision)
@@ -171,8 +181,8 @@ def begin(args: argparse.Namespace) -> Begun:
         found, model, task, words = texts.begin(args, where, **options)
         plain = type(task)() if hasattr(task, "smoothing") else task
         rates, at_once = texts.RATES, texts.AT_ONCE[words.partition(" ")[0]]
-    kind = "test"
-    if args.hold_out:
+    kind = getattr(found, "kind", "test")
+    if args.hold_out and kind == "test":
         samples = len(found.train)
         count = min(max(1, round(samples * args.hold_out / 100)), samples - 1)
         # The same samples for every seed, or runs that differ in it could not be compared.
@@ -183,8 +193,12 @@ def begin(args: argparse.Namespace) -> Begun:
         f"training and {len(found.test):,} {kind} {task.unit}, {words}",
         flush=True,
     )
+    if found.kind == "held-out":
+        print(f"held out: {args.hold_out:g} % of each class, the same for every seed")
     if found.left_out:
-        print(f"{len(found.left_out)} left out, as they are no images: {_some(found.left_out)}")
+        print(f"{len(found.left_out)} left out of --data: {_some(found.left_out)}")
+    if unread := models.unread(args.model, model.config):
+        print(f"left out of --model, as the model has no use for it: {_some(unread)}")
     if args.precision != "float32" and getattr(args, "method", "lora") == "lora":
         model = finetune.widened(model, finetune.in_full(model, getattr(args, "also", None)))
     # What full fine-tuning would train.
@@ -196,9 +210,18 @@ def _images(args: argparse.Namespace, **options: Any) -> tuple[Any, Any, Any, An
     """Images, a model for them, the task, the plain one, and in words what is asked for."""
     from lorajax import data, models, tasks
 
-    found = data.load(args.data, folder=args.data_folder, size=args.image_size)
     if args.image_size is not None:
         options["image_size"] = args.image_size
+    if args.pool is not None:
+        options["pool"] = args.pool
+    with _naming_hold_out(args):
+        found = data.load(
+            args.data,
+            folder=args.data_folder,
+            size=args.image_size,
+            fallback=_size(args),
+            hold_out=args.hold_out / 100,
+        )
     model = models.load(args.model, classes=len(found.classes), **options)
     if tasks.takes(model) != "images":
         raise ValueError(
@@ -208,6 +231,30 @@ def _images(args: argparse.Namespace, **options: Any) -> tuple[Any, Any, Any, An
     policy = {name: getattr(args, name) for name in ("augment", "smoothing") if name in args}
     task, plain = tasks.Images.of(model.config, **policy), tasks.Images.of(model.config)
     return found, model, task, plain, f"{len(found.classes)} classes"
+
+
+def _size(args: argparse.Namespace) -> tuple[int, int] | None:
+    """(height, width) of the images that the model takes, where it takes one size."""
+    from lorajax import data, models
+
+    arrays = args.data in ("mnist-sample", *data.NAMED) or args.data.endswith(".npz")
+    if args.image_size is not None or arrays:
+        return None
+    pool = {} if args.pool is None else {"pool": args.pool}
+    return getattr(models.abstract(args.model, classes=2, **pool).config, "image_size", None)
+
+
+@contextlib.contextmanager
+def _naming_hold_out(args: argparse.Namespace) -> Iterator[None]:
+    """Names the option in what a block raises about the share to hold out."""
+    try:
+        yield
+    except ValueError as error:
+        text = re.sub(r"\bhold_out, the share of each class", "--hold-out PERCENT", str(error))
+        text = text.replace("(or hold_out)", "(or --hold-out)").replace(
+            "or hold_out.", "or --hold-out."
+        )
+        raise ValueError(text.replace("give the size", "give --image-size")) from error
 
 
 def _some(names: Sequence[str], limit: int = 3) -> str:

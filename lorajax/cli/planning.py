@@ -52,7 +52,13 @@ def _model(args: argparse.Namespace) -> Any:
     for name in ("image_size", "pool"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
-    model = models.abstract(args.model, **options)
+    try:
+        model = models.abstract(args.model, **options)
+    except ValueError as error:
+        # A tower without a head gets one for as many classes as ImageNet has.
+        if "does not tell classes (" not in str(error):
+            raise
+        model = models.abstract(args.model, classes=1000, **options)
     if tasks.takes(model) == "texts" and not model.heads:
         model = models.abstract(args.model, classes=2, **options)
     if args.precision != "float32" and args.method == "lora":

@@ -12,7 +12,7 @@ RATES = {"lora": 1e-3, "full": 5e-5}
 """Learning rates for pretrained language models by method; usual ones, not tuned here."""
 AT_ONCE = {"tokens": 8, "classes": 64, "numbers": 64}
 """Samples that are measured at a time; logits of next tokens are large."""
-_OPTIONS = ("test", "text", "label", "kind", "max_length", "tokenizer", "pack", "pool")
+_OPTIONS = ("test", "text", "label", "kind", "max_length", "tokenizer", "pack")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,12 +38,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="to cut texts at (default: texts longer than the model takes are refused)",
     )
     add("--tokenizer", metavar="DIR", help="with tokenizer.json (default: the model's folder)")
-    add(
-        "--pool",
-        choices=("mean", "cls", "first"),
-        help="what an encoder's head reads, where its folder does not tell: the mean of the tokens "
-        "(sentence-transformers), the first by a trained pooler, or by a new one",
-    )
     add("--pack", action="store_true", help="several texts a row, where next tokens are asked for")
 
 
@@ -56,7 +50,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def source(args: argparse.Namespace) -> Path | None:
-    """Where --data is a file or folder of texts; None where it is something else."""
+    """Where --data is a file or folder of texts; None for images, and for names of sets."""
     from lorajax import data
 
     if args.data in data.NAMED or args.data == "mnist-sample":
@@ -66,7 +60,9 @@ def source(args: argparse.Namespace) -> Path | None:
     found = next((each for each in places if each.exists()), None)
     if found is None and places[0].suffix.lower() in data.text.SUFFIXES:
         raise ValueError(f"--data is {args.data!r}, which does not exist.")
-    return found if found is not None and data.text.is_text(found) else None
+    if found is None or not data.text.is_text(found) or data.shows_images(found):
+        return None
+    return found
 
 
 def refuse(args: argparse.Namespace, of_texts: bool) -> None:

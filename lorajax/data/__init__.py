@@ -2,9 +2,11 @@
 
 from lorajax.data import text
 from lorajax.data.augment import POLICIES, policy, resize
+from lorajax.data.folders import shows_images
 from lorajax.data.order import Order, batches, hold_out
+from lorajax.data.packs import read_idx
 from lorajax.data.pictures import ImageFiles
-from lorajax.data.sets import NAMED, load, read_idx
+from lorajax.data.sets import NAMED, load
 from lorajax.data.table import Column, Dataset, Rows, Table, stacked
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "policy",
     "read_idx",
     "resize",
+    "shows_images",
     "stacked",
     "text",
 ]

@@ -71,13 +71,17 @@ class Order:
         return shuffle[i * self.batch_size : (i + 1) * self.batch_size]
 
 
-def hold_out(table: Table, count: int, seed: int = 0) -> tuple[Table, Table]:
+def hold_out(
+    table: Table, count: int, seed: int = 0, *, by: str | None = None
+) -> tuple[Table, Table]:
     """Sets samples aside to choose by: a test set that options were chosen on is none any more.
 
     Args:
       table: what to divide.
       count: how many are set aside, drawn at random by `permutation`.
       seed: of the draw.
+      by: a column of classes, of each of which the same share is set aside, and never the last
+        sample; so many classes of one sample make it fewer than `count`.
 
     Returns:
       The table without them, and those set aside; both in their old order.
@@ -98,7 +102,29 @@ def hold_out(table: Table, count: int, seed: int = 0) -> tuple[Table, Table]:
             f"count is {count}; of {samples} samples between 1 and {samples - 1} can be set aside."
         )
     order = permutation(seed, 0, samples)
-    return table.take(np.sort(order[count:])), table.take(np.sort(order[:count]))
+    aside = np.zeros(samples, bool)
+    if by is None:
+        aside[order[:count]] = True
+    else:
+        labels = np.asarray(table.columns[by][:])[order]
+        for label, most in _shares(labels, count).items():
+            aside[order[labels == label][:most]] = True
+        if not aside.any():
+            raise ValueError(
+                f"by is {by!r}, in which no class has two samples, one to learn from and one to "
+                "set aside."
+            )
+    return table.take(np.flatnonzero(~aside)), table.take(np.flatnonzero(aside))
+
+
+def _shares(labels: np.ndarray, count: int) -> dict[int, int]:
+    """How many of each class, largest remainders first, add up to a count."""
+    classes, sizes = np.unique(labels, return_counts=True)
+    exact = sizes * (count / len(labels))
+    shares = np.floor(exact).astype(int)
+    rest = np.argsort(-(exact - shares), kind="stable")[: count - shares.sum()]
+    shares[rest] += 1
+    return dict(zip(classes.tolist(), np.minimum(shares, sizes - 1).tolist(), strict=True))
 
 
 def batches(table: Table, batch_size: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:

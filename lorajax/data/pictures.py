@@ -123,6 +123,11 @@ def _covering(size: tuple[int, int], wanted: tuple[int, int], name: str) -> tupl
     return high, wide
 
 
+def check_fits(size: tuple[int, int], wanted: tuple[int, int], name: str) -> None:
+    """Raises ValueError for a picture too thin to be brought to a size."""
+    _covering(size, wanted, name)
+
+
 def inspect(source: Path | bytes, name: str) -> Header:
     """Reads a whole picture once, so that damage is found before anything is trained.
 
@@ -254,13 +259,32 @@ def read_classes(folder: Path, size: tuple[int, int] | None = None) -> ClassFold
         raise ValueError(
             f"{folder} has no images in folders; it must have a folder of images for each class."
         )
+    return check_files(files, classes, size)._replace(left_out=left_out)
+
+
+def check_files(
+    files: list[Path], classes: list[str], size: tuple[int, int] | None = None
+) -> ClassFolders:
+    """Reads every picture once, as `read_classes` does.
+
+    Args:
+      files: of the pictures.
+      classes: name of each one's class.
+      size: (height, width) that they will be brought to.
+
+    Returns:
+      The ClassFolders, with nothing left out.
+
+    Raises:
+      ValueError: for the first that is damaged or too thin for the size.
+    """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         headers = list(pool.map(lambda path: inspect(path, str(path)), files))
     if size is not None:
         for path, header in zip(files, headers, strict=True):
-            _covering(header.size, size, str(path))
+            check_fits(header.size, size, str(path))
     gray = all(header.gray for header in headers)
-    return ClassFolders(files, classes, gray, [header.size for header in headers], left_out)
+    return ClassFolders(files, classes, gray, [header.size for header in headers], [])
 
 
 def _is_shown(path: Path, folder: Path, known: Iterable[str]) -> bool:

@@ -114,7 +114,8 @@ class Dataset(NamedTuple):
       train: what to learn from.
       test: what to measure on.
       classes: names of the classes, in the order of their numbers.
-      left_out: files that lie there and are none of its samples, for whoever looks for them.
+      left_out: what lies there and is none of its samples, for whoever looks for it.
+      kind: of what `test` is: "test", or "held-out" where it was set aside from the training set.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Dataset(NamedTuple):
     test: Table
     classes: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    kind: str = "test"
 
 
 def stacked(batches: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:

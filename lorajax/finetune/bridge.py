@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 
 from lorajax import adapters, data, models
+from lorajax.adapters.peft.shared import check_output
 from lorajax.adapters.selection import shapes
 from lorajax.adapters.starts import name_of, resolve
 from lorajax.adapters.surgery import Targets
@@ -91,6 +92,8 @@ def check_bridge(
     """
     names, bases = Names(model, rules=made.rules), base_layers(model)
     layers = {path: names.layer(path, bases[path]) for path in shapes(model, targets)}
+    for path, torch in layers.items():
+        check_output(path, torch)
     if start is None:
         return
     layer = nnx.Linear(8, 8, use_bias=False, rngs=nnx.Rngs(0))
@@ -106,7 +109,12 @@ def check_bridge(
             "orthogonal."
         )
     for path, torch in layers.items():
-        if torch.parts > 1 or isinstance(bases[path], (nnx.Embed, nnx.Conv)) or torch.shape[2:]:
+        if (
+            torch.parts > 1
+            or torch.attention
+            or isinstance(bases[path], (nnx.Embed, nnx.Conv))
+            or torch.shape[2:]
+        ):
             raise ValueError(
                 f"start is 'pissa', and {path!r} is no Linear layer of its own in torch, where "
                 f"PEFT has no such start for {torch.module}; leave it out of the targets, or use a "
@@ -172,6 +180,25 @@ def write_start(
     return adapted
 
 
+def _resized(tuned: Any, source: str | os.PathLike, heads: Sequence[str]) -> str | None:
+    """What trained in full beside the heads and has other shapes than in the base, if anything."""
+    given = {name: getattr(tuned.config, name, None) for name in ("classes", "pool")}
+    try:
+        base = models.abstract(source, **{k: v for k, v in given.items() if v is not None})
+    except ValueError:  # a file that has to be told more; PEFT says then what does not fit
+        return None
+    shapes = [
+        {path: leaf.get_value().shape for path, leaf in nnx.to_flat_state(nnx.state(x, nnx.Param))}
+        for x in (base, tuned)
+    ]
+    for path in sorted(shapes[0].keys() & shapes[1].keys(), key=str):
+        name = "/".join(map(str, path))
+        inside = next((h for h in heads if name.startswith(f"{h}/") and h not in tuned.heads), None)
+        if inside and shapes[0][path] != shapes[1][path]:
+            return inside
+    return None
+
+
 def save_adapter(
     tuned: Any, folder: str | os.PathLike, source: str | os.PathLike, heads: Sequence[str]
 ) -> str | None:
@@ -191,6 +218,9 @@ def save_adapter(
     except ValueError:
         adapters.save_peft(tuned, folder, heads=heads)
         return None
+    if other := _resized(tuned, source, heads):
+        adapters.save_peft(tuned, folder, heads=heads)
+        return f"{other!r} trained at another size than the base has it; leave it frozen."
     try:
         adapters.save_peft(
             tuned,

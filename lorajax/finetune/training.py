@@ -126,6 +126,19 @@ class Trainer:
     def _placed(self, batch: Batch) -> Batch:
         return batch if self.mesh is None else sharding.place_batch(batch, self.mesh)
 
+    def seen(self, batch: Batch, step: Any = 0) -> Batch:
+        """A batch as the model sees it in a step of training: augmented and normalized.
+
+        Args:
+          batch: arrays by name, as the task takes them.
+          step: number of the step, from 0.
+
+        Returns:
+          The batch as `task.prepare` gives it.
+        """
+        key = jax.random.fold_in(jax.random.key(self.recipe.seed), step)
+        return self.task.prepare(batch, key)
+
     def advance(self, state: State, frozen: Any, batch: Batch) -> tuple[State, Metrics]:
         """One step as a pure function, for use inside `jit`, `vmap` and `scan`.
 
@@ -137,9 +150,7 @@ class Trainer:
         Returns:
           The next state, and metrics of the batch at the parameters before the step.
         """
-        key = jax.random.fold_in(jax.random.key(self.recipe.seed), state.step)
-        batch = self.task.prepare(batch, key)
-
+        batch = self.seen(batch, state.step)
         gradient, loss, accuracy, rest = self._gradient(state, frozen, batch)
         # optax mixes integer counts and floats, which users may have forbidden.
         with jax.numpy_dtype_promotion("standard"):

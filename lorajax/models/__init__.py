@@ -7,7 +7,15 @@ models is declared in one file here, or outside by `register`.
 
 from lorajax.models.bert import Bert, BertConfig
 from lorajax.models.catalog import build, config, families, register
-from lorajax.models.checkpoints import EMBEDDED, abstract, layout_of, load, notes, save, tensors
+from lorajax.models.checkpoints import (
+    EMBEDDED,
+    abstract,
+    layout_of,
+    load,
+    notes,
+    unread,
+)
+from lorajax.models.export import save, tensors
 from lorajax.models.family import Family, Format, Model, Rule, Untold
 from lorajax.models.files import Source
 from lorajax.models.generation import Generated, generate
@@ -50,4 +58,5 @@ __all__ = [
     "save",
     "tensors",
     "torch_rules",
+    "unread",
 ]

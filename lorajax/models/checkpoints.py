@@ -1,6 +1,5 @@
-"""Loading and saving of models: this package's own files and the public formats of each family."""
+"""Loading of models: this package's own files and the public formats of each family."""
 
-import dataclasses
 import json
 import os
 import re
@@ -12,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import save_file
 
 from lorajax import downloads
 from lorajax.environment import memory
@@ -23,11 +21,13 @@ from lorajax.models.files import Source, Tensor, opened, said
 EMBEDDED = ("vit-fashion-mnist",)
 """Small models that come with the package: a ViT of 28×28 pixels (`sims/pretrain_vit.py`)."""
 
+_BUFFERS = r"(^|\.)(num_batches_tracked|position_ids|mask_token)$"
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _UNREADABLE = (KeyError, IndexError, ValueError, TypeError, AttributeError, ArithmeticError)
 
 
-def _some(names: Iterable[str], limit: int = 3) -> str:
+def some(names: Iterable[str], limit: int = 3) -> str:
+    """The first of some names, in words."""
     names = sorted(names)
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" * (len(names) > limit))
 
@@ -42,7 +42,7 @@ def _format(source: Source) -> tuple[Family, Format, dict[str, Tensor]]:
     ]
     if not found:
         raise ValueError(
-            f"{source.path} is in no known format; its tensors are named {_some(source.tensors)}."
+            f"{source.path} is in no known format; its tensors are named {some(source.tensors)}."
         )
     family, form, names = max(found, key=lambda match: len(match[1].signature))
     return family, form, {name: source.tensors[theirs] for name, theirs in names.items()}
@@ -52,7 +52,7 @@ def _infer(family: Family, form: Format, source: Source, changes: dict[str, Any]
     """The configuration that a checkpoint has; what it does not tell is taken from the changes."""
     where = f"{source.path} looks like a {form.layout} checkpoint, but it"
     try:
-        fields = form.infer(source)
+        fields = form.infer(source._replace(told=changes))
     except _UNREADABLE as error:
         what = f"there is no {error}" if isinstance(error, KeyError) else said(error)
         raise ValueError(f"{where} cannot be read as one: {what}.") from error
@@ -110,8 +110,9 @@ def load(
     """A pretrained model from a file, a folder or the hub, in any of the public formats.
 
     Read are this package's own files and the formats of each family (`models.families()`):
-    transformers' folders of ViT, BERT, RoBERTa and Llama; timm's ViT, DeiT and ResNet; Google's
-    augreg npz files; torchvision's ResNet and VGG; CIFAR ResNets by akamaster. Which one it is
+    transformers' folders of ViT, DINOv2, CLIP and SigLIP (whose texts' half is left out), BERT,
+    RoBERTa and Llama; timm's ViT, DeiT, DeiT III, DINOv2, CLIP, SigLIP and ResNet; Google's augreg
+    npz files; torchvision's ViT, ResNet and VGG; CIFAR ResNets by akamaster. Which one it is
     shows from the names of the tensors; what they do not show is read from the JSON files beside
     them. A bare file of timm, without a `config.json`, counts as one with timm's own defaults.
 
@@ -126,7 +127,9 @@ def load(
       seed: for a fresh head, and for dropout in training mode.
       **changes: other fields of the configuration to set: what the checkpoint does not tell, for
         example `heads`; or what is to be other than in the checkpoint, for example `image_size` of
-        a ViT, whose position embeddings are interpolated, or `gelu`, `dropout`, `mean`, `std`.
+        a ViT, whose position embeddings are interpolated, or `gelu`, `dropout`, `mean`, `std`; or
+        `pool`, what the head of a CLIP ("mean" or "cls"), SigLIP ("mean" or "attention") or DINOv2
+        ("cls+mean", "cls" or "mean") reads; the first of each is transformers' own.
 
     Returns:
       The model in evaluation mode, a subclass of `Model`; `model.config` says what it is. Rates of
@@ -161,7 +164,7 @@ def load(
     lost = [name for name in shapes if name not in arrays and _within(name, abstract.heads)]
     if lost and "classes" not in changes:
         raise ValueError(
-            f"{path} has no classification head ({_some(lost)}); say how many classes to make one "
+            f"{path} has no classification head ({some(lost)}); say how many classes to make one "
             "for."
         )
     if getattr(config, "classes", None) != getattr(target, "classes", None):
@@ -229,6 +232,41 @@ def _find(source: str | os.PathLike) -> Path:
     return Path(name) if Path(name).exists() else _from_hub(name)
 
 
+def unread(source: str | os.PathLike, config: Any) -> tuple[str, ...]:
+    """What a checkpoint holds and a model made from it does not, such as the texts' half of a CLIP.
+
+    Args:
+      source: as for `load`.
+      config: of the model that was loaded from it.
+
+    Returns:
+      Names of modules, or of tensors that are in none; counters and other buffers are not told.
+
+    Raises:
+      ValueError: if the source is not there, not readable, or of no known format.
+    """
+    with opened(_find(source)) as read:
+        if read.metadata.get("format") == "lorajax":
+            return ()
+        _, form, tensors = _format(read)
+        own = form.names(read.tensors) or {}
+        rules = form.rules(config)
+        used = {own.get(name) for rule in rules if rule.ours for name in rule.theirs}
+        left = [n for n in read.tensors if n not in used and not re.search(_BUFFERS, n)]
+    kept = [name for name in used if name is not None]
+    return tuple(sorted({_outermost(name, kept) for name in left}))
+
+
+def _outermost(name: str, kept: Iterable[str]) -> str:
+    """The largest module around a tensor in which nothing is kept."""
+    parts = name.split(".")
+    for end in range(1, len(parts)):
+        module = ".".join(parts[:end])
+        if not any(each.startswith(f"{module}.") for each in kept):
+            return module
+    return name
+
+
 def layout_of(source: str | os.PathLike) -> str:
     """Which layout a checkpoint has, by the names of its tensors.
 
@@ -236,7 +274,8 @@ def layout_of(source: str | os.PathLike) -> str:
       source: as for `load`.
 
     Returns:
-      "lorajax", "huggingface", "timm", "augreg" or "torchvision".
+      "lorajax", or that of a family's format: "huggingface", "huggingface-dinov2",
+      "huggingface-clip", "huggingface-siglip", "timm", "augreg" or "torchvision".
 
     Raises:
       ValueError: if the source is not there, not readable, or of no known format.
@@ -279,13 +318,14 @@ def _within(path: str, parents: Iterable[str]) -> bool:
     return any(path == parent or path.startswith(f"{parent}.") for parent in parents)
 
 
-def _path(parts: tuple[Any, ...]) -> str:
+def path_of(parts: tuple[Any, ...]) -> str:
+    """The dotted path of an array."""
     return ".".join(str(part) for part in parts)
 
 
 def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
     leaves = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
-    return {_path(parts): leaf.get_value().shape for parts, leaf in leaves}
+    return {path_of(parts): leaf.get_value().shape for parts, leaf in leaves}
 
 
 def _as_named(name: str) -> Rule:
@@ -304,17 +344,17 @@ def _read(
     present: list[Rule] = []
     for rule in rules:
         if absent := [name for name in rule.theirs if name not in tensors]:
-            if not rule.optional and not _within(rule.ours[0], heads):
+            if not rule.optional and not all(_within(path, heads) for path in rule.ours):
                 missing += absent
         else:
             present.append(rule)
     if missing:
-        raise ValueError(f"{source.path} lacks {_some(missing)}; the checkpoint is incomplete.")
+        raise ValueError(f"{source.path} lacks {some(missing)}; the checkpoint is incomplete.")
     used = {name for rule in present for name in rule.theirs}
     strange = (tensors.keys() - used) | {p for rule in present for p in rule.ours} - shapes.keys()
     if strange:
         raise ValueError(
-            f"{source.path} has {_some(strange)}, which this model has no place for; it is "
+            f"{source.path} has {some(strange)}, which this model has no place for; it is "
             "another architecture."
         )
     present = [rule for rule in present if rule.ours]
@@ -344,8 +384,8 @@ def _read(
 def _misfit(source: Source, rule: Rule, wanted: list[tuple[int, ...]]) -> ValueError:
     shape = source.tensors[rule.theirs[0]].shape
     return ValueError(
-        f"{source.path}: {_some(rule.theirs)} has shape {shape}, which does not fit the rest of "
-        f"the checkpoint, by which {_some(rule.ours)} has shape {wanted[0]}."
+        f"{source.path}: {some(rule.theirs)} has shape {shape}, which does not fit the rest of "
+        f"the checkpoint, by which {some(rule.ours)} has shape {wanted[0]}."
     )
 
 
@@ -358,7 +398,7 @@ def _assemble(
     graph, state = nnx.split(model)
     leaves = dict(nnx.to_flat_state(state))
     for parts, leaf in leaves.items():
-        name, wanted = _path(parts), leaf.get_value()
+        name, wanted = path_of(parts), leaf.get_value()
         if isinstance(leaf, nnx.RngKey):
             value = rngs.fork_key() if hasattr(rngs, "fork_key") else rngs()
         elif isinstance(leaf, nnx.RngCount):
@@ -388,100 +428,3 @@ def _fresh_head(rngs: nnx.Rngs, parts: tuple[Any, ...], wanted: jax.ShapeDtypeSt
     # Not zeros: behind a head of zeros no gradient reaches the adapters, and starts and ranks that
     # are read off the gradient would see nothing.
     return nnx.initializers.lecun_normal()(rngs.params(), wanted.shape, wanted.dtype)
-
-
-def _layout(model: Model, layout: str) -> Format | None:
-    """The format that a layout names, None for this package's own."""
-    if layout == "lorajax":
-        return None
-    forms = {form.layout: form for form in catalog.family_of(model.config).formats}
-    if layout not in forms:
-        raise ValueError(
-            f"layout is {layout!r}; for a {type(model).__name__} it must be one of "
-            f"{', '.join(['lorajax', *forms])}."
-        )
-    forms[layout].express(model.config)
-    return forms[layout]
-
-
-def tensors(model: Any, layout: str = "lorajax") -> dict[str, np.ndarray]:
-    """A model's weights under the names of a layout.
-
-    Args:
-      model: without adapters; merge them first.
-      layout: "lorajax", or that of a format of the model's family: "huggingface" for a Bert or a
-        Llama; this, "timm" or "augreg" for a ViT; "torchvision" for ResNet and VGG (CIFAR ResNets
-        come out as akamaster's).
-
-    Returns:
-      NumPy arrays by name.
-
-    Raises:
-      ValueError: if the layout does not exist for this model or cannot express it.
-    """
-    state = nnx.state(model, (nnx.Param, nnx.BatchStat))
-    arrays = {
-        _path(parts): np.asarray(leaf.get_value()) for parts, leaf in nnx.to_flat_state(state)
-    }
-    if (form := _layout(model, layout)) is None:
-        return arrays
-    rules = list(form.rules(model.config))
-    if left := arrays.keys() - {name for rule in rules for name in rule.ours}:
-        raise ValueError(
-            f"model has {_some(left)}, which the layout {layout!r} has no place for; merge or "
-            "remove adapters first."
-        )
-    return {
-        form.spell(model.config, name): np.ascontiguousarray(value)
-        for rule in rules
-        if rule.ours
-        for name, value in zip(
-            rule.theirs, rule.write(*(arrays[p] for p in rule.ours)), strict=True
-        )
-    }
-
-
-def save(
-    model: Any,
-    path: str | os.PathLike,
-    *,
-    layout: str = "lorajax",
-    notes: Mapping[str, str] | None = None,
-) -> Path:
-    """Writes a model to one file, in this package's format or in a public one.
-
-    Args:
-      model: without adapters; merge them first.
-      path: a .safetensors file, or .npz for the augreg layout.
-      layout: as in `tensors`. For "huggingface" and "timm" the JSON files of these libraries are
-        written beside the file.
-      notes: strings to keep in the file's metadata, for example a recipe.
-
-    Returns:
-      The path.
-
-    Raises:
-      ValueError: for a layout that does not fit the model or the file's suffix.
-    """
-    path = Path(path)
-    form = _layout(model, layout)
-    suffix = ".safetensors" if form is None else form.suffix
-    if path.suffix != suffix:
-        raise ValueError(
-            f"path is {str(path)!r}; for the layout {layout!r} it must end in {suffix}."
-        )
-    found = tensors(model, layout)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if suffix == ".npz":
-        np.savez(path, allow_pickle=False, **found)
-        return path
-    metadata = dict(notes or {}) | {"format": "pt"}
-    if form is None:
-        config = json.dumps(dataclasses.asdict(model.config))
-        family = catalog.family_of(model.config).name
-        metadata |= {"format": "lorajax", "family": family, "config": config}
-    save_file({k: np.ascontiguousarray(v) for k, v in found.items()}, path, metadata)
-    for name, content in ({} if form is None else form.beside(model.config)).items():
-        text = json.dumps(content, indent=2, sort_keys=True)
-        (path.parent / name).write_text(text + "\n", encoding="utf-8")
-    return path

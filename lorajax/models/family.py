@@ -7,7 +7,7 @@ from there (`catalog`); `models.register` takes one from outside the package.
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -246,6 +246,46 @@ def linear(theirs: str, ours: str, optional_bias: bool = False) -> Iterator[Rule
     """Rules of torch's Linear (out, in) as a Flax Linear (in, out)."""
     yield one(f"{theirs}.weight", f"{ours}.kernel", np.transpose, np.transpose)
     yield one(f"{theirs}.bias", f"{ours}.bias", optional=optional_bias)
+
+
+def stacked(theirs: str, ours: Sequence[str], optional_bias: bool = False) -> Iterator[Rule]:
+    """Rules of one torch Linear whose outputs are those of several Flax ones, one by one."""
+    yield from _stacked(f"{theirs}.weight", f"{theirs}.bias", ours, optional_bias)
+
+
+def attention_in(theirs: str, ours: str) -> Iterator[Rule]:
+    """Rules of the `in_proj` of torch's MultiheadAttention as query, key and value."""
+    names = [f"{ours}.{name}" for name in ("query", "key", "value")]
+    yield from _stacked(f"{theirs}.in_proj_weight", f"{theirs}.in_proj_bias", names, True)
+
+
+def _stacked(weight: str, bias: str, ours: Sequence[str], optional_bias: bool) -> Iterator[Rule]:
+    count = len(ours)
+    yield Rule(
+        (weight,),
+        tuple(f"{name}.kernel" for name in ours),
+        lambda x: tuple(part.T for part in np.split(x, count)),
+        lambda *x: (np.concatenate([kernel.T for kernel in x]),),
+    )
+    yield Rule(
+        (bias,),
+        tuple(f"{name}.bias" for name in ours),
+        lambda x: tuple(np.split(x, count)),
+        lambda *x: (np.concatenate(x),),
+        optional_bias,
+    )
+
+
+def unused(theirs: str, *shape: int) -> Rule:
+    """The rule of a tensor that a model has no use for, whether it is there or not.
+
+    Args:
+      theirs: its name.
+      *shape: of the zeros that stand for it where a module of torch cannot be without; none for a
+        tensor that is not written.
+    """
+    zeros = (np.zeros(shape, np.float32),) if shape else ()
+    return Rule((theirs,), (), lambda *x: (), lambda *x: zeros, True)
 
 
 def conv(theirs: str, ours: str) -> Rule:

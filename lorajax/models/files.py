@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,11 +80,14 @@ class Source(NamedTuple):
       path: of the file or folder.
       tensors: by the names of the checkpoint.
       metadata: what a safetensors file says about itself.
+      told: fields of the configuration that the caller gives, for a format that can be read in
+        several ways.
     """
 
     path: Path
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
+    told: Mapping[str, Any] = MappingProxyType({})
 
     def json(self, name: str) -> dict[str, Any]:
         """The JSON object in the file `name` beside the tensors; empty if there is no such file.

@@ -44,13 +44,27 @@ def _gelu_tanh_jvp(primals, tangents):
     return half * x * (1 + t), derivative * tangent
 
 
+@jax.custom_jvp
+def _gelu_quick(x: Array) -> Array:
+    return x * jax.nn.sigmoid(jnp.asarray(1.702, x.dtype) * x)
+
+
+@_gelu_quick.defjvp
+def _gelu_quick_jvp(primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    slope = jnp.asarray(1.702, x.dtype)
+    gate = jax.nn.sigmoid(slope * x)
+    return x * gate, gate * (1 + slope * x * (1 - gate)) * tangent
+
+
 def gelu(x: Float[Array, "*shape"], form: str = "erf") -> Float[Array, "*shape"]:
-    """The Gaussian error linear unit `x Φ(x)`, exact or in its tanh approximation.
+    """The Gaussian error linear unit `x Φ(x)`, exact or in one of its approximations.
 
     Args:
       x: any shape, floating point.
       form: "erf" is exact (Hugging Face ViT, timm); "tanh" is the approximation that Google's ViT
-        was trained with. The two differ by up to 5e-4.
+        was trained with, which differs by up to 5e-4; "quick" is x σ(1.702 x), that of OpenAI's
+        CLIP, which differs by up to 0.02.
 
     Returns:
       Same shape and dtype. Forward and reverse mode keep one array of x's size.
@@ -64,7 +78,9 @@ def gelu(x: Float[Array, "*shape"], form: str = "erf") -> Float[Array, "*shape"]
         return _gelu_erf(x)
     if form == "tanh":
         return _gelu_tanh(x)
-    raise ValueError(f"form is {form!r}; it must be 'erf' or 'tanh'.")
+    if form == "quick":
+        return _gelu_quick(x)
+    raise ValueError(f"form is {form!r}; it must be 'erf', 'tanh' or 'quick'.")
 
 
 def again(layer: nnx.Module) -> Callable[..., Any]:
@@ -248,23 +264,48 @@ def adaptive_average_pool(
     return jnp.einsum("ih,bhwc,jw->bijc", rows, x, columns)
 
 
-def resize_grid(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _cubic(inputs: int, outputs: int, antialias: bool) -> np.ndarray:
+    """Matrix (outputs, inputs) of torch's bicubic interpolation along one axis."""
+    ratio = inputs / outputs
+    # Anti-aliased, torch takes a = −1/2, a kernel as wide as the ratio, and what of it is inside;
+    # else a = −3/4, four neighbors, and the border's value for those outside.
+    a, stretch = (-0.5, max(ratio, 1.0)) if antialias else (-0.75, 1.0)
+    center = (np.arange(outputs)[:, None] + 0.5) * ratio - 0.5
+    reach = int(np.ceil(2 * stretch)) + 1
+    index = np.floor(center).astype(int) + np.arange(-reach, reach + 1)
+    x = np.abs(index - center) / stretch
+    near = ((a + 2) * x - (a + 3)) * x**2 + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    weight = np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+    if antialias:
+        weight = np.where((index >= 0) & (index < inputs), weight, 0.0)
+        weight = weight / weight.sum(axis=1, keepdims=True)
+    matrix = np.zeros((outputs, inputs))
+    np.add.at(matrix, (np.arange(outputs)[:, None], np.clip(index, 0, inputs - 1)), weight)
+    return matrix
+
+
+def resize_grid(grid: Any, size: tuple[int, int], *, antialias: bool = True) -> Any:
     """Interpolates a grid of position embeddings to another number of patches, bicubically.
 
     Args:
-      grid: shape (rows, columns, width).
+      grid: shape (rows, columns, width), of NumPy or JAX.
       size: (rows, columns) wanted.
+      antialias: as timm does, with Keys' cubic of a = −1/2, stretched where the grid shrinks; else
+        as transformers does, with a = −3/4.
 
     Returns:
-      Same dtype, shape (*size, width). Keys' cubic with a = −1/2, anti-aliased where it shrinks,
-      which is what timm does; Hugging Face's `interpolate_pos_encoding` uses a = −3/4 instead.
+      Same kind and dtype, shape (*size, width), computed in float32.
     """
     if grid.shape[:2] == tuple(size):
         return grid
-    resized = jax.image.resize(
-        jnp.asarray(grid, jnp.float32), (*size, grid.shape[2]), "cubic", antialias=True
+    numpy: Any = np if isinstance(grid, np.ndarray) else jnp
+    rows, columns = (
+        numpy.asarray(_cubic(n, m, antialias), np.float32)
+        for n, m in zip(grid.shape[:2], size, strict=True)
     )
-    return np.asarray(resized).astype(grid.dtype)
+    wide = numpy.einsum("ih,hwc->iwc", rows, grid.astype(np.float32))
+    return numpy.einsum("jw,iwc->ijc", columns, wide).astype(grid.dtype)
 
 
 class MLP(nnx.Module):
@@ -278,3 +319,19 @@ class MLP(nnx.Module):
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Acts on each token by itself."""
         return self.down(gelu(self.up(x), self.gelu))
+
+
+class GatedMLP(nnx.Module):
+    """Three linear layers: one gates another through a SiLU, the last goes back to the width."""
+
+    def __init__(
+        self, width: int, hidden: int, *, bias: bool = True, rngs: nnx.Rngs, **dtypes: Any
+    ):
+        made = {"use_bias": bias, "rngs": rngs, **dtypes}
+        self.gate = nnx.Linear(width, hidden, **made)
+        self.up = nnx.Linear(width, hidden, **made)
+        self.down = nnx.Linear(hidden, width, **made)
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        """Acts on each token by itself."""
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))

@@ -11,8 +11,8 @@ def torch_rules(config: Any, layout: str) -> tuple[Rule, ...] | None:
 
     Args:
       config: of the model here.
-      layout: of the checkpoint, as `layout_of` tells it; "huggingface-4" for modules as
-        transformers called them before version 5, which are the names in its files.
+      layout: of the checkpoint, as `layout_of` tells it; with "-4" behind a "huggingface…" for
+        modules as transformers called them before version 5, which are the names in its files.
 
     Returns:
       Rules to give to `adapters.save_peft` and `adapters.load_peft`; None for this package's own
@@ -36,5 +36,9 @@ def torch_rules(config: Any, layout: str) -> tuple[Rule, ...] | None:
             f"layout is {layout!r}; for a {type(config).__name__} it must be one of "
             f"{', '.join(['lorajax', *forms])}."
         )
-    modules = None if layout.endswith("-4") else form.modules
-    return tuple((modules or form.rules)(config))
+    if form.modules is not None and not layout.endswith("-4"):
+        return tuple(form.modules(config))
+    return tuple(
+        rule._replace(theirs=tuple(form.spell(config, name) for name in rule.theirs))
+        for rule in form.rules(config)
+    )

@@ -13,6 +13,9 @@ from lorajax.models.files import Source
 # Per-channel statistics that nearly all ImageNet checkpoints expect (recalled; torchvision, DeiT).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Those of OpenAI's CLIP (recalled; transformers' OPENAI_CLIP_MEAN and OPENAI_CLIP_STD).
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 SIDE = ("config.json", "preprocessor_config.json")
 """The JSON files beside a vision checkpoint that are read."""
@@ -53,7 +56,8 @@ def normalize(
     """Scales bytes to what a model was trained on: `(x/255 − mean)/std`.
 
     Args:
-      images: bytes, shape (batch, height, width, 1 or channels); gray ones are repeated.
+      images: bytes, shape (batch, height, width, 1, 3 or channels); gray ones are repeated, of
+        colored ones a model of one channel sees the brightness, as Pillow rounds it.
       mean: per channel, or one number for all, in units of [0, 1].
       std: likewise.
       channels: that the model takes.
@@ -63,10 +67,12 @@ def normalize(
       Shape (batch, height, width, channels).
 
     Raises:
-      ValueError: if the images have neither 1 nor `channels` channels, or are not bytes.
+      ValueError: if the images have another number of channels, or are not bytes.
     """
     if images.dtype != jnp.uint8:
         raise ValueError(f"images have dtype {images.dtype}; normalize takes bytes, uint8.")
+    if channels == 1 and images.shape[-1] == 3:
+        images = brightness(images)
     if images.shape[-1] not in (1, channels):
         raise ValueError(
             f"images have {images.shape[-1]} channels; the model takes {channels} (or 1, repeated)."
@@ -76,6 +82,22 @@ def normalize(
     scale = jnp.broadcast_to(1 / (255 * spread), (1, 1, 1, channels))
     shift = jnp.broadcast_to(-center / spread, (1, 1, 1, channels))
     return (jnp.asarray(images, jnp.float32) * scale + shift).astype(dtype)
+
+
+def brightness(images: Num[Array | np.ndarray, "b h w 3"]) -> Num[Array, "b h w 1"]:
+    """Colored bytes in gray: 0.299 R + 0.587 G + 0.114 B (ITU-R 601-2), as Pillow rounds it.
+
+    Args:
+      images: uint8, red, green and blue.
+
+    Returns:
+      uint8, one channel.
+    """
+    wide = jnp.asarray(images, jnp.int32)
+    # In 16 binary places, the last of which rounds.
+    weights = (19595, 38470, 7471)
+    total = sum((wide[..., i] * weight for i, weight in enumerate(weights)), jnp.int32(1 << 15))
+    return (total >> 16).astype(jnp.uint8)[..., None]
 
 
 def pair(size: Any, name: str = "a size") -> tuple[int, int]:

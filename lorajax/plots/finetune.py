@@ -32,6 +32,34 @@ def curves(history: dict[str, Any]) -> Figure:
     return figure
 
 
+def sheet(
+    pixels: Any, titles: Sequence[str], mean: Sequence[float], std: Sequence[float]
+) -> Figure:
+    """The first images of a batch as a model sees them, with their classes.
+
+    Args:
+      pixels: normalized, shape (batch, height, width, 1 or 3).
+      titles: of each image.
+      mean: per channel, or one for all, that was taken off, in units of [0, 1].
+      std: likewise, that was divided by.
+
+    Returns:
+      A figure with up to 24 panels, in the batch's order.
+    """
+    count = min(len(titles), 24)
+    shown = np.asarray(pixels[:count], np.float32) * np.asarray(std) + np.asarray(mean)
+    shown = np.clip(np.round(shown * 255), 0, 255).astype(np.uint8)
+    columns = min(count, 6)
+    figure, grid = plots.figure(-(-count // columns), columns, size=(1.6, 1.8))
+    with plots.style():
+        for i, axes in enumerate(np.ravel(grid)):
+            axes.set_axis_off()
+            if i < count:
+                axes.imshow(shown[i].squeeze(), cmap="gray", vmin=0, vmax=255)
+                axes.set_title(titles[i][:20], fontsize="x-small")
+    return figure
+
+
 def quantities(steps: Sequence[int], layers: Sequence[str], probe: dict[str, Any]) -> Figure:
     """Spectra, norms, alignment and imbalance of every layer against steps.
 

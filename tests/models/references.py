@@ -5,6 +5,7 @@ transformers and timm); the tests of the group `formats` import it to compare fu
 """
 
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from torch import nn
-from torchvision.models import resnet, vgg
+from torchvision.models import resnet, vgg, vision_transformer
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
@@ -24,13 +25,13 @@ def randomize(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            if not tensor.is_floating_point():
+            if not tensor.is_floating_point() or name.endswith("inv_freq"):
                 continue
             noise = torch.randn(tensor.shape, generator=generator)
             if name.endswith("running_var"):
                 tensor.copy_(1 + noise.abs() / 4)
             elif tensor.ndim == 1:
-                norm = name.endswith("weight")
+                norm = name.endswith(("weight", "gamma", "lambda1"))
                 tensor.copy_(noise / 10 + (1 if norm else 0))
             else:
                 fan_in = tensor[0].numel() if tensor.ndim > 1 else 1
@@ -108,6 +109,59 @@ def augreg_vit(folder: pathlib.Path, name: str, **changes: Any):
     return path, model.eval()
 
 
+def huggingface(folder: pathlib.Path, kind: str, **config: Any):
+    """A classifier of transformers by the first word of its class."""
+    configuration = getattr(transformers, f"{kind}Config")(**config)
+    model = getattr(transformers, f"{kind}ForImageClassification")(configuration)
+    randomize(model).save_pretrained(folder)
+    return folder, lambda x: model(x).logits
+
+
+def dinov3(folder: pathlib.Path, **config: Any):
+    """The tower, which has no classifier: its vector of each image."""
+    configuration = transformers.DINOv3ViTConfig(num_register_tokens=2, **config)
+    model = randomize(transformers.DINOv3ViTModel(configuration))
+    model.save_pretrained(folder)
+    return folder, lambda x: model(x).pooler_output
+
+
+# The texts' half of a pair is there to be left out.
+TEXTS = {
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "vocab_size": 5,
+    "max_position_embeddings": 3,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+
+
+def pair(folder: pathlib.Path, kind: str, classes: int, **vision: Any):
+    """Both towers of a CLIP or SigLIP in one file, and a head on what the pair compares."""
+    texts = TEXTS | ({} if kind == "CLIP" else {"projection_size": 8})
+    more = {"projection_dim": 8} if kind == "CLIP" else {}
+    configuration = getattr(transformers, f"{kind}Config")(
+        vision_config=vision, text_config=texts, **more
+    )
+    model = getattr(transformers, f"{kind}Model")(configuration)
+    model.classifier = nn.Linear(model.vision_model.config.hidden_size, classes)
+    randomize(model).save_pretrained(folder)
+    return folder, lambda x: model.classifier(model.vision_model(x).pooler_output)
+
+
+def tower(folder: pathlib.Path, kind: str, classes: int, **vision: Any):
+    """A classifier of transformers whose configuration has that of the tower inside."""
+    return huggingface(folder, kind, vision_config=vision, text_config=TEXTS, num_labels=classes)
+
+
+def torchvision_vit(folder: pathlib.Path, **sizes: Any):
+    model = randomize(vision_transformer.VisionTransformer(**sizes))
+    return save_torch(model, folder), model
+
+
 class NarrowResNet(resnet.ResNet):
     """The ResNet of torchvision with its own layers and forward pass, at other widths."""
 
@@ -159,6 +213,33 @@ def torchvision_vgg(folder: pathlib.Path, batch_norm: bool):
 # the number of heads to the loader.
 SMALL_VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
 
+SMALL_TOWER = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "image_size": 16,
+    "patch_size": 4,
+}
+SMALL_DINO = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "mlp_ratio": 2,
+    # Larger than one fixture's images and smaller than the other's, to be interpolated both ways.
+    "image_size": 20,
+    "patch_size": 4,
+    "num_labels": 5,
+}
+SMALL_TIMM = {
+    "img_size": 16,
+    "patch_size": 4,
+    "embed_dim": 16,
+    "depth": 1,
+    "num_heads": 2,
+    "num_classes": 5,
+}
+
 SMALL: dict[str, tuple[int, Callable[[pathlib.Path], Any]]] = {
     "huggingface_vit": (
         16,
@@ -190,6 +271,45 @@ SMALL: dict[str, tuple[int, Callable[[pathlib.Path], Any]]] = {
         ),
     ),
     "augreg_vit": (16, lambda f: augreg_vit(f, "vit_tiny_patch16_224", num_classes=5, **SMALL_VIT)),
+    "dinov2": (16, lambda f: huggingface(f, "Dinov2", use_swiglu_ffn=True, **SMALL_DINO)),
+    "dinov2_registers": (
+        16,
+        lambda f: huggingface(
+            f, "Dinov2WithRegisters", num_register_tokens=2, **SMALL_DINO | {"image_size": 12}
+        ),
+    ),
+    "dinov3": (16, lambda f: dinov3(f, use_gated_mlp=True, hidden_act="silu", **SMALL_TOWER)),
+    "clip": (16, lambda f: tower(f, "CLIP", 5, **SMALL_TOWER)),
+    "clip_pair": (16, lambda f: pair(f, "CLIP", 5, **SMALL_TOWER)),
+    "siglip": (16, lambda f: tower(f, "Siglip", 5, **SMALL_TOWER)),
+    "siglip_pair": (16, lambda f: pair(f, "Siglip", 5, **SMALL_TOWER)),
+    "torchvision_vit": (
+        16,
+        lambda f: torchvision_vit(
+            f,
+            image_size=16,
+            patch_size=4,
+            num_layers=1,
+            num_heads=2,
+            hidden_dim=16,
+            mlp_dim=24,
+            num_classes=5,
+        ),
+    ),
+    "timm_deit3": (16, lambda f: timm_folder(f, "deit3_small_patch16_224", **SMALL_TIMM)),
+    "timm_dinov2": (
+        16,
+        lambda f: timm_folder(f, "vit_giant_patch14_reg4_dinov2", mlp_ratio=3, **SMALL_TIMM),
+    ),
+    "timm_clip": (
+        16,
+        lambda f: timm_folder(f, "vit_base_patch16_clip_quickgelu_224", **SMALL_TIMM),
+    ),
+    "timm_siglip": (16, lambda f: timm_folder(f, "vit_so400m_patch16_siglip_256", **SMALL_TIMM)),
+    "timm_siglip_mean": (
+        16,
+        lambda f: timm_folder(f, "vit_base_patch16_siglip_gap_224", **SMALL_TIMM),
+    ),
     "resnet_basic": (
         33,
         lambda f: torchvision_resnet(f, "basic", (1, 2, 1, 1), (4, 6, 8, 10), 5),
@@ -214,7 +334,10 @@ def logits(model: Callable[[torch.Tensor], Any], inputs: np.ndarray) -> np.ndarr
 
 
 def main() -> None:
+    """Writes the fixtures that are named, or all."""
     for name, (size, make) in SMALL.items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         folder = FIXTURES / name
         _, model = make(folder)
         inputs = images(size)

@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 
 from lorajax import models
+from lorajax.models import layers
 
 pytestmark = pytest.mark.formats
 
@@ -33,35 +34,59 @@ def references():
     return module
 
 
+_DINO = {"num_labels": 1000, "image_size": 518}
+_SMALL = {"hidden_size": 384, "num_attention_heads": 6}
+# name: (function of references, its arguments, what is given to load the file)
+FULL = {
+    "huggingface ViT-B/16": ("huggingface_vit", (), {}, {}),
+    "timm DeiT-Ti": ("timm_vit", ("deit_tiny_patch16_224",), {}, {}),
+    "timm DeiT-Ti distilled": ("timm_vit", ("deit_tiny_distilled_patch16_224",), {}, {}),
+    "augreg ViT-S/16": ("augreg_vit", ("vit_small_patch16_224",), {}, {"gelu": "erf"}),
+    "dinov2-small": ("huggingface", ("Dinov2",), _DINO | _SMALL, {"image_size": SIDE}),
+    "dinov2-base": ("huggingface", ("Dinov2",), _DINO, {"image_size": SIDE}),
+    "dinov2-with-registers-small": (
+        "huggingface",
+        ("Dinov2WithRegisters",),
+        _DINO | _SMALL,
+        {"image_size": SIDE},
+    ),
+    "dinov2-with-registers-base": (
+        "huggingface",
+        ("Dinov2WithRegisters",),
+        _DINO,
+        {"image_size": SIDE},
+    ),
+    "clip-vit-base-patch16": ("tower", ("CLIP", 1000), {"patch_size": 16}, {}),
+    "clip-vit-base-patch16 pair": ("pair", ("CLIP", 1000), {"patch_size": 16}, {"pool": "cls"}),
+    "siglip-base-patch16-224": ("tower", ("Siglip", 1000), {}, {}),
+    "siglip-base-patch16-224 pair": ("pair", ("Siglip", 1000), {}, {"pool": "attention"}),
+    "timm DeiT III S/16": ("timm_folder", ("deit3_small_patch16_224",), {}, {}),
+    "timm ViT-H/14": ("timm_folder", ("vit_huge_patch14_224",), {"num_classes": 1000}, {}),
+    "timm CLIP B/16": (
+        "timm_folder",
+        ("vit_base_patch16_clip_quickgelu_224",),
+        {"num_classes": 10},
+        {},
+    ),
+    "timm SigLIP B/16": ("timm_folder", ("vit_base_patch16_siglip_224",), {"num_classes": 10}, {}),
+    "torchvision ViT-B/16": ("full", ("vit_b_16",), {}, {}),
+    "ResNet-50": ("full", ("resnet50",), {}, {}),
+    "VGG-16": ("full", ("vgg16",), {}, {}),
+    "VGG-16-BN": ("full", ("vgg16_bn",), {}, {}),
+}
+
+
 def make(name, tmp_path):
     library = references()
-    if name == "huggingface ViT-B/16":
-        return library.huggingface_vit(tmp_path), {}
-    if name == "timm DeiT-Ti":
-        return library.timm_vit(tmp_path, "deit_tiny_patch16_224"), {}
-    if name == "timm DeiT-Ti distilled":
-        return library.timm_vit(tmp_path, "deit_tiny_distilled_patch16_224"), {}
-    if name == "augreg ViT-S/16":
-        return library.augreg_vit(tmp_path, "vit_small_patch16_224"), {"gelu": "erf"}
-    from torchvision.models import resnet50, vgg16, vgg16_bn
+    function, arguments, options, changes = FULL[name]
+    if function == "full":
+        import torchvision
 
-    return library.full(
-        tmp_path, {"ResNet-50": resnet50, "VGG-16": vgg16, "VGG-16-BN": vgg16_bn}[name]
-    ), {}
+        arguments = [getattr(torchvision.models, arguments[0])]
+    return getattr(library, function)(tmp_path, *arguments, **options), changes
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "huggingface ViT-B/16",
-        "timm DeiT-Ti",
-        "timm DeiT-Ti distilled",
-        "augreg ViT-S/16",
-        "ResNet-50",
-        "VGG-16",
-        "VGG-16-BN",
-    ],
-)
+@pytest.mark.parametrize("name", FULL)
 def test_full_size_logits(name, tmp_path):
     library = references()
     (path, reference), changes = make(name, tmp_path)
@@ -73,6 +98,26 @@ def test_full_size_logits(name, tmp_path):
     assert error <= TOLERANCE
 
 
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("size", [(5, 9), (37, 16), (16, 16), (3, 40)])
+def test_positions_are_interpolated_as_torch_does(size, antialias):
+    references()
+    import torch
+
+    grid = np.random.default_rng(0).standard_normal((16, 12, 4)).astype(np.float32)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(grid).permute(2, 0, 1)[None],
+        size=size,
+        mode="bicubic",
+        align_corners=False,
+        antialias=antialias,
+    )
+    found = layers.resize_grid(grid, size, antialias=antialias)
+    # Torch takes coordinates of up to 40 in float32, which is 2e-6 of a pixel, and a pixel's step
+    # is up to 6 here.
+    np.testing.assert_allclose(found, expected[0].permute(1, 2, 0), rtol=0, atol=2e-5)
+
+
 # Small members of timm's zoo whose tensors do not show what they are.
 TOLD = {
     "two heads": ("test_vit", {"num_classes": 7}),
@@ -81,16 +126,28 @@ TOLD = {
     "tanh": ("vit_tiny_patch16_224", {"act_layer": "gelu_tanh", "depth": 1}),
     "mean": ("vit_tiny_patch16_224", {"global_pool": "avg", "depth": 1}),
     "no square": ("vit_tiny_patch16_224", {"img_size": (64, 256), "depth": 1}),
-    "resnet": ("resnet18", {"num_classes": 7}),
-    "pooled afterwards": ("vit_tiny_patch16_224", {"global_pool": "avg", "fc_norm": False}),
+    "pooled afterwards": (
+        "vit_tiny_patch16_224",
+        {"global_pool": "avg", "fc_norm": False, "depth": 1},
+    ),
     "quick": ("vit_tiny_patch16_224", {"act_layer": "quick_gelu", "depth": 1}),
+    "clip": ("vit_base_patch32_clip_224", {"depth": 1, "num_classes": 7}),
+    "scaled layers": ("deit3_small_patch16_224", {"depth": 1}),
+    "dinov2": ("vit_small_patch14_dinov2", {"depth": 1, "num_classes": 7, "img_size": 56}),
+    "registers": ("vit_small_patch14_reg4_dinov2", {"depth": 1, "num_classes": 7, "img_size": 56}),
+    "gates": (
+        "vit_giant_patch14_dinov2",
+        {"depth": 1, "num_classes": 7, "img_size": 56, "embed_dim": 48, "num_heads": 3},
+    ),
+    "attention pool": ("vit_base_patch16_siglip_224", {"depth": 1, "num_classes": 7}),
+    "mean of a tower": ("vit_base_patch32_siglip_gap_256", {"depth": 1, "num_classes": 7}),
+    "resnet": ("resnet18", {"num_classes": 7}),
     "antialiased": ("resnetaa50", {}),
     "blurred": ("resnetblur50", {}),
-    "clip": ("vit_base_patch32_clip_224", {"depth": 1}),
-    "registers": ("vit_wee_patch16_reg1_gap_256", {"depth": 1}),
-    "scaled layers": ("deit3_small_patch16_224", {"depth": 1}),
+    "unknown": ("vit_wee_patch16_reg1_gap_256", {"depth": 1}),
+    "a norm of queries": ("vit_tiny_patch16_224", {"qk_norm": True, "depth": 1}),
 }
-REFUSED = (*list(TOLD)[7:],)
+REFUSED = (*list(TOLD)[16:],)
 
 
 @pytest.mark.parametrize("name", TOLD)

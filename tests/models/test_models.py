@@ -63,7 +63,17 @@ def test_unknown_names(name):
     [
         (lambda: models.config("vit-b/16", image_size=(224, 230)), "multiples of"),
         (lambda: models.config("vit-b/16", heads=7), "must be a multiple of heads = 7"),
-        (lambda: models.config("vit-b/16", pool="max"), "must be 'cls' or 'mean'"),
+        (
+            lambda: models.config("vit-b/16", pool="max"),
+            "must be 'cls', 'mean', 'cls\\+mean' or 'att",
+        ),
+        (lambda: models.config("vit-b/16", mlp="glu"), "mlp is 'glu'; it must be 'gelu' or 'swi"),
+        (lambda: models.config("vit-b/16", final_norm="all"), "final_norm is 'all'; it must be"),
+        (lambda: models.config("vit-b/16", class_token=False), "pool = 'cls' reads one"),
+        (lambda: models.config("vit-b/16", distilled=True, pool="mean"), "pool is 'mean'; a dis"),
+        (lambda: models.config("vit-b/16", registers=-1), "registers is -1"),
+        (lambda: models.config("vit-b/16", placed=2), "placed is 2; of 1 tokens in front"),
+        (lambda: models.config("vit-b/16", table=(3,)), r"table is \(3,\); it must be"),
         (lambda: models.config("vit-b/16", depth=0), "depth is 0"),
         (lambda: models.config("vit-b/16", size=3), "size is not a field of ViTConfig"),
         (lambda: models.config("resnet50", stem="small"), "must be one of imagenet, cifar"),
@@ -96,11 +106,13 @@ def test_images_are_checked(config, shape, message):
         model(jnp.zeros(shape, jnp.float32))
 
 
-@pytest.mark.parametrize("form", ["erf", "tanh"])
+@pytest.mark.parametrize("form", ["erf", "tanh", "quick"])
 def test_gelu_and_its_derivatives(form, key):
     x = 3 * jax.random.normal(key, (50,), jnp.float64)
 
     def reference(x):
+        if form == "quick":
+            return x / (1 + jnp.exp(-1.702 * x))
         return jax.nn.gelu(x, approximate=form == "tanh")
 
     np.testing.assert_allclose(layers.gelu(x, form), reference(x), atol=1e-14)

@@ -36,8 +36,8 @@ def test_each_layout_names_the_modules_of_its_torch_model(model):
         (f"{before}output.dense", 0),
     ]
     assert models.torch_rules(CONFIG, "lorajax") is None
-    with pytest.raises(ValueError, match="layout is 'torchvision'; for a ViTConfig it must be one"):
-        models.torch_rules(CONFIG, "torchvision")
+    with pytest.raises(ValueError, match="layout is 'keras'; for a ViTConfig it must be one"):
+        models.torch_rules(CONFIG, "keras")
 
 
 def test_a_file_tells_its_layout(model, tmp_path):

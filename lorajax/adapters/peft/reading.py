@@ -24,10 +24,18 @@ from lorajax.adapters.peft.shared import (
     PREFIX,
     WEIGHTS,
     check_layer,
+    check_output,
     check_whole,
 )
 from lorajax.adapters.surgery import base_of, check_name, insert
-from lorajax.adapters.torch_layers import Names, Rename, TensorRule, Whole, base_layers
+from lorajax.adapters.torch_layers import (
+    WRAPPED,
+    Names,
+    Rename,
+    TensorRule,
+    Whole,
+    base_layers,
+)
 
 # Options of PEFT that change what an adapter computes and that lorajax has no layer for.
 _FOREIGN = (
@@ -180,6 +188,9 @@ def load_peft(
             base = base_of(path, found[path], name)
             check_layer(path, base, method)
             torch, mine = names.layer(path, base), parts
+            if module.endswith(WRAPPED) and not np.any(parts.get("lora_B", 1)):
+                continue  # which adds nothing, however often
+            check_output(path, torch)
             if torch.parts > 1:
                 mine = method.split(torch, parts, ranks.get(module))
             if mine:
@@ -246,7 +257,7 @@ def _check_targets(config: Mapping[str, Any], modules: Mapping[str, Any]) -> Non
     targets = config.get("target_modules")
     if not isinstance(targets, list) or "all-linear" in targets:
         return
-    for module in modules:
+    for module in (name.removesuffix(WRAPPED) for name in modules):
         if not any(f".{module}".endswith(f".{target}") for target in targets):
             raise ValueError(
                 f"the file holds the layer {module!r}, which target_modules in the configuration "
@@ -345,10 +356,11 @@ def _fill(
 ) -> None:
     """Writes a module saved in full into that of the new model, whose Variables are its own."""
     expected = {name for part in whole.parts for name in part.names}
-    if not set(parts) <= expected or (not partly and set(parts) != expected):
+    needed = {name for part in whole.parts if part.variables for name in part.names}
+    if not set(parts) <= expected or (not partly and not needed <= set(parts)):
         raise ValueError(f"the saved module {path!r} has {sorted(parts)}, not {sorted(expected)}.")
     for part in whole.parts:
-        if not set(part.names) <= set(parts):
+        if not part.variables or not set(part.names) <= set(parts):
             continue
         shapes = [np.zeros(variable[...].shape, np.float32) for variable in part.variables]
         for name, like in zip(part.names, part.write(*shapes), strict=True):

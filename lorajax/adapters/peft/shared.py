@@ -5,6 +5,7 @@ from flax import nnx
 from lorajax.adapters import paths
 from lorajax.adapters.layouts import Axes
 from lorajax.adapters.methods import PeftMethod
+from lorajax.adapters.torch_layers import WRAPPED, TorchLayer
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -19,6 +20,19 @@ def check_layer(path: str, base: nnx.Module, method: PeftMethod, axes: Axes | No
         raise ValueError(
             f"PEFT cannot express the adapter of {path!r}: it {why}; merge it, or save the whole "
             "state with save_checkpoint."
+        )
+
+
+def check_output(path: str, torch: TorchLayer) -> None:
+    """Raises ValueError for the output of a MultiheadAttention, whose adapter PEFT adds twice.
+
+    Its `MultiheadAttention.merge` adds the update to the weight and has the layer merge it again
+    (seen with 0.21), so that no file means one thing.
+    """
+    if torch.module.endswith(WRAPPED):
+        raise ValueError(
+            f"PEFT cannot express the adapter of {path!r}, the output of a MultiheadAttention, "
+            "which it adds twice; leave such layers out of the targets, or merge the adapter."
         )
 
 

@@ -23,10 +23,18 @@ from lorajax.adapters.peft.shared import (
     PREFIX,
     WEIGHTS,
     check_layer,
+    check_output,
     check_whole,
 )
 from lorajax.adapters.surgery import layers
-from lorajax.adapters.torch_layers import Names, Rename, TensorRule, TorchLayer, base_layers
+from lorajax.adapters.torch_layers import (
+    WRAPPED,
+    Names,
+    Rename,
+    TensorRule,
+    TorchLayer,
+    base_layers,
+)
 from lorajax.environment import files
 
 
@@ -118,7 +126,9 @@ def _without_offsets(
     moved = [path for path, x in adapters.items() if getattr(x, "offset", None) is not None]
     for path in moved:
         start, base = adapters[path].start, bases[path]
-        apart = names.layer(path, base).parts == 1 and not isinstance(base, (nnx.Embed, nnx.Conv))
+        torch = names.layer(path, base)
+        apart = torch.parts == 1 and not torch.attention
+        apart = apart and not isinstance(base, (nnx.Embed, nnx.Conv))
         if start != "pissa" or not apart or len(moved) < len(adapters):
             raise ValueError(
                 f"start is {start!r}, which takes an offset off the base of {path!r} that PEFT "
@@ -143,7 +153,10 @@ def _content(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str]]:
     """The configuration, the tensors by name, and the metadata of their file."""
     written, metadata = _modules(names, method, adapters, bases)
+    attentions = _attentions(names, written)
     modules, fields = method.config(written, list(adapters.values()))
+    for module, tensors in attentions.items():
+        modules[module] = modules[module]._replace(tensors=modules[module].tensors | tensors)
     first = next(iter(adapters.values()))
     tensors = {
         f"{PREFIX}{module}.{suffix}": tensor
@@ -155,6 +168,7 @@ def _content(
         for key, tensor in _head(names, model, bases, head, saved).items():
             tensors[PREFIX + key] = tensor
     every = [names.module(path)[0] for path in bases if names.knows(path)]
+    every = [module for module in every if not module.endswith(WRAPPED)]
     config: dict[str, Any] = {
         "bias": "none",
         "fan_in_fan_out": False,
@@ -240,6 +254,7 @@ def _modules(
     found: dict[str, dict[int, _Block]] = {}
     for path, adapter in adapters.items():
         torch = names.layer(path, bases[path])
+        check_output(path, torch)
         blocks = found.setdefault(torch.module, {})
         if torch.part in blocks:
             raise ValueError(
@@ -275,6 +290,28 @@ def _modules(
     if ranks:
         metadata[BLOCKS] = json.dumps(ranks)
     return modules, metadata
+
+
+def _attentions(names: Names, written: Mapping[str, PeftLayer]) -> dict[str, dict[str, Any]]:
+    """What PEFT wants of a MultiheadAttention's output, by name of the adapted ones: zeros.
+
+    PEFT adapts the inputs and the output of such a module together, with one rank.
+    """
+    found = {}
+    for attention in names.attentions & written.keys():
+        entry = written[attention]
+        if entry.tensors.keys() != {"lora_A.weight", "lora_B.weight"}:
+            raise ValueError(
+                f"PEFT cannot express the adapter of {attention!r}, a MultiheadAttention, which it "
+                "adapts by plain LoRA alone; leave its layers out, or merge the adapter."
+            )
+        width = entry.tensors["lora_A.weight"].shape[1]
+        shapes = {"lora_A": (entry.rank, width), "lora_B": (width, entry.rank)}
+        found[attention] = {
+            f"{WRAPPED[1:]}.{name}.weight": np.zeros(shape, np.float32)
+            for name, shape in shapes.items()
+        }
+    return found
 
 
 def _targets(chosen: list[str], every: list[str]) -> list[str] | str:

@@ -224,20 +224,6 @@ class Attention(nnx.Module):
         return self.out(layers.attention(query, key, value, mask)), (key, value)
 
 
-class MLP(nnx.Module):
-    """Three linear layers: one gates another through a SiLU, the last goes back to the width."""
-
-    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, **dtypes: Any):
-        made = {"use_bias": config.mlp_bias, "rngs": rngs, **dtypes}
-        self.gate = nnx.Linear(config.width, config.mlp_width, **made)
-        self.up = nnx.Linear(config.width, config.mlp_width, **made)
-        self.down = nnx.Linear(config.mlp_width, config.width, **made)
-
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """Acts on each token by itself."""
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
-
-
 class Block(nnx.Module):
     """A pre-norm transformer block."""
 
@@ -245,7 +231,9 @@ class Block(nnx.Module):
         self.norm1 = RMSNorm(config.width, config.epsilon, rngs=rngs, **dtypes)
         self.attention = Attention(config, rngs=rngs, **dtypes)
         self.norm2 = RMSNorm(config.width, config.epsilon, rngs=rngs, **dtypes)
-        self.mlp = MLP(config, rngs=rngs, **dtypes)
+        self.mlp = layers.GatedMLP(
+            config.width, config.mlp_width, bias=config.mlp_bias, rngs=rngs, **dtypes
+        )
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""The vision transformer, and its checkpoints by transformers, timm and Google."""
+"""The vision transformer and its kin, and their checkpoints by those who publish them."""
 
 from collections.abc import Mapping
 
@@ -7,9 +7,13 @@ import numpy as np
 from lorajax.models import layers, vision
 from lorajax.models.family import Family
 from lorajax.models.vit.augreg import AUGREG
+from lorajax.models.vit.clip import CLIP, SIGLIP
+from lorajax.models.vit.dinov2 import DINOV2
+from lorajax.models.vit.dinov3 import DINOV3
 from lorajax.models.vit.huggingface import HUGGINGFACE
 from lorajax.models.vit.model import SIZES, ViT, ViTConfig
 from lorajax.models.vit.timm import TIMM
+from lorajax.models.vit.torchvision import TORCHVISION
 
 __all__ = ["FAMILY", "ViT", "ViTConfig"]
 
@@ -22,14 +26,16 @@ def _named(size: str, patch: str) -> ViTConfig:
 def resized(
     arrays: Mapping[str, np.ndarray], config: ViTConfig, target: ViTConfig
 ) -> Mapping[str, np.ndarray]:
-    """A ViT's arrays with position embeddings interpolated to the grid of `target`."""
-    positions, prefix = arrays["embeddings.positions"], config.prefix
-    rows, columns = config.grid
-    if config.grid == target.grid or positions.shape[1] != prefix + rows * columns:
+    """A ViT's arrays with position embeddings interpolated to the table of `target`."""
+    if config.rope:
         return arrays
-    grid = positions[0, prefix:].reshape(rows, columns, -1)
-    grid = layers.resize_grid(grid, target.grid).reshape(1, -1, positions.shape[2])
-    together = np.concatenate([positions[:, :prefix], grid], axis=1)
+    positions, (placed, rows, columns) = arrays["embeddings.positions"], config.positions
+    wanted = target.positions[1:]
+    if (rows, columns) == wanted or positions.shape[1] != placed + rows * columns:
+        return arrays
+    grid = positions[0, placed:].reshape(rows, columns, -1)
+    grid = layers.resize_grid(grid, wanted, antialias=config.antialias)
+    together = np.concatenate([positions[:, :placed], grid.reshape(1, -1, grid.shape[2])], axis=1)
     return {**arrays, "embeddings.positions": together}
 
 
@@ -37,7 +43,7 @@ FAMILY = Family(
     "vit",
     ViT,
     ViTConfig,
-    formats=(HUGGINGFACE, TIMM, AUGREG),
+    formats=(HUGGINGFACE, DINOV2, DINOV3, CLIP, SIGLIP, TIMM, TORCHVISION, AUGREG),
     named={"vit-{ti,s,b,l}/{4,7,8,14,16,32}": _named},
     options=vision.options,
     fit=resized,

@@ -6,6 +6,7 @@ from typing import Any
 from lorajax.models import family, vision
 from lorajax.models.family import Format, Rule
 from lorajax.models.files import Source
+from lorajax.models.vit.huggingface import refuse
 from lorajax.models.vit.model import ViTConfig, grid_of, patches
 from lorajax.models.vit.timm import TIMM
 
@@ -79,11 +80,10 @@ def _rules(config: ViTConfig) -> Iterator[Rule]:
 
 
 def _express(config: ViTConfig) -> None:
-    odd = {"pool": config.pool == "mean", "distilled": config.distilled}
-    odd["epsilon"] = config.epsilon != 1e-6
-    for name in (name for name, wrong in odd.items() if wrong):
+    refuse(config, "augreg")
+    if config.epsilon != 1e-6:
         raise ValueError(
-            f"layout is 'augreg', which has no {name} = {getattr(config, name)!r}; use 'lorajax'."
+            f"layout is 'augreg', which has no epsilon = {config.epsilon!r}; use 'lorajax'."
         )
 
 

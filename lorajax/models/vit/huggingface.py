@@ -1,8 +1,8 @@
 """`ViTForImageClassification` of transformers, as its safetensors files name things."""
 
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from lorajax.models import family, vision
 from lorajax.models.family import Format, Rule, Untold
@@ -16,51 +16,123 @@ _GELU = {
     "gelu_new": "tanh",
     "gelu_pytorch_tanh": "tanh",
     "gelu_fast": "tanh",
+    "quick_gelu": "quick",
 }
 
 
-def _infer(source: Source) -> dict[str, Any]:
-    tensors, config = source.tensors, source.json("config.json")
-    width, channels, patch, _ = tensors[f"vit.{_PROJECTION}.weight"].shape
-    tokens = tensors["vit.embeddings.position_embeddings"].shape[1]
-    kind = config.get("model_type", "vit")
-    if kind != "vit":
+class Tower(NamedTuple):
+    """Where a file of transformers has the sizes of an image tower, and what it leaves out.
+
+    Attributes:
+      kinds: values of `model_type`; the first is that of a file that states none.
+      projection: name of the patch embedding's kernel.
+      positions: name of the table of positions; "" for none.
+      layer: of a block, in front of its number.
+      up: name of the first kernel of the MLP, behind the block's number.
+      hidden: outputs of that kernel over the MLP's hidden features.
+      front: tokens that have positions in front of the patches.
+      heads: what transformers takes where `num_attention_heads` is left out.
+      epsilon: likewise for `layer_norm_eps`.
+      activation: likewise for `hidden_act`.
+      mean: of the images, where nothing tells it.
+      std: likewise.
+    """
+
+    kinds: tuple[str, ...]
+    projection: str
+    positions: str
+    layer: str
+    up: str
+    hidden: int = 1
+    front: int = 1
+    heads: int = 12
+    epsilon: float = 1e-12
+    activation: str = "gelu"
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+
+
+def described(source: Source, tower: Tower, said: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that all towers of transformers have.
+
+    Args:
+      source: the checkpoint.
+      tower: where they are.
+      said: the part of its config.json that is about the tower; empty for none.
+
+    Returns:
+      Fields of a ViTConfig; the size is that of the table of positions.
+
+    Raises:
+      ValueError: for another model, and where the configuration contradicts the tensors.
+    """
+    tensors = source.tensors
+    width, channels, patch, _ = tensors[tower.projection].shape
+    kind = said.get("model_type", tower.kinds[0])
+    if kind not in tower.kinds:
         raise ValueError(f"its config.json states model_type = {kind!r}, which is another model")
-    said = {key: value for key, value in config.items() if value is not None}
-    activation = said.get("hidden_act", "gelu")
+    activation = said.get("hidden_act", tower.activation)
     if activation not in _GELU:
         raise ValueError(f"its hidden_act is {activation!r}; it must be one of {', '.join(_GELU)}")
-    stated = vision.pair(said["image_size"]) if "image_size" in said else None
-    size = grid_of(tokens - 1, patch, stated, known=vision.processed_size(source))
+    mlp = tensors[f"{tower.layer}0.{tower.up}"].shape[0] // tower.hidden
+    depth = family.count(tensors, re.escape(tower.layer) + r"(\d+)\.")
     classes = family.classes(tensors, "classifier.weight")
-    mlp = tensors["vit.encoder.layer.0.intermediate.dense.weight"].shape[0]
+    stated = said.get("image_size")
     shown = {
         "hidden_size": width,
-        "num_hidden_layers": family.count(tensors, r"vit\.encoder\.layer\.(\d+)\."),
+        "num_hidden_layers": depth,
         "intermediate_size": mlp,
         "num_channels": channels,
         "patch_size": (patch, patch) if isinstance(said.get("patch_size"), list) else patch,
     }
-    shown["num_labels"] = classes
     family.agree(said, shown)
-    if isinstance(labels := said.get("id2label"), dict):
+    config = source.json("config.json")
+    family.agree(config, {"num_labels": classes})
+    # The towers of CLIP and SigLIP have labels of no meaning beside a file without a head.
+    if isinstance(labels := config.get("id2label"), dict):
         family.agree({"id2label": len(labels)}, {"id2label": classes})
-    family.agree({"size": vision.processed_size(source)}, {"size": size})
     silent = Untold("it has no config.json, which states it")
+    known, stated = vision.processed_size(source), stated and vision.pair(stated)
+    if tower.positions:
+        count = tensors[tower.positions].shape[-2] - tower.front
+        size = grid_of(count, patch, stated, known=known)
+    else:
+        size = known or stated or Untold("no tensor shows it, and no file beside them states it")
     return {
         "image_size": size,
         "patch_size": patch,
         "width": width,
-        "depth": shown["num_hidden_layers"],
-        # What a config.json leaves out has the value that transformers' ViTConfig gives it.
-        "heads": said.get("num_attention_heads", 12) if config else silent,
+        "depth": depth,
+        # What a config.json leaves out has the value that transformers gives it.
+        "heads": said.get("num_attention_heads", tower.heads) if config else silent,
         "mlp_width": mlp,
         "classes": classes,
         "channels": channels,
         "gelu": _GELU[activation] if config else silent,
-        "epsilon": float(said.get("layer_norm_eps", 1e-12)) if config else silent,
-        **vision.statistics(source),
+        "epsilon": float(said.get("layer_norm_eps", tower.epsilon)) if config else silent,
+        "antialias": False,
+        **vision.statistics(source, tower.mean, tower.std),
     }
+
+
+def told(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without what is null."""
+    return {key: value for key, value in config.items() if value is not None}
+
+
+_VIT = Tower(
+    ("vit",),
+    f"vit.{_PROJECTION}.weight",
+    "vit.embeddings.position_embeddings",
+    "vit.encoder.layer.",
+    "intermediate.dense.weight",
+)
+
+
+def _infer(source: Source) -> dict[str, Any]:
+    fields = described(source, _VIT, told(source.json("config.json")))
+    family.agree({"size": vision.processed_size(source)}, {"size": fields["image_size"]})
+    return fields
 
 
 def _rules(config: ViTConfig) -> Iterator[Rule]:
@@ -101,34 +173,67 @@ def _modules(config: ViTConfig) -> Iterator[Rule]:
         yield rule._replace(theirs=tuple(names))
 
 
-def _express(config: ViTConfig) -> None:
-    for name, odd in (("pool", config.pool == "mean"), ("distilled", config.distilled)):
-        if odd:
+_PLAIN = ViTConfig()
+
+
+def refuse(config: ViTConfig, layout: str, told: Collection[str] = (), **only: Any) -> None:
+    """Raises ValueError for a configuration with a switch that a layout cannot tell.
+
+    Args:
+      config: of the model.
+      layout: the name of the layout.
+      told: switches that it tells.
+      **only: the values that others must have there; of the rest, that of the plain ViT.
+    """
+    switches = ("pool", "final_norm", "class_token", "distilled", "registers", "table")
+    switches += ("norm_before", "patch_bias", "layer_scale", "mlp", "rope")
+    wanted = {name: getattr(_PLAIN, name) for name in switches} | {"placed": config.prefix} | only
+    if config.pool == "cls" and config.final_norm != "none":
+        wanted["final_norm"] = config.final_norm  # on the class token both are the same
+    for name, value in wanted.items():
+        stated = config.positions[0] if name == "placed" else getattr(config, name)
+        if name not in told and stated != value:
             raise ValueError(
-                f"layout is 'huggingface', which has no {name} = {getattr(config, name)!r}; use "
-                "'timm' or 'lorajax'."
+                f"layout is {layout!r}, which has no {name} = {getattr(config, name)!r}; use "
+                "another, such as 'lorajax'."
             )
 
 
-def _beside(config: ViTConfig) -> dict[str, dict[str, Any]]:
-    height, width = config.image_size
+def _express(config: ViTConfig) -> None:
+    refuse(config, "huggingface")
+
+
+def sizes(config: ViTConfig) -> dict[str, Any]:
+    """What the `config.json` of every tower states; of the size, that of the table."""
+    _, rows, columns = config.positions
+    height, width = rows * config.patch_size, columns * config.patch_size
     return {
-        "config.json": {
-            "architectures": ["ViTForImageClassification"],
-            "model_type": "vit",
-            "hidden_size": config.width,
-            "num_hidden_layers": config.depth,
-            "num_attention_heads": config.heads,
-            "intermediate_size": config.mlp_width,
-            "hidden_act": "gelu" if config.gelu == "erf" else "gelu_pytorch_tanh",
-            "layer_norm_eps": config.epsilon,
-            "image_size": height if height == width else [height, width],
-            "patch_size": config.patch_size,
-            "num_channels": config.channels,
-            "qkv_bias": True,
-            "id2label": {str(i): f"LABEL_{i}" for i in range(config.classes)},
-            "label2id": {f"LABEL_{i}": i for i in range(config.classes)},
-        },
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.mlp_width,
+        "hidden_act": {"erf": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu"}[
+            config.gelu
+        ],
+        "layer_norm_eps": config.epsilon,
+        "image_size": height if height == width else [height, width],
+        "patch_size": config.patch_size,
+        "num_channels": config.channels,
+    }
+
+
+def labels(config: ViTConfig) -> dict[str, Any]:
+    """Names of the classes as `config.json` has them: numbers."""
+    return {
+        "id2label": {str(i): f"LABEL_{i}" for i in range(config.classes)},
+        "label2id": {f"LABEL_{i}": i for i in range(config.classes)},
+    }
+
+
+def _beside(config: ViTConfig) -> dict[str, dict[str, Any]]:
+    kind = {"architectures": ["ViTForImageClassification"], "model_type": "vit", "qkv_bias": True}
+    return {
+        "config.json": kind | sizes(config) | labels(config),
         "preprocessor_config.json": vision.processor_of(config, config.image_size),
     }
 

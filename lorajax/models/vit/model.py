@@ -1,15 +1,21 @@
-"""The vision transformer (Dosovitskiy et al. 2020, arXiv:2010.11929) in Flax NNX."""
+"""The vision transformer (Dosovitskiy et al. 2020, arXiv:2010.11929) and its kin in Flax NNX.
+
+One model with switches: DeiT and DeiT III, DINOv2 with and without registers, DINOv3, and the image
+towers of CLIP and SigLIP differ in where tokens stand, what is normed, and what the head reads.
+"""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from lorajax.models import layers, vision
 from lorajax.models.family import Model, Rule, Untold, one
+from lorajax.models.vit.attention import Attention
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "ti": (192, 12, 3),
@@ -18,6 +24,14 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "l": (1024, 24, 16),
 }
 """Width, depth and heads of the published sizes."""
+
+
+_CHOICES = {
+    "pool": ("cls", "mean", "cls+mean", "attention"),
+    "final_norm": ("pooled", "tokens", "none"),
+    "mlp": ("gelu", "swiglu"),
+    "gelu": ("erf", "tanh", "quick"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +47,25 @@ class ViTConfig:
       mlp_width: hidden features of the MLP; 0 means 4 × width.
       classes: outputs of the head.
       channels: of the images.
-      pool: what the head reads: the class token ("cls"), or the mean of the patch tokens ("mean").
+      pool: what the head reads: the class token ("cls"), the mean of the patch tokens ("mean"),
+        both side by side ("cls+mean", DINOv2), or what a trained query sees of the patch tokens
+        ("attention", SigLIP).
+      final_norm: whether the last norm acts on what is pooled ("pooled") or on each token before
+        ("tokens"), or there is none ("none"); the first two are one for pool "cls".
+      class_token: whether there is one in front of the patches.
       distilled: a second token with a head of its own, averaged with the first (DeiT).
-      gelu: "erf" (exact) or "tanh".
+      registers: tokens in front of the patches that nothing reads (DINOv2).
+      placed: how many of the tokens in front have positions, from the first on; −1 means all.
+      table: (rows, columns) of the table of positions where images of another size interpolate it
+        in each call, as DINOv2 in transformers does; () where it is that of the image size.
+      rope: base of the wavelengths that queries and keys of patches are turned by in place of a
+        table of positions (DINOv3); 0 for the table.
+      antialias: whether positions are interpolated as timm does it, or else as transformers.
+      norm_before: a norm before the first block (CLIP).
+      patch_bias: whether the patch embedding has one.
+      layer_scale: a trained factor for each feature of what a layer adds (DINOv2, DeiT III).
+      mlp: "gelu", two layers, or "swiglu", three.
+      gelu: "erf" (exact), "tanh", or "quick" (CLIP).
       epsilon: of the layer norms.
       dropout: rate after embedding, attention and MLP, in training mode.
       mean: per-channel mean of the images in units of [0, 1]; one number stands for all channels.
@@ -51,7 +81,18 @@ class ViTConfig:
     classes: int = 1000
     channels: int = 3
     pool: str = "cls"
+    final_norm: str = "pooled"
+    class_token: bool = True
     distilled: bool = False
+    registers: int = 0
+    placed: int = -1
+    table: tuple[int, ...] = ()
+    rope: float = 0.0
+    antialias: bool = True
+    norm_before: bool = False
+    patch_bias: bool = True
+    layer_scale: bool = False
+    mlp: str = "gelu"
     gelu: str = "erf"
     epsilon: float = 1e-6
     dropout: float = 0.0
@@ -69,10 +110,29 @@ class ViTConfig:
             raise ValueError(
                 f"width is {self.width}; it must be a multiple of heads = {self.heads}."
             )
-        if self.pool not in ("cls", "mean"):
-            raise ValueError(f"pool is {self.pool!r}; it must be 'cls' or 'mean'.")
-        if self.gelu not in ("erf", "tanh"):
-            raise ValueError(f"gelu is {self.gelu!r}; it must be 'erf' or 'tanh'.")
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                known = f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
+                raise ValueError(f"{name} is {value!r}; it must be {known}.")
+        if not self.class_token and (self.distilled or "cls" in self.pool):
+            read = "distilled" if self.distilled else f"pool = {self.pool!r}"
+            raise ValueError(f"class_token is False; {read} reads one.")
+        if self.distilled and self.pool != "cls":
+            raise ValueError(f"pool is {self.pool!r}; a distilled model reads its tokens, 'cls'.")
+        if not 0 <= self.registers <= 1024:
+            raise ValueError(f"registers is {self.registers}; it must lie in 0 … 1024.")
+        if not -1 <= self.placed <= self.prefix:
+            raise ValueError(
+                f"placed is {self.placed}; of {self.prefix} tokens in front it must be −1 (all) to "
+                f"{self.prefix}."
+            )
+        if self.table and (len(self.table) != 2 or min(self.table) < 1):
+            raise ValueError(f"table is {self.table}; it must be (rows, columns) or ().")
+        if self.rope and (self.rope < 0 or self.table or self.width // self.heads % 4):
+            raise ValueError(
+                f"rope is {self.rope}; it must be 0 or positive, without a table and with heads of "
+                "4, 8, … features."
+            )
         vision.check_statistics(self)
         if not self.mlp_width:
             object.__setattr__(self, "mlp_width", 4 * self.width)
@@ -86,7 +146,15 @@ class ViTConfig:
     @property
     def prefix(self) -> int:
         """Number of tokens in front of the patches."""
-        return 2 if self.distilled else 1
+        return int(self.class_token) + int(self.distilled) + self.registers
+
+    @property
+    def positions(self) -> tuple[int, int, int]:
+        """Tokens in front that have positions, and rows and columns of the table."""
+        if self.rope:
+            return 0, 0, 0
+        rows, columns = self.table or self.grid
+        return self.prefix if self.placed < 0 else self.placed, rows, columns
 
 
 def grid_of(
@@ -141,38 +209,16 @@ def patches(theirs: str, config: ViTConfig, *, torch: bool = True) -> Rule:
     )
 
 
-class Attention(nnx.Module):
-    """Multi-head self-attention with separate query, key and value layers.
-
-    Each is a plain `nnx.Linear` of shape (width, width), so that an adapter may take its place.
-    """
-
-    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs, **dtypes: Any):
-        self.heads = heads
-        self.query = nnx.Linear(width, width, rngs=rngs, **dtypes)
-        self.key = nnx.Linear(width, width, rngs=rngs, **dtypes)
-        self.value = nnx.Linear(width, width, rngs=rngs, **dtypes)
-        self.out = nnx.Linear(width, width, rngs=rngs, **dtypes)
-
-    def __call__(
-        self, x: Float[Array, "b t d"], first: int | None = None
-    ) -> Float[Array, "b first d"]:
-        """Attends over the tokens of each image; what the `first` tokens see, or all if None."""
-        batch, _, width = x.shape
-        features = width // self.heads
-
-        # With tokens and features as the last two axes both products are plain batched GEMMs; in
-        # the order (batch, token, head, feature) XLA's CPU backend transposes around each of them.
-        def split(y: Array) -> Array:
-            return y.reshape(batch, -1, self.heads, features).transpose(0, 2, 1, 3)
-
-        query = split(self.query(x[:, :first])) * jnp.asarray(features**-0.5, x.dtype)
-        key, value = split(self.key(x)), split(self.value(x))
-        scores = jnp.einsum("bhqf,bhkf->bhqk", query, key)
-        # Half precision loses the small weights of long rows.
-        weights = jax.nn.softmax(scores.astype(layers.at_least_float32(scores.dtype)))
-        mixed = jnp.einsum("bhqk,bhkf->bhqf", weights.astype(value.dtype), value)
-        return self.out(mixed.transpose(0, 2, 1, 3).reshape(batch, -1, width))
+def _angles(config: ViTConfig) -> np.ndarray | None:
+    """Of each patch and feature: rows and columns from −1 to 1 times 2π over wavelengths."""
+    if not config.rope:
+        return None
+    features = config.width // config.heads
+    frequencies = 1 / config.rope ** np.arange(0, 1, 4 / features)
+    axes = [2 * (np.arange(n) + 0.5) / n - 1 for n in config.grid]
+    places = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2, 1)
+    angles = (2 * np.pi * places * frequencies).reshape(len(places), -1)
+    return np.tile(angles, 2)
 
 
 class Block(nnx.Module):
@@ -183,16 +229,46 @@ class Block(nnx.Module):
         self.norm1 = layers.LayerNorm(config.width, **norm)
         self.attention = Attention(config.width, config.heads, rngs=rngs, **dtypes)
         self.norm2 = layers.LayerNorm(config.width, **norm)
-        self.mlp = layers.MLP(config.width, config.mlp_width, config.gelu, rngs=rngs, **dtypes)
+        sizes = (config.width, config.mlp_width)
+        if config.mlp == "swiglu":
+            self.mlp = layers.GatedMLP(*sizes, rngs=rngs, **dtypes)
+        else:
+            self.mlp = layers.MLP(*sizes, config.gelu, rngs=rngs, **dtypes)
+        ones = jnp.ones(config.width, dtypes["param_dtype"])
+        self.scale1 = nnx.Param(ones) if config.layer_scale else None
+        self.scale2 = nnx.Param(ones) if config.layer_scale else None
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs) if config.dropout else None
 
     def __call__(
-        self, x: Float[Array, "b t d"], first: int | None = None
+        self, x: Float[Array, "b t d"], first: int | None = None, angles: np.ndarray | None = None
     ) -> Float[Array, "b first d"]:
         """Adds attention, then the MLP, to the stream of tokens; of the `first`, or all if None."""
         drop = self.dropout or (lambda y: y)
-        x = x[:, :first] + drop(self.attention(self.norm1(x), first))
-        return x + drop(self.mlp(self.norm2(x)))
+        seen = self.attention(self.norm1(x), first, angles=angles)
+        x = x[:, :first] + drop(_scaled(seen, self.scale1))
+        return x + drop(_scaled(self.mlp(self.norm2(x)), self.scale2))
+
+
+def _scaled(x: Array, scale: nnx.Param | None) -> Array:
+    return x if scale is None else x * scale[...].astype(x.dtype)[None, None]
+
+
+class AttentionPool(nnx.Module):
+    """What one trained query sees of the tokens, then an MLP (Zhai et al. 2023, SigLIP)."""
+
+    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs, **dtypes: Any):
+        width, param_dtype = config.width, dtypes["param_dtype"]
+        normal = nnx.initializers.truncated_normal(0.02)
+        self.probe = nnx.Param(normal(rngs.params(), (1, 1, width), param_dtype))
+        self.attention = Attention(width, config.heads, rngs=rngs, **dtypes)
+        self.norm = layers.LayerNorm(width, epsilon=config.epsilon, rngs=rngs, **dtypes)
+        self.mlp = layers.MLP(width, config.mlp_width, config.gelu, rngs=rngs, **dtypes)
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b d"]:
+        """One vector an image."""
+        probe = self.probe[...].astype(x.dtype)
+        x = self.attention(x, asking=jnp.broadcast_to(probe, (x.shape[0], 1, x.shape[2])))
+        return (x + self.mlp(self.norm(x)))[:, 0]
 
 
 class Embeddings(nnx.Module):
@@ -200,19 +276,23 @@ class Embeddings(nnx.Module):
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs, dtype: Any, param_dtype: Any):
         self.config = config
-        patch_features = config.patch_size**2 * config.channels
+        made = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         # A convolution whose stride is its window is a linear layer on patches, and faster as one.
         self.patches = nnx.Linear(
-            patch_features, config.width, rngs=rngs, dtype=dtype, param_dtype=param_dtype
+            config.patch_size**2 * config.channels,
+            config.width,
+            use_bias=config.patch_bias,
+            **made,
         )
-        rows, columns = config.grid
+        placed, rows, columns = config.positions
         normal = nnx.initializers.truncated_normal(0.02)
-        self.prefix = nnx.Param(
-            normal(rngs.params(), (1, config.prefix, config.width), param_dtype)
+        shape = (1, config.prefix, config.width)
+        self.prefix = (
+            nnx.Param(normal(rngs.params(), shape, param_dtype)) if config.prefix else None
         )
-        self.positions = nnx.Param(
-            normal(rngs.params(), (1, config.prefix + rows * columns, config.width), param_dtype)
-        )
+        shape = (1, placed + rows * columns, config.width)
+        table = None if config.rope else nnx.Param(normal(rngs.params(), shape, param_dtype))
+        self.positions = table
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b t d"]:
         """Tokens of images of the configuration's shape."""
@@ -221,10 +301,28 @@ class Embeddings(nnx.Module):
         x = images.reshape(batch, rows, side, columns, side, config.channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
         x = self.patches(x)
-        prefix = jnp.broadcast_to(
-            self.prefix[...].astype(x.dtype), (batch, config.prefix, config.width)
-        )
-        return jnp.concatenate([prefix, x], axis=1) + self.positions[...].astype(x.dtype)
+        if self.prefix is None:
+            return x if self.positions is None else x + self._positions(self.positions, x.dtype)
+        prefix = self.prefix[...].astype(x.dtype)
+        prefix = jnp.broadcast_to(prefix, (batch, config.prefix, config.width))
+        if self.positions is None:
+            return jnp.concatenate([prefix, x], axis=1)
+        positions, placed = self._positions(self.positions, x.dtype), config.positions[0]
+        if placed == config.prefix:
+            return jnp.concatenate([prefix, x], axis=1) + positions
+        front = prefix[:, :placed] + positions[:, :placed]
+        return jnp.concatenate([front, prefix[:, placed:], x + positions[:, placed:]], axis=1)
+
+    def _positions(self, variable: nnx.Param, dtype: Any) -> Array:
+        """Those of the image size, interpolated where the table has another."""
+        (placed, *table), grid = self.config.positions, self.config.grid
+        positions = variable[...].astype(dtype)
+        if tuple(table) == grid:
+            return positions
+        patches = positions[0, placed:].reshape(*table, -1)
+        patches = layers.resize_grid(patches, grid, antialias=self.config.antialias)
+        patches = patches.reshape(1, grid[0] * grid[1], -1)
+        return jnp.concatenate([positions[:, :placed], patches], axis=1)
 
 
 class ViT(Model):
@@ -237,7 +335,8 @@ class ViT(Model):
       param_dtype: of the weights.
 
     Layers that an adapter may replace, by path: `embeddings.patches`, `blocks.I.attention.{query,
-    key, value, out}`, `blocks.I.mlp.{up, down}`, `head`.
+    key, value, out}`, `blocks.I.mlp.{up, down}` and `gate` of a SwiGLU, the same of
+    `pool.attention` and `pool.mlp` where a query pools, and `head`.
 
     Where the head reads tokens in front (pool "cls"), a call takes only those through the last
     block; what records the inputs of that block's layers sees them alone, unless it runs `tokens`.
@@ -263,10 +362,15 @@ class ViT(Model):
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
         super().__init__(config, rngs=rngs, **dtypes)
         self.embeddings = Embeddings(config, rngs=rngs, **dtypes)
+        norm = {"epsilon": config.epsilon, "rngs": rngs, **dtypes}
+        self.norm_before = layers.LayerNorm(config.width, **norm) if config.norm_before else None
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs) if config.dropout else None
         self.blocks = nnx.List([Block(config, rngs=rngs, **dtypes) for _ in range(config.depth)])
-        self.norm = layers.LayerNorm(config.width, epsilon=config.epsilon, rngs=rngs, **dtypes)
-        self.head = nnx.Linear(config.width, config.classes, rngs=rngs, **dtypes)
+        self.norm = None if config.final_norm == "none" else layers.LayerNorm(config.width, **norm)
+        pooled = config.pool == "attention"
+        self.pool = AttentionPool(config, rngs=rngs, **dtypes) if pooled else None
+        read = config.width * (2 if config.pool == "cls+mean" else 1)
+        self.head = nnx.Linear(read, config.classes, rngs=rngs, **dtypes)
         self.distilled_head = (
             nnx.Linear(config.width, config.classes, rngs=rngs, **dtypes)
             if config.distilled
@@ -307,20 +411,36 @@ class ViT(Model):
                 f"{config.image_size[0]}, {config.image_size[1]}, {config.channels})."
             )
         x = self.embeddings(images)
+        x = self.norm_before(x) if self.norm_before is not None else x
         x = self.dropout(x) if self.dropout is not None else x
+        angles = _angles(config)
         for i, block in enumerate(self.blocks):
-            x = block(x, first if i == config.depth - 1 else None)
+            x = block(x, first if i == config.depth - 1 else None, angles)
         return x
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b classes"]:
         """Class logits of normalized images."""
-        if self.config.pool == "mean":
-            x = self.tokens(images)
-            # The norm comes after the mean in the checkpoints that pool so (timm's fc_norm).
-            return self.head(self.norm(x[:, self.config.prefix :].mean(axis=1)))
+        config, norm = self.config, self.norm or (lambda y: y)
+        if config.pool != "cls":
+            return self.head(self._pooled(self.tokens(images), norm))
         # Nothing reads the other tokens after the last block, which then costs little more than its
         # keys and values.
-        x = self.norm(self._tokens(images, self.config.prefix))
+        x = norm(self._tokens(images, 2 if config.distilled else 1))
         if self.distilled_head is None:
             return self.head(x[:, 0])
         return (self.head(x[:, 0]) + self.distilled_head(x[:, 1])) / 2
+
+    def _pooled(self, x: Array, norm: Callable[[Array], Array]) -> Array:
+        """What the head reads of all tokens."""
+        config = self.config
+        after = config.final_norm == "pooled"
+        x = x if after else norm(x)
+        patches = x[:, config.prefix :]
+        if self.pool is not None:
+            pooled = self.pool(patches)
+        else:
+            pooled = patches.mean(axis=1)
+        if config.pool == "cls+mean":
+            pooled = jnp.stack([x[:, 0], pooled], axis=1)
+        pooled = norm(pooled) if after else pooled
+        return pooled.reshape(pooled.shape[0], -1)
