@@ -202,7 +202,8 @@ def section(rows: list[dict[str, Any]]) -> str:
         lines.append([kind, len(own), refused, f"{most / 2**20:.0f} MB", f"{slowest:.1f} s"])
     bad = [row for row in rows if row["verdict"] != "refused"]
     head = ["what", "files", "refused", "most memory", "slowest"]
-    words = f"## Hostile files\n\n{len(rows)} files, {len(rows) - len(bad)} refused in one sentence."
+    refused = f"{len(rows) - len(bad)} refused in one sentence"
+    words = f"## Hostile files\n\n{len(rows)} files, {refused}, each within 300 MB and 10 s."
     shown = pages.table(head, lines)
     listed = "".join(f"\n- {row['name']}: {row['verdict']}" for row in bad)
     return f"{words}\n\n{shown}\n" + (f"\nNot refused:\n{listed}\n" if bad else "")

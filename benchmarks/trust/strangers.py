@@ -105,7 +105,9 @@ PICTURES: dict[str, Maker] = {
     "a GIF of a giant screen": plain(
         "a.gif", b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0x80, 0, 0) + bytes(6) + b";"
     ),
-    "a GIF without a frame": plain("a.gif", b"GIF89a" + struct.pack("<HHBBB", 9, 9, 0, 0, 0) + b";"),
+    "a GIF without a frame": plain(
+        "a.gif", b"GIF89a" + struct.pack("<HHBBB", 9, 9, 0, 0, 0) + b";"
+    ),
     "a BMP of gigabytes": plain("a.bmp", bmp(60_000, 60_000)),
     "a BMP of negative width": plain("a.bmp", bmp(-5, 5)),
     "a TIFF of gigabytes": plain("a.tif", tiff(60_000, 60_000)),
@@ -135,7 +137,9 @@ TEXTS: dict[str, Maker] = {
     "lines cut off": plain("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"'),
     "a number of a million digits": plain("a.jsonl", '{"text": "a", "label": ' + "9" * 10**6 + "}"),
     "labels that are lists": plain("a.jsonl", '{"text": "a", "label": [1]}\n'),
-    "texts that are numbers": plain("a.jsonl", '{"text": 1, "label": 1}\n{"text": 2, "label": 0}\n'),
+    "texts that are numbers": plain(
+        "a.jsonl", '{"text": 1, "label": 1}\n{"text": 2, "label": 0}\n'
+    ),
     "a text that is a pickle": plain("a.tsv", pickle.dumps(list(range(100)))),
     "a text that is an archive": plain("a.csv", b"PK\3\4" + bytes(range(200, 256)) * 9),
     "a text that is a pipe": pipe("a.tsv"),
@@ -188,7 +192,9 @@ TOKENIZERS: dict[str, Maker] = {
     "settings of gigabytes": _heavy_beside,
     "settings that are a list": _beside(b"[1]"),
     "settings in no UTF-8": _beside(b"\xff\xfe{}"),
-    "a template cut off": _beside(json.dumps({"chat_template": "{% for m in messages %}"}).encode()),
+    "a template cut off": _beside(
+        json.dumps({"chat_template": "{% for m in messages %}"}).encode()
+    ),
     "a template that is a number": _beside(b'{"chat_template": 7}'),
     "templates that have no names": _beside(b'{"chat_template": [1, 2]}'),
     "a template of gigabytes": lambda f: (
@@ -198,6 +204,7 @@ TOKENIZERS: dict[str, Maker] = {
     )[-1],
 }
 
+LOOP, SET = "{{% for i in range({}) %}}{}{{% endfor %}}", "{% set n = namespace(x='a') %}"
 HARM = "{{ cycler.__init__.__globals__.os.mkdir('harmed') }}"
 TEMPLATES: dict[str, str] = {
     "reaches for the class of a text": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
@@ -208,7 +215,7 @@ TEMPLATES: dict[str, str] = {
     "reads a file": "{% include '/etc/passwd' %}",
     "imports": "{% import 'os' as os %}{{ os.mkdir('harmed') }}",
     "writes to the messages": "{{ messages.append({'role': 'user'}) }}",
-    "loops a long time": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "loops a long time": LOOP.format("99999", LOOP.format("99999", "")),
     "loops over what it is given": (
         "{% set x = 'aaaaaaaaaa' * 1000 %}"
         "{% for a in x %}{% for b in x %}{% for c in x %}{% endfor %}{% endfor %}{% endfor %}"
@@ -219,14 +226,10 @@ TEMPLATES: dict[str, str] = {
     ),
     "repeats a text": "{{ 'a' * 10000000000 }}",
     "repeats a list": "{{ ([1] * 10000000000)|length }}",
-    "raises to a power": "{{ 9 ** 9 ** 9 }}",
+    "raises to a power": "{{ 9 ** (9 ** 9) }}",
     "multiplies powers": "{% set x = 10 ** 1000000 %}{{ x * x * x }}",
-    "doubles a text": (
-        "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
-    ),
-    "doubles a text by adding": (
-        "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}"
-    ),
+    "doubles a text": (SET + LOOP.format("60", "{% set n.x = n.x ~ n.x %}")),
+    "doubles a text by adding": (SET + LOOP.format("60", "{% set n.x = n.x + n.x %}")),
     "replaces ever more": (
         "{% set n = namespace(x='aaaaaaaaaa') %}"
         "{% for i in range(60) %}{% set n.x = n.x|replace('a', 'aaaaaaaaaa') %}{% endfor %}"
@@ -339,20 +342,28 @@ PACKS: dict[str, Maker] = {
     "a pack of objects": _pack(train_images=np.array([{}], object)),
     "a pack without labels": _pack(train_images=GRAY),
     "a pack with labels to spare": _pack(
-        train_images=GRAY, train_labels=np.zeros(5, np.int64), test_images=GRAY,
+        train_images=GRAY,
+        train_labels=np.zeros(5, np.int64),
+        test_images=GRAY,
         test_labels=np.zeros(4, np.int64),
     ),
     "a pack with labels below 0": _pack(
-        train_images=GRAY, train_labels=-np.ones(4, np.int64), test_images=GRAY,
+        train_images=GRAY,
+        train_labels=-np.ones(4, np.int64),
+        test_images=GRAY,
         test_labels=-np.ones(4, np.int64),
     ),
     "a pack with labels beyond any": _pack(
-        train_images=GRAY, train_labels=np.full(4, 2**60), test_images=GRAY,
+        train_images=GRAY,
+        train_labels=np.full(4, 2**60),
+        test_images=GRAY,
         test_labels=np.zeros(4, np.int64),
     ),
     "a pack of complex pictures": _pack(
-        train_images=GRAY.astype(complex), train_labels=np.zeros(4, int),
-        test_images=GRAY.astype(complex), test_labels=np.zeros(4, int),
+        train_images=GRAY.astype(complex),
+        train_labels=np.zeros(4, int),
+        test_images=GRAY.astype(complex),
+        test_labels=np.zeros(4, int),
     ),
     "a pack that grows": _pack_bomb,
     "a pack that is a pickle": plain("pack.npz", pickle.dumps([1])),

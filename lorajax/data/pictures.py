@@ -47,6 +47,8 @@ class Header(NamedTuple):
 
 
 def _open(source: Path | bytes) -> Image.Image:
+    if isinstance(source, Path) and not source.is_file():
+        raise ValueError("it is no regular file")
     image = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
     if image.width * image.height > LARGEST:
         raise ValueError(

@@ -5,6 +5,7 @@ Their tables have the columns `images`, bytes (uint8) of shape (n, height, width
 """
 
 import gzip
+import math
 import os
 import struct
 import tarfile
@@ -19,6 +20,7 @@ import numpy as np
 from lorajax import downloads
 from lorajax.data.pictures import ClassFolders, ImageFiles, Mode, read_classes
 from lorajax.data.table import Dataset, Table
+from lorajax.environment.files import check_growth, regular, unpacked
 
 _EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -97,8 +99,13 @@ def load(
 def _pack(path: Path, name: str) -> Dataset:
     try:
         # Opened here, since NumPy leaves a file open that turns out not to be an archive.
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+        with open(regular(path, 2**40), "rb") as raw:
+            with zipfile.ZipFile(raw) as archive:
+                for member in archive.infolist():
+                    check_growth(path, member.compress_size, member.file_size)
+            raw.seek(0)
+            with np.load(raw, allow_pickle=False) as file:
+                arrays = {key: file[key] for key in file.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a readable npz file without pickles: {error}.") from error
     splits = []
@@ -291,8 +298,15 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
       ValueError: if the file is no such thing, or shorter or longer than its header says.
     """
     try:
-        with gzip.open(path) as file:
-            data = file.read()
+        with gzip.open(regular(path)) as file:
+            # What a header states is judged before it is unpacked.
+            head = file.read(4)
+            if head[:3] == b"\0\0\x08":
+                axes = file.read(4 * head[3])
+                stated = struct.unpack(f">{len(axes) // 4}I", axes[: len(axes) // 4 * 4])
+                check_growth(path, Path(path).stat().st_size, math.prod(stated))
+            file.seek(0)
+            data = unpacked(path, file)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a readable gzip file: {error}.") from error
     if len(data) < 4 or data[:3] != b"\0\0\x08":
@@ -322,6 +336,7 @@ def _read_cifar(name: str, path: Path) -> Dataset:
             for member in archive:
                 content = archive.extractfile(member)
                 if content is not None:
+                    check_growth(path, path.stat().st_size, member.size)
                     members[member.name.rpartition("/")[2]] = content.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a readable tar file: {error}.") from error

@@ -29,6 +29,8 @@ from lorajax.sweeps.outputs import (
 )
 
 ATTRIBUTE = "lorajax_sweep"
+# What Zarr raises for a description that a stranger or a failing disk wrote.
+_HOSTILE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _SHOWN = 32  # longer lists of values are told apart by a digest
 
 
@@ -152,7 +154,7 @@ def _group(path: str) -> zarr.Group | None:
         return zarr.open_group(path, mode="r")
     except FileNotFoundError:
         return None
-    except ValueError as error:  # a file of the store that is no JSON
+    except _HOSTILE as error:  # a file of the store that is no JSON, or says what none does
         raise _damaged(path, "its description", error) from error
 
 
@@ -166,6 +168,8 @@ def _saved(path: str) -> dict[str, Any] | None:
     saved: Any = group.attrs.get(ATTRIBUTE)
     if saved is None:
         raise ValueError(f"store {path} is a Zarr group but no sweep; give another.")
+    if not isinstance(saved, dict):
+        raise _damaged(path, "its description", TypeError(f"a {type(saved).__name__} for a sweep"))
     return None if saved.get("creating") else saved
 
 
@@ -194,7 +198,7 @@ def open_sweep(path: str | os.PathLike[str]) -> xarray.Dataset:
     try:
         found = xarray.open_zarr(path, consolidated=False, chunks=None)
         return found.assign(status=found["status"].load())
-    except (KeyError, OSError, RuntimeError, ValueError) as error:
+    except (*_HOSTILE, OSError, RuntimeError, MemoryError) as error:
         raise _damaged(path, "its status", error) from error
 
 
@@ -239,7 +243,7 @@ class ZarrStore:
         try:
             group = zarr.open_group(self._path, mode="r+")
             self._arrays = {name: _array(group, name) for name in variables}
-        except (KeyError, ValueError) as error:
+        except _HOSTILE as error:
             raise _damaged(self._path, "the description of its arrays", error) from error
 
     def _create(self, wanted: dict[str, Any], coords: Mapping[str, Any]) -> None:

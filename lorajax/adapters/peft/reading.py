@@ -166,11 +166,26 @@ def load_peft(
         `save_peft` refuses to write.
     """
     check_name(name)
-    config, tensors, metadata = read_peft(folder)
+    files = read_peft(folder)
+    try:
+        return _put(model, files, name, (rename, rules), dtype)
+    except ValueError as error:
+        raise ValueError(f"{str(folder)!r} does not fit: {error}") from error
+
+
+def _put(
+    model: nnx.Module,
+    files: tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str]],
+    name: str,
+    naming: tuple[Rename | None, Iterable[TensorRule] | None],
+    dtype: Any,
+) -> Any:
+    """A model with what the files of an adapter hold."""
+    config, tensors, metadata = files
     method = _method(config)
     offsets, ranks = _metadata(metadata)
     model = nnx.clone(model)
-    names = Names(model, rename, rules)
+    names = Names(model, *naming)
     file = _sorted(tensors, names, model, method, _modules_to_save(config))
     _check_targets(config, file.adapters)
     found, bases = paths.find(model), base_layers(model)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lorajax.environment.files import regular
+
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".txt")
 """Endings of the files that `read_sheet` takes."""
 TEXTS: tuple[tuple[str, ...], ...] = (
@@ -129,6 +131,7 @@ def read_sheet(path: str | os.PathLike) -> Sheet:
 
 
 def _decoded(path: Path) -> str:
+    regular(path)
     try:
         raw = path.read_bytes()
     except OSError as error:
