@@ -6,10 +6,12 @@ status. It imports jax only inside `run`, so that help and usage errors answer a
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 
 from lorajax import __version__
+from lorajax.cli.interrupts import interruptible
 
 COMMANDS = ("validate", "claims", "spectra", "sweep", "plot", "finetune", "rank", "doctor")
 
@@ -54,8 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: arguments without the program's name; those of the process if None.
 
     Returns:
-      0 when all went as on record, 1 when a result changed, 2 for bad usage, 130 when interrupted.
+      0 when all went as on record, 1 when a result changed, 2 for bad usage, 130 when interrupted,
+      143 when terminated.
     """
+    with interruptible():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         argv = sys.argv[1:] if argv is None else argv
         if not argv:
@@ -72,6 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"lorajax: error: {where}{error.strerror or error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("lorajax: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print("; ".join(["lorajax: interrupted", *map(str, error.args)]), file=sys.stderr)
+        return 128 + getattr(error, "signal", signal.SIGINT)

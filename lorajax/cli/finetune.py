@@ -7,10 +7,15 @@ interrupted goes on where it was when the same command is given again with --res
 """
 
 import argparse
+import contextlib
 import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from lorajax.cli import finetuning, planning, training
+from lorajax.cli.interrupts import Interrupted, Stop, saying
 from lorajax.cli.output import output_folder, prepare_jax
 
 HELP = "fine-tune a ViT, ResNet, VGG or language model and record the theory's quantities"
@@ -25,12 +30,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepares, trains, and writes what came out."""
+    with saying(lambda: _left(args)):
+        return _run(args)
+
+
+def _left(args: argparse.Namespace) -> str:
+    again = " with --resume" if _saved(args.out) else ""
+    there = f"a state is saved in {args.out}" if again else "no state is saved yet"
+    return f"{there}, and the same command{again} goes on from there."
+
+
+def _saved(out: str) -> bool:
+    """Whether a folder holds the states of a run."""
+    saved = Path(out) / "checkpoints"
+    return saved.is_dir() and any(each.name.isdecimal() for each in saved.iterdir())
+
+
+def _run(args: argparse.Namespace) -> int:
     training.check(args)
     if args.dry_run:
         return planning.run(args)
     folder = output_folder(args.out)
     saved = folder / "checkpoints"
-    if saved.exists() and any(saved.iterdir()) and not args.resume:
+    if _saved(args.out) and not args.resume:
         raise ValueError(
             f"--out is {args.out!r}, which holds a run already; give --resume to go on with it, or "
             "another folder."
@@ -85,7 +107,8 @@ def run(args: argparse.Namespace) -> int:
         f"{recipe.steps} steps of {recipe.batch_size} {task.unit}",
         flush=True,
     )
-    with Checkpoints(saved, training.settings(args)) as store, Lines(recipe, task.unit) as lines:
+    store = Checkpoints(saved, training.settings(args))
+    with store, Lines(recipe, task.unit) as lines, going_on(args) as stop:
         found = finetune.run(
             trainer,
             begun.data.train,
@@ -95,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
             store=store,
             observer=lines,
             test_batch=2 * at_once,
+            stop=stop,
         )
     judged = finetune.judge(trainer, found.state, begun.data.test, args.metric, 2 * at_once)
     found.history["metrics"] = judged
@@ -103,6 +127,22 @@ def run(args: argparse.Namespace) -> int:
     written = ["curves.png", "history.json", "adapter" if lora else "model"]
     print(f"Written to {folder}: {', '.join(written)}" + ", probes.png" * lora)
     return 0
+
+
+@contextlib.contextmanager
+def going_on(args: argparse.Namespace) -> Iterator[Stop]:
+    """Within the block the first signal lets a step end, and its state is saved."""
+    from lorajax.finetune.runs import Stopped
+
+    with Stop() as stop:
+        try:
+            yield stop
+        except Stopped as error:
+            raise Interrupted(
+                f"step {error.step} of {error.last} is saved in {args.out}, and the same command "
+                "with --resume goes on from there.",
+                signal=stop.signal or signal.SIGINT,
+            ) from None
 
 
 def _report(begun: finetuning.Begun, trainer: Any, history: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import argparse
 from typing import Any
 
 from lorajax import studies
+from lorajax.cli.interrupts import saying
 from lorajax.cli.output import Progress, prepare_jax
 
 HELP = "run flows over scales, ranks and seeds, or a study of the papers, into a store"
@@ -130,7 +131,11 @@ def run(args: argparse.Namespace) -> int:
         _say(sweeps.estimate(ready.function, ready.axes, **options), len(options["devices"]))
         return 0
     settings = {**study.settings(**given), "engine": ready.engine}
-    found = sweeps.sweep(ready.function, ready.axes, settings=settings, progress=Shown(), **options)
+    shown = Shown()
+    with saying(lambda: shown.left(store)):
+        found = sweeps.sweep(
+            ready.function, ready.axes, settings=settings, progress=shown, **options
+        )
     if jax.process_index() != 0:
         return 0
     headline = study.headline if study.headline in found else next(iter(found.data_vars))
@@ -170,6 +175,12 @@ class Shown:
         self.bar.update(progress.done - self.bar.n)
         if progress.done == progress.total:
             self.bar.close()
+
+    def left(self, store: str) -> str:
+        """How an interrupted sweep goes on."""
+        done, total = (0, 0) if self.bar is None else (self.bar.n, self.bar.total)
+        there = f"{done} of {total} lanes are in {store}" if done else f"no lane is in {store} yet"
+        return f"{there}, and the same command goes on from there."
 
 
 def summary(found, headline: str) -> str:

@@ -1,7 +1,7 @@
 """Full-state checkpoints of a run, through orbax, so that it resumes exactly."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,17 +35,45 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, enable_async_checkpointing=False
         )
+        self._folder = folder
         self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
-        step = self._manager.latest_step()
-        if step is not None:
-            args = ocp.args.Composite(settings=ocp.args.JsonRestore())
-            found = self._manager.restore(step, args=args)["settings"]
-            for name in sorted({*found, *self.settings}):
-                if found.get(name) != self.settings.get(name):
-                    raise ValueError(
-                        f"{folder} holds a run with {name} = {found.get(name)!r}, not "
-                        f"{self.settings.get(name)!r}; give another folder or the same settings."
-                    )
+        args = ocp.args.Composite(settings=ocp.args.JsonRestore())
+        found = self._latest(lambda step: self._manager.restore(step, args=args)["settings"])
+        if found is None:
+            return
+        for name in sorted({*found, *self.settings}):
+            if found.get(name) != self.settings.get(name):
+                raise ValueError(
+                    f"{folder} holds a run with {name} = {found.get(name)!r}, not "
+                    f"{self.settings.get(name)!r}; give another folder or the same settings."
+                )
+
+    def _latest(self, read: Callable[[int], Any]) -> Any:
+        """What is read of the latest checkpoint that is whole; those after it are removed.
+
+        A disk that fails, or a process that is killed, leaves what cannot be read; the same steps
+        are taken again from the one before.
+        """
+        first: Exception | None = None
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged = []
+        for step in steps:
+            try:
+                found = read(step)
+            except Exception as error:  # orbax and tensorstore raise of many kinds
+                first = first or error
+                damaged.append(step)
+                continue
+            for each in damaged:
+                self._manager.delete(each)
+            return found
+        if first is not None:
+            said = (str(first).splitlines() or [type(first).__name__])[0][:200].rstrip(".")
+            raise ValueError(
+                f"{self._folder} holds no state that can be read (step {steps[0]}: {said}); give "
+                "another folder, or delete it and train again."
+            ) from first
+        return None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -79,15 +107,14 @@ class Checkpoints:
 
     def restore(self, trainer: Trainer) -> tuple[State, dict[str, Any]] | None:
         """The latest state and history; None if there is no checkpoint yet."""
-        step = self._manager.latest_step()
-        if step is None:
+        if self._manager.latest_step() is None:
             return None
         like = trainer.init()
         wanted = _numbered(like)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(wanted_of(wanted)), history=ocp.args.JsonRestore()
         )
-        found = self._manager.restore(step, args=args)
+        found = self._latest(lambda step: self._manager.restore(step, args=args))
         leaves = restored(wanted, found["state"])
         values = [leaves[name] for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(like), values), found["history"]

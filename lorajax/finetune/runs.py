@@ -263,6 +263,19 @@ class Observer:
         """The test set was measured; rate is in samples a second, None before the first step."""
 
 
+class Stopped(Exception):
+    """A run was asked to end before its last step.
+
+    Args:
+      step: that it took last.
+      last: that it would have gone to.
+    """
+
+    def __init__(self, step: int, last: int):
+        super().__init__(f"stopped after step {step} of {last}.")
+        self.step, self.last = step, last
+
+
 class Outcome(NamedTuple):
     """What a run came to.
 
@@ -287,6 +300,7 @@ def run(
     store: Store | None = None,
     observer: Observer | None = None,
     test_batch: int = 256,
+    stop: Callable[[], bool] | None = None,
 ) -> Outcome:
     """Trains from the start, or from the last checkpoint, to the recipe's last step.
 
@@ -299,12 +313,14 @@ def run(
       store: for checkpoints; a run that was cut off goes on from the latest one there.
       observer: what is told on the way.
       test_batch: samples that are measured at a time.
+      stop: asked after each step whether to end there.
 
     Returns:
       The Outcome. It does not depend on how often the run was cut off, but for `seconds`.
 
     Raises:
       ValueError: for a batch larger than the table.
+      Stopped: when `stop` said so before the last step; the state is in the store then.
     """
     looks, observer = looks or Looks(), observer or Observer()
     restored = None if store is None else store.restore(trainer)
@@ -330,6 +346,10 @@ def run(
             diary.test(record.state, record.step)
         if store is not None and record.step in due["checkpoints"]:
             store.save(record.state, diary.collected())
+        if stop is not None and record.step < last and stop():
+            if store is not None:
+                store.save(record.state, diary.collected())
+            raise Stopped(record.step, last)
 
     state = fit(trainer, train, state=state, callback=after)
     return Outcome(state, diary.collected())
