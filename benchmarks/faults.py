@@ -141,7 +141,7 @@ class Site:
         ended = self.start(folder, again=True).finish()
         if ended.status:
             return f"not resumed: {ended.said[-400:]}", ended
-        found = re.search(r"\((\d+) were there\)|after step (\d+)", ended.said)
+        found = re.search(r"\((\d+) were there\)|resumed at step (\d+)", ended.said)
         resumed = int(found[1] or found[2]) if found else 0
         if resumed < done:
             return f"redone: {done} were done, {resumed} were resumed", ended

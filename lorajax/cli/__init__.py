@@ -81,5 +81,6 @@ def _main(argv: Sequence[str] | None) -> int:
         print(f"lorajax: error: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print("; ".join(["lorajax: interrupted", *map(str, error.args)]), file=sys.stderr)
+        how = error.args or ("nothing is left to keep, and the same command begins anew.",)
+        print(f"lorajax: interrupted; {'; '.join(map(str, how))}", file=sys.stderr)
         return 128 + getattr(error, "signal", signal.SIGINT)

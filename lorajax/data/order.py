@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lorajax.data.table import Table
+from lorajax.environment.judging import SEED, at_least, judged
 
 
 @functools.lru_cache(maxsize=4)
@@ -28,6 +29,7 @@ def permutation(seed: int, epoch: int, samples: int) -> np.ndarray:
     return order
 
 
+@judged(samples=at_least(1), batch_size=at_least(1), seed=SEED)
 @dataclasses.dataclass(frozen=True)
 class Order:
     """Which samples each training step takes.
@@ -71,6 +73,7 @@ class Order:
         return shuffle[i * self.batch_size : (i + 1) * self.batch_size]
 
 
+@judged(count=at_least(1), seed=SEED)
 def hold_out(table: Table, count: int, seed: int = 0) -> tuple[Table, Table]:
     """Sets samples aside to choose by: a test set that options were chosen on is none any more.
 
@@ -101,6 +104,7 @@ def hold_out(table: Table, count: int, seed: int = 0) -> tuple[Table, Table]:
     return table.take(np.sort(order[count:])), table.take(np.sort(order[:count]))
 
 
+@judged(batch_size=at_least(1))
 def batches(table: Table, batch_size: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """All samples once, in order, in batches of one size.
 

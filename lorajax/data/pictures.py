@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from lorajax.environment.judging import judged
+
 LARGEST = 2**27
 """Pixels of the largest picture that is decoded: 134 million, 400 MB of color."""
 
@@ -170,6 +172,7 @@ class ImageFiles:
       ValueError: as `decode`, and for no sources.
     """
 
+    @judged
     def __init__(
         self,
         sources: Sequence[Path | bytes],

@@ -21,6 +21,7 @@ from lorajax import downloads
 from lorajax.data.pictures import ClassFolders, ImageFiles, Mode, read_classes
 from lorajax.data.table import Dataset, Table
 from lorajax.environment.files import check_growth, regular, unpacked
+from lorajax.environment.judging import judged
 
 _EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -47,6 +48,7 @@ def _table(name: str, images: np.ndarray | ImageFiles, labels: np.ndarray, class
     return Table({"images": images, "labels": labels.astype(np.int32)})
 
 
+@judged
 def load(
     source: str | os.PathLike,
     *,
@@ -285,6 +287,7 @@ def _named(name: str, folders: Sequence[Path], download: bool) -> Dataset:
     return _read_idx(name, paths) if len(paths) > 1 else _read_cifar(name, paths[0])
 
 
+@judged
 def read_idx(path: str | os.PathLike) -> np.ndarray:
     """An array from a gzipped IDX file of bytes, the format of MNIST.
 

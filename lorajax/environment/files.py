@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     A reader, a crash or a second writer never sees half a file.
 
     Args:
-      path: the file to make or to replace; its folder exists.
+      path: the file, or the folder, to make or to replace; what it lies in exists.
 
     Yields:
       A free name in the same folder, with the same ending. When the block raises, what was written
@@ -27,6 +28,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
         partial.unlink(missing_ok=True)
 
 

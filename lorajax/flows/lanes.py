@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import POSITIVE, at_least, judged
 from lorajax.exact import lanes, reduce
 from lorajax.factors import Factors
 from lorajax.flows import stepping
@@ -52,6 +53,7 @@ def _reduce(problem: MatrixFactorization, factors: Factors):
     return jax.vmap(reduce, in_axes=(axis, 0))(problem, factors)
 
 
+@judged
 def closed_form(
     problem: MatrixFactorization,
     factors: Factors,
@@ -115,6 +117,7 @@ def _lora_field(s: Array, weights: Array, state: Any) -> Any:
     return dx, dy
 
 
+@judged(rtol=POSITIVE, max_steps=at_least(1), bucket=at_least(1))
 def reduced_ode(
     problem: MatrixFactorization,
     factors: Factors,
@@ -241,6 +244,7 @@ def _frames_bucket(names, times, rtol, max_steps, s, start) -> LanePaths:
     return LanePaths(observed, found.status, found.steps)
 
 
+@judged(rtol=POSITIVE, max_steps=at_least(1), bucket=at_least(1))
 def full_ode(
     problem: Any,
     factors: Any,
@@ -285,6 +289,7 @@ def full_ode(
     return by_amplitude(run, bucket, factors)
 
 
+@judged(rtol=POSITIVE)
 def spectra(
     problem: MatrixFactorization,
     factors: Factors,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from lorajax.environment.judging import NOT_NEGATIVE, POSITIVE, judged
 from lorajax.exact import Frames
 from lorajax.factors import Factors, TuckerFactors, is_adapter, is_traced, unfold
 from lorajax.problems import DiagonalFactorization
@@ -25,6 +26,7 @@ def _unknown() -> Float[np.ndarray, ""]:
     return np.asarray(np.nan, np.float32)
 
 
+@judged
 class Path(eqx.Module):
     """Factors at the times asked for.
 
@@ -148,6 +150,7 @@ def _laws(node: Any, rate: Any) -> list[tuple[Array, Array]]:
     return found
 
 
+@judged(weight_decay=NOT_NEGATIVE, b_rate=POSITIVE)
 @eqx.filter_jit
 def drift_of(
     core: Any,

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from lorajax import downloads
 from lorajax.environment import memory
+from lorajax.environment.judging import SEED, at_least, judged
 from lorajax.models import catalog
 from lorajax.models.family import Family, Format, Model, Rule, Untold
 from lorajax.models.files import Source, Tensor, opened, said
@@ -98,6 +99,7 @@ def _restored(source: Source) -> tuple[Family, Any]:
     return family, _configure(family, fields, f"{source.path} has a configuration that")
 
 
+@judged(classes=at_least(1), seed=SEED)
 def load(
     source: str | os.PathLike,
     *,
@@ -174,6 +176,7 @@ def load(
     return model
 
 
+@judged(classes=at_least(1))
 def abstract(
     source: str | os.PathLike,
     *,
@@ -229,6 +232,7 @@ def _find(source: str | os.PathLike) -> Path:
     return Path(name) if Path(name).exists() else _from_hub(name)
 
 
+@judged
 def layout_of(source: str | os.PathLike) -> str:
     """Which layout a checkpoint has, by the names of its tensors.
 
@@ -247,6 +251,7 @@ def layout_of(source: str | os.PathLike) -> str:
         return _format(found)[1].layout
 
 
+@judged
 def notes(source: str | os.PathLike) -> dict[str, str]:
     """What a safetensors file says about itself, such as the recipe and accuracy of a model.
 
@@ -411,6 +416,7 @@ def _layout(model: Model, layout: str) -> Format | None:
     return forms[layout]
 
 
+@judged
 def tensors(model: Any, layout: str = "lorajax") -> dict[str, np.ndarray]:
     """A model's weights under the names of a layout.
 
@@ -448,6 +454,7 @@ def tensors(model: Any, layout: str = "lorajax") -> dict[str, np.ndarray]:
     }
 
 
+@judged
 def save(
     model: Any,
     path: str | os.PathLike,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Integer, Key, UInt32
 
+from lorajax.environment.judging import NOT_NEGATIVE, at_least, judged
 from lorajax.models.llama.model import Mask
 
 
@@ -59,6 +60,7 @@ def filtered(
     return jnp.where(logits >= least, logits, -jnp.inf)
 
 
+@judged(limit=at_least(1), temperature=NOT_NEGATIVE)
 def generate(
     model: Any,
     tokens: Integer[Array, "b t"],

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import judged
 from lorajax.factors import (
     Factors,
     PRNGKey,
@@ -16,6 +17,7 @@ from lorajax.factors import (
 from lorajax.problems.checks import check_precision, check_spectrum
 
 
+@judged
 class MatrixFactorization(eqx.Module):
     """Quadratic loss `½‖S − A B‖_F²` of a low-rank update against the oracle update S.
 
@@ -196,6 +198,7 @@ class MatrixFactorization(eqx.Module):
         return MatrixFactorization.from_target(self.target + offset.product)
 
 
+@judged
 class DiagonalFactorization(eqx.Module):
     """`½‖diag(s, 0) − A B‖²`: what `MatrixFactorization` becomes in its own singular frame.
 
@@ -244,6 +247,7 @@ class DiagonalFactorization(eqx.Module):
         return Factors(a @ (b @ b.T) - s_bt, (a.T @ a) @ b - at_s)
 
 
+@judged
 class SymmetricFactorization(eqx.Module):
     """`¼‖X Xᵀ − S‖_F²` of one factor against a positive semidefinite target.
 

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import NOT_NEGATIVE, at_least, judged
 from lorajax.factors import Factors, check_finite, is_factors, is_traced
 from lorajax.problems.checks import check_precision
 from lorajax.problems.convex_losses import LOSSES, ConvexLoss
 
 
+@judged
 def updates(update: Any) -> Any:
     """The matrices of a pytree of matrices and Factors: each pair of factors as its product.
 
@@ -34,6 +36,7 @@ def _gram(left: Array, right: Array) -> Array:
     return jnp.tensordot(left, right, ((2, 3), (2, 3)))
 
 
+@judged
 class Features(eqx.Module):
     """The derivative of the outputs, written out: `G_ik = ∂f_k(X_i)/∂W`.
 
@@ -73,6 +76,7 @@ class _Operators(eqx.Module):
     pull: Callable[[Array], Any]
 
 
+@judged
 class Tangents(eqx.Module):
     """The derivative of the outputs as a linear map, by `jax.jvp` and `jax.vjp`: never formed.
 
@@ -165,6 +169,7 @@ class Tangents(eqx.Module):
         return cells.transpose(0, 2, 3, 1, 4, 5).reshape(n, k, n, k)
 
 
+@judged(outputs=at_least(1))
 class Linearized(eqx.Module):
     """The linearized loss `L̂(δ) = Σ_i c_i ℓ(f0(X_i) + ⟨G_i, δ⟩, Y_i)`, with c_i = 1/N at first.
 
@@ -439,6 +444,7 @@ def _check(targets: Array, outputs: Array | None, loss: str) -> None:
             )
 
 
+@judged(decay=NOT_NEGATIVE)
 class Decayed(eqx.Module):
     """Any problem of Factors with weight decay: `L + (w/2)(‖A‖² + ‖B‖²) + ½⟨P, Z Zᵀ⟩`, Z = [A; Bᵀ].
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import judged
 from lorajax.factors import PRNGKey, TuckerFactors, check_finite, orthonormal_frame, unfold
 from lorajax.problems.checks import check_precision, check_spectrum
 
@@ -43,6 +44,7 @@ def _pair(first: Array, second: Array, mode: int) -> Array:
     return jnp.tensordot(first, second, axes=(others, others))
 
 
+@judged
 class TuckerFactorization(eqx.Module):
     """Quadratic loss `½‖T − G ×₁ U_1 ×₂ U_2 …‖²` of a Tucker update of a tensor of any order.
 

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lorajax import data, models
+from lorajax.environment.judging import SHARE, at_least, judged
 from lorajax.tasks.base import Batch, PRNGKey, Scores, classified
 
 SMOOTHING = 0.1
 """Smoothing of the classes that `lorajax finetune` trains with; chosen on held-out images."""
 
 
+@judged(channels=at_least(1), smoothing=SHARE)
 @dataclasses.dataclass(frozen=True)
 class Images:
     """Which class an image is of, from the columns `images` (bytes) and `labels`.

@@ -28,6 +28,7 @@ from lorajax.adapters.peft.shared import (
 )
 from lorajax.adapters.surgery import base_of, check_name, insert
 from lorajax.adapters.torch_layers import Names, Rename, TensorRule, Whole, base_layers
+from lorajax.environment.judging import judged
 
 # Options of PEFT that change what an adapter computes and that lorajax has no layer for.
 _FOREIGN = (
@@ -52,6 +53,7 @@ _ODD = (KeyError, AttributeError, OverflowError, MemoryError)
 _EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
+@judged
 def read_peft(
     folder: str | os.PathLike,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str]]:
@@ -135,6 +137,7 @@ def _tensors(weights_file: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[st
     return tensors, metadata
 
 
+@judged
 def load_peft(
     model: nnx.Module,
     folder: str | os.PathLike,

@@ -28,8 +28,10 @@ from lorajax.adapters.peft.shared import (
 from lorajax.adapters.surgery import layers
 from lorajax.adapters.torch_layers import Names, Rename, TensorRule, TorchLayer, base_layers
 from lorajax.environment import files
+from lorajax.environment.judging import judged
 
 
+@judged
 def save_peft(
     model: nnx.Module,
     folder: str | os.PathLike,
@@ -67,6 +69,7 @@ def save_peft(
     _write(pathlib.Path(folder), config | named, tensors, metadata)
 
 
+@judged
 def save_peft_start(
     model: nnx.Module,
     folder: str | os.PathLike,

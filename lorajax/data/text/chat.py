@@ -10,6 +10,7 @@ from typing import Any
 from lorajax.data.text import sandbox
 from lorajax.data.text.tokens import LARGEST, Tokenizer, read_json
 from lorajax.environment.files import regular
+from lorajax.environment.judging import judged
 
 Message = Mapping[str, Any]
 
@@ -33,6 +34,7 @@ class Template:
       ImportError: where the package jinja2 is missing.
     """
 
+    @judged
     def __init__(self, source: str, special: Mapping[str, str] | None = None):
         try:
             import jinja2.ext
@@ -133,6 +135,7 @@ class Template:
         return whole, found
 
 
+@judged
 def chat_template(folder: str | os.PathLike, tokenizer: Tokenizer | None = None) -> Template | None:
     """The chat template of a Hugging Face folder.
 

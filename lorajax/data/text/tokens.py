@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lorajax.environment import files
+from lorajax.environment.judging import judged
 
 _EXTRA = "pip install 'lorajax[text]'"
 LARGEST = 2**27
@@ -51,6 +52,7 @@ class Tokenizer:
       ImportError: where the package `tokenizers` is missing.
     """
 
+    @judged
     def __init__(self, folder: str | os.PathLike):
         try:
             import tokenizers

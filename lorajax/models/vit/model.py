@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import SHARE, at_least, judged
 from lorajax.models import layers, vision
 from lorajax.models.family import Model, Rule, Untold, one
 
@@ -20,6 +21,7 @@ SIZES: dict[str, tuple[int, int, int]] = {
 """Width, depth and heads of the published sizes."""
 
 
+@judged(classes=at_least(1), channels=at_least(1), dropout=SHARE)
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
     """Everything that fixes a ViT's function, apart from its weights.
@@ -252,6 +254,7 @@ class ViT(Model):
       (5, 10)
     """
 
+    @judged
     def __init__(
         self,
         config: ViTConfig,
