@@ -177,6 +177,7 @@ def _heavy_beside(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+TOKENIZER = _tokenizer()
 TOKENIZERS: dict[str, Maker] = {
     "a tokenizer of gigabytes": sparse("tokenizer.json", 8 * GIGABYTE, b"{"),
     "a tokenizer that nests": plain("tokenizer.json", "[" * 200_000),

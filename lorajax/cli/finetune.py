@@ -80,8 +80,7 @@ def _run(args: argparse.Namespace) -> int:
         if lora:
             finetune.targets_of(begun.model, args.targets, args.also, rank)
     planning.recompute(args, begun.model)
-    model, wrt, gradients = finetuning.fitted(args, begun), nnx.Param, None
-    heads: tuple[str, ...] = ()
+    model, wrt, gradients, heads = finetuning.fitted(args, begun), nnx.Param, None, ()
     if lora:
         model, wrt, heads, gradients = finetune.prepare(
             model,

@@ -123,7 +123,8 @@ def _jaxtyped(annotation: Any) -> Judge:
     if not dims:
         wanted = "a PRNG key" if "k" in kinds else f"a {what or 'numeric '}scalar"
     else:
-        wanted = f"a{'n' if what == 'integer ' else ''} {what}array of shape ({', '.join(dims)})"
+        article = "a" if what and what[0] not in "i" else "an"
+        wanted = f"{article} {what}array of shape ({', '.join(dims)})"
 
     def judge(value: Any) -> str | None:
         if not _is_array(value):

@@ -191,8 +191,8 @@ def _check_lora_start(problem: MatrixFactorization, factors: Factors) -> None:
             )
 
 
-@judged
 @mode_law("lora")
+@judged
 def lora_modes(
     problem: MatrixFactorization,
     factors: Factors,
@@ -228,8 +228,8 @@ def lora_modes(
     return lora_mode(times[:, None], s[None, :], amplitudes[None, :], square=square)
 
 
-@judged
 @mode_law("logistic")
+@judged
 def logistic_modes(
     problem: MatrixFactorization, factors: Factors, times: Float[Array, " t"]
 ) -> Float[Array, "t q"]:
@@ -252,8 +252,8 @@ def logistic_modes(
     return logistic(times[:, None], problem.singular_values[None, :count], start[None, :])
 
 
-@judged
 @mode_law("lazy")
+@judged
 def lazy_modes(
     problem: MatrixFactorization, factors: Factors, times: Float[Array, " t"]
 ) -> Float[Array, "t q"]:
@@ -268,8 +268,8 @@ def lazy_modes(
     return lazy(times[:, None], s, amplitudes[None, :])
 
 
-@judged
 @mode_law("tanh_squared")
+@judged
 def tanh_squared_modes(
     problem: MatrixFactorization, factors: Factors, times: Float[Array, " t"]
 ) -> Float[Array, "t q"]:

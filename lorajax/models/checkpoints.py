@@ -188,8 +188,7 @@ def abstract(
     """The model that `load` would give, without its numbers: shapes and types alone.
 
     Args:
-      source: a published network by name, as for `models.config`, or a checkpoint as for `load`, of
-        which names and sizes are read, not the tensors.
+      source: a published network by name, as for `models.config`, or a checkpoint as for `load`.
       classes: as for `load`, and so are the others.
       dtype: of the computation.
       param_dtype: of the weights.

@@ -41,6 +41,7 @@ class MatrixFactorization(eqx.Module):
         check_precision(u=self.u, singular_values=self.singular_values, v=self.v)
 
     @classmethod
+    @judged
     def from_spectrum(
         cls,
         key: PRNGKey,
@@ -83,6 +84,7 @@ class MatrixFactorization(eqx.Module):
         )
 
     @classmethod
+    @judged
     def from_target(
         cls, target: Float[Array, "m n"], *, tolerance: float | None = None
     ) -> "MatrixFactorization":

@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lorajax.environment.judging import NOT_NEGATIVE, at_least, judged
+from lorajax.environment.judging import NOT_NEGATIVE, judged
 from lorajax.factors import Factors, check_finite, is_factors, is_traced
 from lorajax.problems.checks import check_precision
 from lorajax.problems.convex_losses import LOSSES, ConvexLoss
 
 
-@judged
 def updates(update: Any) -> Any:
     """The matrices of a pytree of matrices and Factors: each pair of factors as its product.
 
@@ -36,7 +35,6 @@ def _gram(left: Array, right: Array) -> Array:
     return jnp.tensordot(left, right, ((2, 3), (2, 3)))
 
 
-@judged
 class Features(eqx.Module):
     """The derivative of the outputs, written out: `G_ik = ∂f_k(X_i)/∂W`.
 
@@ -76,7 +74,6 @@ class _Operators(eqx.Module):
     pull: Callable[[Array], Any]
 
 
-@judged
 class Tangents(eqx.Module):
     """The derivative of the outputs as a linear map, by `jax.jvp` and `jax.vjp`: never formed.
 
@@ -169,7 +166,7 @@ class Tangents(eqx.Module):
         return cells.transpose(0, 2, 3, 1, 4, 5).reshape(n, k, n, k)
 
 
-@judged(outputs=at_least(1))
+@judged
 class Linearized(eqx.Module):
     """The linearized loss `L̂(δ) = Σ_i c_i ℓ(f0(X_i) + ⟨G_i, δ⟩, Y_i)`, with c_i = 1/N at first.
 
@@ -196,6 +193,7 @@ class Linearized(eqx.Module):
     loss_name: str = eqx.field(static=True)
 
     @classmethod
+    @judged
     def from_features(
         cls,
         features: Any,
@@ -240,6 +238,7 @@ class Linearized(eqx.Module):
         return cls(outputs, targets, _equal(targets), Features(features), loss)
 
     @classmethod
+    @judged
     def from_function(
         cls,
         function: Callable[[Any, Any], Array],
@@ -253,9 +252,8 @@ class Linearized(eqx.Module):
         """The problem of any function of the weights to be adapted, without its Jacobian.
 
         Args:
-          function: `function(weights, inputs)` with outputs (N, K), sample by sample. Define it
-            once: a function made anew compiles anew. A callable pytree (an `equinox.Module`) may
-            carry arrays, such as the frozen weights.
+          function: `function(weights, inputs)` with outputs (N, K), sample by sample, defined once
+            (one made anew compiles anew); an `equinox.Module` may carry arrays, as frozen weights.
           weights: a matrix or a pytree of matrices.
           inputs: a pytree of arrays with N samples along their first axis.
           targets: Y, shape (N, K).
@@ -425,8 +423,7 @@ def _check(targets: Array, outputs: Array | None, loss: str) -> None:
         raise ValueError(f"targets have shape {targets.shape}; they must be (samples, outputs).")
     if outputs is not None and outputs.shape != targets.shape:
         raise ValueError(
-            f"outputs have shape {outputs.shape}; the targets have shape {targets.shape}, and both "
-            "must be (samples, outputs)."
+            f"outputs have shape {outputs.shape}; they must have the targets', {targets.shape}."
         )
     check_precision(targets=targets, outputs=() if outputs is None else outputs)
     check_finite(targets=targets, outputs=() if outputs is None else outputs)
@@ -438,9 +435,9 @@ def _check(targets: Array, outputs: Array | None, loss: str) -> None:
     if loss == "softmax":
         off = np.abs(values.sum(axis=1) - 1).max()
         if values.min() < 0 or off > 1e-5:
+            miss = f"have rows that miss a sum of 1 by {off:.1e} or negative entries"
             raise ValueError(
-                f"targets of the softmax loss have rows that miss a sum of 1 by {off:.1e} or "
-                "negative entries; each row must be a distribution over the classes."
+                f"targets of the softmax loss {miss}; each row must be a distribution."
             )
 
 

@@ -33,6 +33,7 @@ class TraceSquared(eqx.Module):
         check_finite(trace=self.trace)
 
     @classmethod
+    @judged
     def from_weight(cls, weight: Float[Array, "n m"]) -> "TraceSquared":
         """The problem of a pretrained weight.
 

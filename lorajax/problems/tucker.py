@@ -67,6 +67,7 @@ class TuckerFactorization(eqx.Module):
         check_precision(core=self.core, frames=self.frames)
 
     @classmethod
+    @judged
     def from_spectrum(
         cls,
         key: PRNGKey,
@@ -112,6 +113,7 @@ class TuckerFactorization(eqx.Module):
         return cls(jnp.zeros((k,) * len(shape), dtype).at[index].set(values), frames)
 
     @classmethod
+    @judged
     def from_target(
         cls, target: Float[Array, "..."], *, tolerance: float | None = None
     ) -> "TuckerFactorization":

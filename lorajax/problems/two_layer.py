@@ -60,6 +60,7 @@ class TwoLayer(eqx.Module):
         check_finite(w1=self.w1, w2=self.w2, shift=self.shift)
 
     @classmethod
+    @judged
     def pretrained(
         cls, key: PRNGKey, size: int, target: str = "generic", *, strength: float = 5.0
     ) -> "TwoLayer":

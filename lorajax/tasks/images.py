@@ -51,6 +51,7 @@ class Images:
             raise ValueError(f"smoothing is {self.smoothing}; it must lie in [0, 1).")
 
     @classmethod
+    @judged
     def of(cls, config: Any, *, augment: str = "none", smoothing: float = 0.0) -> "Images":
         """The task for a vision model.
 
