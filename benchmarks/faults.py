@@ -187,7 +187,7 @@ def strike(site: Site, fault: str, rng: random.Random) -> str:
         return site.settle(folder)[0]
     if fault == "full disk":
         folder = site.fresh()
-        limit = rng.choice((0, 100, 1000)) if rng.random() < 0.3 else None
+        limit = rng.choice((6000, 12000)) if rng.random() < 0.3 else None
         count = rng.randrange(40)
         before = commands.full_after(folder, count) if limit is None else commands.full_disk(limit)
         ended = site.start(folder, before).finish()

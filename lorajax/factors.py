@@ -219,6 +219,11 @@ def check_factors(factors: Factors, shape: tuple[int, int], name: str = "factors
     other one as a factor, so such a start never moves (derived; theory section 1).
     """
     a, b = factors
+    if min(a.ndim, b.ndim) < 2 or a.shape[:-2] != b.shape[:-2]:
+        raise ValueError(
+            f"{name} have shapes {a.shape} and {b.shape}; they must be matrices, with the same "
+            "lanes before them."
+        )
     if a.shape[-1] != b.shape[-2]:
         raise ValueError(
             f"{name} have shapes {a.shape} and {b.shape}; the last axis of a ({a.shape[-1]}) must "

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 import lorajax
+from benchmarks.trust import domains
 
 ROOMS_WITHOUT_LISTS = ("lorajax.spectra", "lorajax.factors")
 RECORD = "a record: holds what it is given, which is judged where it is used"
@@ -58,7 +59,15 @@ EXEMPT = {
     "lorajax.problems.Features": "made by Linearized.from_features",
     "lorajax.problems.Tangents": "made by Linearized.from_function",
     "lorajax.problems.Linearized": "made by its class methods, which are called",
+    "lorajax.finetune.prepare": "adapt and select_ranks in turn, which are called",
     "lorajax.initializers.call": "takes values by name, which its start judges",
+    "lorajax.models.llama.places": "the positions that a model computes for itself",
+    "lorajax.flows.plan.choose": "called by plan, after its checks",
+    "lorajax.flows.lanes.two_layer": "called by solve and sweep_flows, after their checks",
+    "lorajax.factors.check_rank": "itself a check",
+    "lorajax.factors.check_factors": "itself a check",
+    "lorajax.problems.check_spectrum": "itself a check",
+    "lorajax.problems.check_flow": "itself a check",
     "lorajax.data.text.pack": "takes rows of tokens that `tables` makes",
     "lorajax.data.text.tables": "takes what read_texts and a tokenizer made",
     "lorajax.data.text.Ragged": "takes rows of tokens that `tables` makes",
@@ -338,7 +347,7 @@ RELU = {
     "outputs": lambda w: _array(3),
     "directions": lambda w: _array(3),
 }
-AXES = {"scale": [0.1, 0.2]}
+AXES = {"scale": [0.1, 0.2], "rank": [1, 2]}
 LANES = {"times": lambda w: _times(w)}
 
 
@@ -358,7 +367,7 @@ _MAKERS: dict[str, Any] = {
     "square": lambda w: _factors(4, 2, 4),
     "two_layer_factors": lambda w: lorajax.TwoLayerFactors(_factors(4, 2, 3), _factors(3, 2, 4)),
     "tucker": lambda w: lorajax.TuckerFactors(_array(2, 2, 2), (_array(4, 2),) * 3),
-    "attention": lambda w: lorajax.LinearAttention(abs(_array(3)), abs(_array(1))[0]),
+    "attention": lambda w: lorajax.LinearAttention(_array(3)[1:] * 0 + 2.0, 9 + abs(_array(1))[0]),
     "trace": lambda w: lorajax.TraceSquared.from_weight(_array(4, 4)),
     "diagonal": lambda w: lorajax.DiagonalFactorization(abs(_array(2)), (4, 3)),
     "module": _module,
@@ -383,6 +392,7 @@ _MAKERS: dict[str, Any] = {
     "expected": lambda w: lorajax.tasks.expected(w.vit, 4)[1],
     "balanced": lambda w: lorajax.initializers.balanced(w.key, (6, 5), 2, 0.1),
     "balanced_core": lambda w: lorajax.initializers.balanced(w.key, (4, 3), 2, 0.1),
+    "from_a": lambda w: lorajax.initializers.orthogonal(w.key, (6, 5), 2, 0.1),
     "lanes": _lanes,
     "flow": lambda w: lorajax.gradient_flow(w.problem, w.factors, w.times),
     "peft": _saved("peft", _save_peft),
@@ -460,10 +470,10 @@ NAMES: dict[str, Any] = {
 CALLS: dict[str, dict[str, Any]] = {
     "lorajax." + name: given
     for name, given in {
-        "adapters.RankBudget": {"model": lambda w: w.adalora, "final": 1, "steps": 5},
+        "adapters.RankBudget": {"model": lambda w: w.adalora, "final_rank": 1, "steps": 5},
         "adapters.Trainable": {"names": ("default",)},
         "adapters.activate": {"model": lambda w: w.adapted, "which": "default"},
-        "adapters.adapt": {"targets": "layer", "rank": 2},
+        "adapters.adapt": {"targets": "layer"},
         "adapters.cubic_budget": {"step": 2, "initial": 8, "final": 4},
         "adapters.effective_kernel": {"layer": lambda w: w.adapted.layer},
         "adapters.kinds.axes_of": {"entry": 2},
@@ -485,7 +495,10 @@ CALLS: dict[str, dict[str, Any]] = {
         "adapters.save_peft": {"model": lambda w: w.adapted, "folder": _unused},
         "adapters.save_peft_start": {"model": lambda w: w.adapted, "folder": _unused},
         "adapters.scale_beside": {"factor": 2.0},
-        "adapters.select_ranks": {"samples": 4},
+        "adapters.select_ranks": {
+            "samples": 8,
+            "batches": lambda w: [_array(4, 6), 2 * _array(4, 6)],
+        },
         "data.ImageFiles": {"sources": lambda w: [_png()]},
         "data.Rows": {"column": lambda w: np.zeros((4, 2)), "index": np.arange(2)},
         "data.Table": {"columns": {"x": np.zeros((4, 2))}},
@@ -562,12 +575,16 @@ CALLS: dict[str, dict[str, Any]] = {
         "laws.loss_decay": {"end": lambda w: w.two_layer_factors},
         "models.abstract": {"source": "vit-fashion-mnist"},
         "models.build": {"rngs": _rngs},
-        "models.config": {"name": "vit-b16-224"},
+        "models.config": {"name": "resnet18"},
         "models.generate": {"model": _llama, "tokens": np.ones((1, 3), np.int32), "limit": 2},
         "models.layout_of": {"source": lambda w: w.model_file},
         "models.llama.places": {"tokens": np.ones((1, 3), np.int32)},
         "models.load": {"source": lambda w: w.model_file},
-        "models.normalize": {"images": np.zeros((2, 8, 8, 1)), "mean": (0.5,), "std": (0.5,)},
+        "models.normalize": {
+            "images": np.zeros((2, 8, 8, 3), np.uint8),
+            "mean": (0.5,) * 3,
+            "std": (0.5,) * 3,
+        },
         "models.notes": {"source": lambda w: w.model_file},
         "models.save": {"path": lambda w: _unused(w).with_suffix(".safetensors")},
         "optima.structure": {"gradient": lambda w: _array(6, 5)},
@@ -576,7 +593,7 @@ CALLS: dict[str, dict[str, Any]] = {
         "optima.reduce_rank": {"factors": lambda w: w.square},
         "problems.LinearAttention": {
             "eigenvalues": lambda w: -np.sort(-abs(_array(3))),
-            "context": lambda w: abs(_array(1))[0],
+            "context": lambda w: 9 + abs(_array(1))[0],
         },
         "problems.Decayed": {"decay": lambda w: abs(_array(1))[0]},
         "problems.DiagonalFactorization": {"shape": (6, 5)},
@@ -619,6 +636,12 @@ CALLS: dict[str, dict[str, Any]] = {
         "ranks.above": {"floor": 0.1},
         "ranks.rule": {"which": "energy"},
         "ranks.edge_mean": {},
+        "flows.drift_of": {"core": lambda w: w.flow.core, "start": lambda w: w.factors},
+        "initializers.eva": {"inputs": lambda w: _array(6, 6) @ _array(6, 6).T},
+        "laws.lora_modes": {"factors": lambda w: w.from_a},
+        "laws.lazy_modes": {"factors": lambda w: w.from_a},
+        "laws.deflated_amplitudes": {"factors": lambda w: w.from_a},
+        "ranks.allocate": {"spectra": lambda w: {"x": np.array([3.0, 2.0, 1.0])}},
         "spectra.effective_rank": {"values": lambda w: abs(_array(3))},
         "spectra.hitting_times": {"values": lambda w: _array(4, 2), "levels": lambda w: _array(2)},
         "spectra.misalignment": {
@@ -626,7 +649,7 @@ CALLS: dict[str, dict[str, Any]] = {
             "direction": lambda w: _array(6),
         },
         "spectra.rank_correlation": {"x": lambda w: _array(5), "y": lambda w: _array(5)},
-        "spectra.top_misalignment": {"direction": lambda w: _array(6)},
+        "spectra.top_misalignment": {"direction": lambda w: _array(11)},
         "spectra.losses": {"path": lambda w: w.flow},
         "sweeps.estimate": {"function": lambda w: swept, "axes": {"x": [1.0, 2.0]}},
         "sweeps.sweep": {"function": lambda w: swept, "axes": {"x": [1.0, 2.0]}},
@@ -700,7 +723,9 @@ def hints_of(function: Any) -> dict[str, Any]:
     return typing.get_type_hints(inspect.unwrap(getattr(target, "__func__", target)))
 
 
-DEMANDS: dict[str, str] = {}
+DEMANDS: dict[str, str] = {
+    f"lorajax.problems.{kind}.from_target:tolerance": domains.NOT_NEGATIVE for kind in CLASS_METHODS
+}
 """What numbers must be where the name does not tell, or tells wrongly; "any" for no demand."""
 
 
@@ -722,6 +747,6 @@ def worse(name: str, argument: str, world: World) -> list[Any]:
         return [_array(6, 5) * nan, jnp.zeros((6, 5)).at[0, 0].set(jnp.inf), _array(6, 5) + 1j]
     if argument == "singular_values" and room == "problems":
         return [jnp.array(v) for v in ([1.0, 2.0], [0.0], [-1.0], [nan], [3.0] * 9)]
-    if argument == "rank" and room in ("initializers", "flows"):
+    if argument == "rank" and (room == "initializers" or name.endswith("start_of")):
         return [6, 7, 10**6]
     return []

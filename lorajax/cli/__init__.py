@@ -69,6 +69,10 @@ def _main(argv: Sequence[str] | None) -> int:
         if not argv:
             print(WELCOME, end="")
             return 0
+        for word in argv:
+            # Python's parser takes "--seed=--" for a seed of no words.
+            if word.startswith("--") and word.endswith("=--"):
+                raise ValueError(f"{word[:-3]} is '--'; it must have a value.")
         args = build_parser().parse_args(argv)
         if args.command is None:
             raise ValueError("no command is given; `lorajax --help` lists them.")

@@ -8,11 +8,13 @@ writes its own part of the store.
 """
 
 import argparse
+import os
 from typing import Any
 
 from lorajax import studies
+from lorajax.cli.finetuning import MOST, bounded
 from lorajax.cli.interrupts import saying
-from lorajax.cli.output import Progress, prepare_jax
+from lorajax.cli.output import Progress, output_folder, prepare_jax
 
 HELP = "run flows over scales, ranks and seeds, or a study of the papers, into a store"
 
@@ -106,9 +108,14 @@ def run(args: argparse.Namespace) -> int:
     study = studies.find(args.study)
     given = given_values(study, args)
     for name in ("chunk", "memory", "devices"):
-        value = getattr(args, name)
-        if value is not None and not value >= 1:
-            raise ValueError(f"--{name} is {value}; it must be at least 1.")
+        bounded(args, name, 1, MOST)
+    for name, least in (("processes", 1), ("process", 0)):
+        bounded(args, name, least, MOST)
+        if getattr(args, name) is not None and not (args.distributed or args.coordinator):
+            raise ValueError(f"--{name} is {getattr(args, name)}; it goes with --distributed.")
+    for name in ("store", "plot"):
+        if (place := getattr(args, name)) and "://" not in place:
+            output_folder(os.path.dirname(place) or ".", f"--{name}")
     prepare_jax()
     import jax
 

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from lorajax.cli.finetuning import MOST, bounded
 from lorajax.cli.interrupts import saying
 from lorajax.cli.output import Progress, output_folder, prepare_jax
 
@@ -94,12 +95,9 @@ def load_claims(names: list[str]) -> Any:
 def run(args: argparse.Namespace) -> int:
     """Runs the claims asked for."""
     check_names(args.names)
-    if args.seed < 0:
-        raise ValueError(f"--seed is {args.seed}; it must be at least 0.")
-    if args.jobs < 1:
-        raise ValueError(f"--jobs is {args.jobs}; it must be at least 1.")
-    if args.seeds < 1:
-        raise ValueError(f"--seeds is {args.seeds}; it must be at least 1.")
+    bounded(args, "seed", 0, MOST)
+    bounded(args, "jobs", 1, 1024)
+    bounded(args, "seeds", 1, 10_000)
     folder = output_folder(args.out)
     prepare_jax()
     claims = load_claims(args.names)

@@ -104,8 +104,8 @@ def _scalar(kind: str) -> Judge:
     def judge(value: Any) -> str | None:
         found = _kind(value)
         right = found in _ALLOWED[kind] and getattr(value, "shape", ()) == ()
-        if right and found == "f" and not _is_array(value) and value != value:
-            right = False  # NaN
+        if right and found == "f" and not is_traced(value) and not math.isfinite(value):
+            return "finite"
         return None if right else _NUMBER_WORDS[kind]
 
     return judge
@@ -161,8 +161,12 @@ def _union(parts: list[Judge]) -> Judge:
 
 
 def _items(inner: Judge, length: int | None, of: type | tuple[type, ...], words: str) -> Judge:
+    texts = inner is _text or inner is _callable
+
     def judge(value: Any) -> str | None:
         if isinstance(value, (str, bytes)) or not (isinstance(value, of) or _is_vector(value)):
+            return words
+        if texts and not isinstance(value, of):
             return words
         if length is not None and len(value) != length:
             return f"{words} of length {length}"
@@ -175,7 +179,7 @@ def _items(inner: Judge, length: int | None, of: type | tuple[type, ...], words:
 
 
 def _is_vector(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.ndim == 1
+    return isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iuf"
 
 
 def _instance(kind: type) -> Judge:

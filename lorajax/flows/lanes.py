@@ -77,6 +77,7 @@ def closed_form(
 
     Source: theory section 2.1 (derived) and `exact.lanes`.
     """
+    check_times(times)
     if one_sided:
         s = _per_lane(problem, factors.a.shape[0])
         along, size = _along(problem.u, factors.a)
@@ -147,6 +148,7 @@ def reduced_ode(
 
     Source: theory section 1 (derived). The elimination of A across the modes is derived here.
     """
+    check_times(times)
     one_sided = one_sided and "losses" not in observe
     run = _lora_bucket if one_sided else functools.partial(_frames_bucket, observe)
     run = functools.partial(run, times, jnp.asarray(rtol, times.dtype), max_steps)
@@ -269,6 +271,7 @@ def full_ode(
     Returns:
       LanePaths with what `observe` returns.
     """
+    check_times(times)
     if isinstance(problem, TwoLayer):
         return two_layer(
             problem, factors, times, observe=observe, rtol=rtol, max_steps=max_steps, bucket=bucket

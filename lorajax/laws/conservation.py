@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lorajax.environment.judging import at_least, judged
+from lorajax.environment.judging import NOT_NEGATIVE, POSITIVE, at_least, judged
 from lorajax.factors import Factors, TuckerFactors, unfold
 from lorajax.laws.base import Real, broadcast
 
 
-@judged
+@judged(weight_decay=NOT_NEGATIVE)
 def imbalance_decay(times: Real, weight_decay: Real, *, rate: Real = 2.0) -> Float[Array, "..."]:
     """Λ(t) in units of Λ(0) under weight decay w on both factors: `e^{−2wt}`.
 
@@ -26,7 +26,7 @@ def imbalance_decay(times: Real, weight_decay: Real, *, rate: Real = 2.0) -> Flo
     return jnp.exp(-rate * weight_decay * times)
 
 
-@judged
+@judged(ratio=POSITIVE)
 def lora_plus_level(
     factors: Factors, ratio: float, *, constant: Real = 1.0
 ) -> Float[Array, "*lanes r r"]:

@@ -3,12 +3,12 @@
 import numpy as np
 from jaxtyping import Float
 
-from lorajax.environment.judging import judged
+from lorajax.environment.judging import NOT_NEGATIVE, POSITIVE, at_least, judged
 
 Numbers = float | Float[np.ndarray, "..."]
 
 
-@judged
+@judged(rank=at_least(1))
 def rank_count(rank: Numbers, *, constant: float = 0.5) -> Numbers:
     """`r(r + 1)/2`, which a global minimizer of some rank keeps at or below KN.
 
@@ -24,7 +24,7 @@ def rank_count(rank: Numbers, *, constant: float = 0.5) -> Numbers:
     return constant * rank * (rank + 1)
 
 
-@judged
+@judged(decay=NOT_NEGATIVE)
 def outer_bound(decay: Numbers, beta: Numbers, last: Numbers, *, constant: float = 1.0) -> Numbers:
     """Bound of the gradient across X's singular spaces at a point of second order, `w + β σ_r`.
 
@@ -42,7 +42,7 @@ def outer_bound(decay: Numbers, beta: Numbers, last: Numbers, *, constant: float
     return decay + constant * beta * last
 
 
-@judged
+@judged(alpha=POSITIVE)
 def spurious_share(alpha: Numbers, beta: Numbers, *, constant: float = 2.0) -> Numbers:
     """Least `σ_r(X)/σ_{r*}(X)` of a point of second order that is not global, `2α/β`.
 
@@ -59,7 +59,7 @@ def spurious_share(alpha: Numbers, beta: Numbers, *, constant: float = 2.0) -> N
     return constant * alpha / beta
 
 
-@judged
+@judged(alpha=POSITIVE)
 def spurious_distance(
     alpha: Numbers, beta: Numbers, last: Numbers, nuclear: Numbers, *, constant: float = 1.0
 ) -> Numbers:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lorajax.environment.judging import FRACTION, judged
+from lorajax.environment.judging import FRACTION, POSITIVE, judged
 from lorajax.factors import Factors, any_nonzero, is_traced
 from lorajax.laws.base import Real, broadcast, mode_law
 from lorajax.problems import MatrixFactorization
@@ -344,7 +344,7 @@ def spectral_hit_time(
     return (jnp.sqrt(fraction * s) - jnp.sqrt(start)) / speed
 
 
-@judged
+@judged(ratio=POSITIVE)
 def lora_plus_equivalent(
     times: Real, a: Real, ratio: Real, *, exponent: float = 0.5
 ) -> tuple[Array, Array]:

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lorajax.environment.judging import at_least, judged
+from lorajax.environment.judging import POSITIVE, at_least, judged
 from lorajax.factors import check_positive
 from lorajax.laws.base import Real, broadcast
 from lorajax.problems import LinearAttention
@@ -117,7 +117,7 @@ def relu_overlap_velocity(
     return constant * rate * (1 - overlap**2)
 
 
-@judged
+@judged(eta=POSITIVE)
 def allora_time(
     value: Real, s: Real, a: Real, eta: Real, *, square: Real = 1.0
 ) -> Float[Array, "..."]:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from lorajax.environment.judging import judged
+from lorajax.environment.judging import at_least, judged
 from lorajax.factors import Factors
 from lorajax.laws.base import Real
 from lorajax.problems import TraceSquared
@@ -93,7 +93,7 @@ def trace_squared_error(a: Float[Array, "n r"], *, size: float = 1.0) -> Float[A
     return jnp.sqrt(jnp.maximum(excess, 0))
 
 
-@judged
+@judged(n=at_least(1), rank=at_least(1))
 def orthonormal_error(n: int, rank: Int[np.ndarray, "..."] | int, *, size: float = 1.0) -> Real:
     """`trace_squared_error` of an A0 with orthonormal columns of any scale: `√(n/r − 1)`.
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lorajax.environment.judging import at_least, judged
+from lorajax.environment.judging import POSITIVE, at_least, judged
 from lorajax.laws.base import Real, broadcast
 
 
@@ -118,7 +118,7 @@ def tucker_mode(times: Real, s: Real, start: Real, modes: int) -> Float[Array, "
     return s * ((low + high) / 2) ** count
 
 
-@judged(modes=at_least(1))
+@judged(scale=POSITIVE, modes=at_least(1))
 def tucker_half_time(s: Real, scale: Real, modes: int) -> Float[Array, "..."]:
     """Time at which a mode that starts with `scale` in every factor and the core reaches s/2.
 

@@ -112,6 +112,8 @@ def generate(
     filling = max(model.config.padding, 0) if filling is None else filling
     graph, state = nnx.split(model)
     tokens = jnp.asarray(tokens, jnp.int32)
+    if mask is not None and mask.shape != tokens.shape:
+        raise ValueError(f"mask has shape {mask.shape}; it must have the tokens', {tokens.shape}.")
     mask = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask).astype(bool)
     draw = (
         jnp.asarray(temperature or 1.0, jnp.float32),

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lorajax.environment.judging import judged
+from lorajax.environment.judging import NOT_NEGATIVE, judged
 from lorajax.factors import (
     Factors,
     PRNGKey,
@@ -39,6 +39,7 @@ class MatrixFactorization(eqx.Module):
     def __check_init__(self) -> None:
         """Raises ValueError for a precision that flows do not compute in."""
         check_precision(u=self.u, singular_values=self.singular_values, v=self.v)
+        check_spectrum(self.singular_values, (*self.u.shape, *self.v.shape))
 
     @classmethod
     @judged
@@ -84,7 +85,7 @@ class MatrixFactorization(eqx.Module):
         )
 
     @classmethod
-    @judged
+    @judged(tolerance=NOT_NEGATIVE)
     def from_target(
         cls, target: Float[Array, "m n"], *, tolerance: float | None = None
     ) -> "MatrixFactorization":

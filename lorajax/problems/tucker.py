@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lorajax.environment.judging import judged
+from lorajax.environment.judging import NOT_NEGATIVE, judged
 from lorajax.factors import PRNGKey, TuckerFactors, check_finite, orthonormal_frame, unfold
 from lorajax.problems.checks import check_precision, check_spectrum
 
@@ -113,7 +113,7 @@ class TuckerFactorization(eqx.Module):
         return cls(jnp.zeros((k,) * len(shape), dtype).at[index].set(values), frames)
 
     @classmethod
-    @judged
+    @judged(tolerance=NOT_NEGATIVE)
     def from_target(
         cls, target: Float[Array, "..."], *, tolerance: float | None = None
     ) -> "TuckerFactorization":
