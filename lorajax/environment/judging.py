@@ -341,4 +341,5 @@ def judged(function: Any = None, /, **demands: Demand) -> Any:
             check(name, value)
         return function(*args, **kwargs)
 
+    wrapper.judged = True  # pyright: ignore[reportAttributeAccessIssue]
     return wrapper
