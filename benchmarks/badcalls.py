@@ -23,7 +23,8 @@ from typing import Any
 
 os.environ.setdefault("JAX_TRACEBACK_FILTERING", "off")
 
-from benchmarks.trust import children, domains, options, pages, valid  # noqa: E402
+from benchmarks.trust import calls, children, domains, options, pages, valid  # noqa: E402
+from benchmarks.trust.world import World  # noqa: E402
 
 SECONDS = 10.0
 REFUSALS = ("ValueError", "TypeError", "KeyError", "FileNotFoundError", "OSError", "Unstable")
@@ -70,13 +71,13 @@ def judge(said: dict[str, Any], name: str) -> str:
 
 def campaign(name: str, function: Any, folder: pathlib.Path) -> dict[str, Any]:
     """All bad calls of one function."""
-    world = valid.World(folder)
+    world = World(folder)
     arguments = valid.arguments(name, function, world)
     found = function(**arguments)  # what is wrong with a bad call must be the one thing altered
     if inspect.isgenerator(found):
         next(found, None)
     # A call may have consumed or written what it was given.
-    arguments = valid.arguments(name, function, valid.World(folder))
+    arguments = valid.arguments(name, function, World(folder))
     hints = valid.hints_of(function)
     counts: dict[str, int] = {}
     examples: list[list[str]] = []
@@ -85,9 +86,9 @@ def campaign(name: str, function: Any, folder: pathlib.Path) -> dict[str, Any]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         hint = hints.get(parameter.name, Any)
-        domain = valid.DEMANDS.get(f"{name}:{parameter.name}")
+        domain = calls.DEMANDS.get(f"{name}:{parameter.name}")
         values = domains.wrong_values(hint, parameter.name, domain)
-        values += valid.worse(name, parameter.name, world)
+        values += calls.worse(name, parameter.name, world)
         for value in values:
             if value is parameter.default:
                 continue
@@ -102,7 +103,7 @@ def campaign(name: str, function: Any, folder: pathlib.Path) -> dict[str, Any]:
 
 def whole(name: str, function: Any, folder: pathlib.Path) -> dict[str, Any]:
     """The valid call, which must come back."""
-    found = function(**valid.arguments(name, function, valid.World(folder)))
+    found = function(**valid.arguments(name, function, World(folder)))
     if inspect.isgenerator(found):
         next(found, None)
     return {"counts": {}, "examples": [], "slowest": 0.0}
@@ -160,12 +161,12 @@ def main(argv: list[str]) -> int:
             work = whole if given.valid else campaign
             os.chdir(place)
 
-            def task(name: str = name, function: Any = function, work: Any = work) -> Any:
+            def quietly(name: str = name, function: Any = function, work: Any = work) -> Any:
                 with open(os.devnull, "w") as quiet:
                     os.dup2(quiet.fileno(), 1)
                 return work(name, function, place)
 
-            found = children.apart(task, 240.0, room=None)
+            found = children.apart(quietly, 240.0, room=None)
             value = found.get("value") or {
                 "counts": {"hung" if found.get("hung") else "internal": 1},
                 "examples": [["", "", "broken", str(found)[:300]]],

@@ -142,9 +142,9 @@ def may_be(annotation: Any, value: Any) -> bool:
     if origin in (collections.abc.Sequence, collections.abc.Collection, list, tuple):
         if isinstance(value, (str, bytes)):
             return False
-        if not isinstance(value, collections.abc.Sequence) and not _is_array(value):
+        if not isinstance(value, collections.abc.Sequence) and not isinstance(value, np.ndarray):
             return False
-        if _is_array(value):
+        if isinstance(value, np.ndarray):
             return len(value.shape) > 0 and value.dtype.kind in "iuf"
         inner = [a for a in arguments if a is not Ellipsis]
         if origin is tuple and Ellipsis not in arguments and len(value) != len(arguments):

@@ -81,9 +81,9 @@ def _without_work() -> Iterator[None]:
 
     from lorajax.cli import COMMANDS
 
-    changed = []
+    changed: list[tuple[Any, Any]] = []
     for name in (*COMMANDS, "planning"):
-        module = importlib.import_module(f"lorajax.cli.{name}")
+        module: Any = importlib.import_module(f"lorajax.cli.{name}")
         if hasattr(module, "prepare_jax"):
             changed.append((module, module.prepare_jax))
             module.prepare_jax = _stop

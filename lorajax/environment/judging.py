@@ -19,7 +19,7 @@ import os
 import types
 import typing
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 
@@ -289,6 +289,10 @@ def refused(name: str, value: Any, wanted: str) -> ValueError:
     return ValueError(f"{name} is {shown(value)}; it must be {wanted}.")
 
 
+@overload
+def judged(function: _Function, /, **demands: Demand) -> _Function: ...
+@overload
+def judged(**demands: Demand) -> Callable[[_Function], _Function]: ...
 def judged(function: Any = None, /, **demands: Demand) -> Any:
     """Judges the arguments of a function, or of a class's making, before it runs.
 

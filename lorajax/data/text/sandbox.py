@@ -101,7 +101,7 @@ def environment(**options: Any) -> Any:
       The environment. Before each rendering `begin()` starts the counts anew.
     """
     import jinja2.sandbox
-    from jinja2 import nodes
+    from jinja2 import nodes, visitor
 
     class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         intercepted_binops = frozenset({"+", "*", "**", "%"})
@@ -146,7 +146,7 @@ def environment(**options: Any) -> Any:
                 node.body.insert(0, nodes.ExprStmt(_call("tick", [], node), lineno=node.lineno))
             return _Joining().visit(tree)
 
-    class _Joining(jinja2.visitor.NodeTransformer):
+    class _Joining(visitor.NodeTransformer):
         def visit_Concat(self, node: Any) -> Any:  # noqa: N802, the name is Jinja's
             self.generic_visit(node)
             return _call("joined", node.nodes, node)
