@@ -10,6 +10,7 @@ runs as users run it, without the tests' checks of types. A campaign that was cu
 """
 
 import argparse
+import functools
 import inspect
 import os
 import pathlib
@@ -82,9 +83,7 @@ def campaign(name: str, function: Any, folder: pathlib.Path) -> dict[str, Any]:
     counts: dict[str, int] = {}
     examples: list[list[str]] = []
     slowest = 0.0
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
+    for parameter in valid.parameters(function):
         hint = hints.get(parameter.name, Any)
         domain = calls.DEMANDS.get(f"{name}:{parameter.name}")
         values = domains.wrong_values(hint, parameter.name, domain)
@@ -107,6 +106,13 @@ def whole(name: str, function: Any, folder: pathlib.Path) -> dict[str, Any]:
     if inspect.isgenerator(found):
         next(found, None)
     return {"counts": {}, "examples": [], "slowest": 0.0}
+
+
+def quietly(work: Any, *details: Any) -> Any:
+    """Work of a child that says nothing."""
+    with open(os.devnull, "w") as quiet:
+        os.dup2(quiet.fileno(), 1)
+    return work(*details)
 
 
 def section(rows: list[dict[str, Any]], exempt: int) -> str:
@@ -161,12 +167,9 @@ def main(argv: list[str]) -> int:
             work = whole if given.valid else campaign
             os.chdir(place)
 
-            def quietly(name: str = name, function: Any = function, work: Any = work) -> Any:
-                with open(os.devnull, "w") as quiet:
-                    os.dup2(quiet.fileno(), 1)
-                return work(name, function, place)
-
-            found = children.apart(quietly, 240.0, room=None)
+            found = children.apart(
+                functools.partial(quietly, work, name, function, place), 240.0, room=None
+            )
             value = found.get("value") or {
                 "counts": {"hung" if found.get("hung") else "internal": 1},
                 "examples": [["", "", "broken", str(found)[:300]]],

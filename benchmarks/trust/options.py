@@ -16,10 +16,9 @@ WORDS = ("", " ", "x", "1.5.2", "--", "١٢x", "None", "[1]", "0x10", "1,5", "a 
 WHOLE = ("1.5", "nan", "inf", "-1", "-5", "1e3", "99999999999999999999", "-99999999999999999999")
 REAL = ("nan", "inf", "-inf", "1e400", "-1", "-1e30")
 ZERO_IS_FINE = {
-    "--seed", "--hold-out", "--warmup", "--weight-decay", "--smoothing", "--process", "--seeds",
+    "--seed", "--hold-out", "--warmup", "--weight-decay", "--smoothing", "--noises",
+    "--process", "--seeds",
 }  # fmt: skip
-# Where a negative number, or none that is finite, is a legitimate value of an experiment.
-ANY_NUMBER: set[str] = set()
 PATHS = {"--out", "--store", "--plot", "--peft", "--data-folder"}
 
 

@@ -67,9 +67,7 @@ def arguments(name: str, function: Any, world: World) -> dict[str, Any]:
     given = dict(CALLS.get(name, {}))
     hints = hints_of(function)
     found = {}
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
+    for parameter in parameters(function):
         key = parameter.name
         for where in (given, NAMES):
             picked = where.get(f"{room}:{key}", where.get(key, LookupError))
@@ -87,7 +85,17 @@ def arguments(name: str, function: Any, world: World) -> dict[str, Any]:
             raise LookupError(
                 f"{name} has an argument {key!r} that benchmarks/trust/valid.py lacks"
             )
-    return found
+    # What goes through as further options is given by name alone.
+    return {**{name: _value(value, world) for name, value in given.items()}, **found}
+
+
+def parameters(function: Any) -> list[inspect.Parameter]:
+    """The arguments of a function, or of a class's making, that have names of their own."""
+    target = function
+    if inspect.isclass(function) and "__init__" in vars(function):
+        target = functools.partial(function.__init__, None)  # Flax's classes show none
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p for p in inspect.signature(target).parameters.values() if p.kind not in several]
 
 
 def _value(value: Any, world: World) -> Any:

@@ -173,8 +173,14 @@ def drift_of(
       over all pairs of factors (over all modes of a Tucker update, where `Λ = UᵀU − G Gᵀ`); NaN
       without any, and for w ≠ 0 with ρ ≠ 1, which has no such law. It carries no derivative.
 
+    Raises:
+      ValueError: for other numbers of times than of states.
+
     Source: theory sections 1 and 3 (derived).
     """
+    if any(leaf.shape[:1] != times.shape for leaf in jax.tree.leaves(core)):
+        shapes = [leaf.shape for leaf in jax.tree.leaves(core)]
+        raise ValueError(f"times have shape {times.shape}; core has as many states: {shapes}.")
     core, start = jax.lax.stop_gradient((core, start))
     nodes = jax.tree.leaves(core, is_leaf=is_adapter)
     first = jax.tree.leaves(start, is_leaf=is_adapter)

@@ -216,6 +216,7 @@ class DiagonalFactorization(eqx.Module):
     def __check_init__(self) -> None:
         """Raises ValueError for a precision that flows do not compute in."""
         check_precision(singular_values=self.singular_values)
+        check_spectrum(self.singular_values, self.shape)
 
     @property
     def rank(self) -> int:
