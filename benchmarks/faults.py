@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.trust import commands, pages
 
-FIXTURE = pages.ROOT / "tests" / "models" / "fixtures" / "timm_vit"
+FIXTURE = pages.ROOT / "tests" / "models" / "fixtures" / "huggingface_vit"
 SIGNALS = {"kill -9": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 
 

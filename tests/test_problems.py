@@ -292,7 +292,7 @@ def test_other_precisions_are_refused_at_creation(dtype, key):
             lambda: TwoLayer(matrix, matrix.T, matrix[:2, :2]),
             lambda: TraceSquared(matrix[0, 0], 3),
         ):
-            with pytest.raises(ValueError, match=rf"dtype {dtype}; (problems|it must be)"):
+            with pytest.raises(ValueError, match=rf"{dtype}\)?; (problems|it must be)"):
                 make_one()
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)

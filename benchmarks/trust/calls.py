@@ -358,7 +358,15 @@ CALLS: dict[str, dict[str, Any]] = {
 
 
 DEMANDS: dict[str, str] = {
-    f"lorajax.problems.{kind}.from_target:tolerance": domains.NOT_NEGATIVE for kind in CLASS_METHODS
+    # 0 leaves a layer as it is where targets have ranks of their own.
+    **{
+        f"lorajax.adapters.{kind}Spec:rank": domains.NOT_NEGATIVE
+        for kind in ("LoRA", "AdaLoRA", "Tucker")
+    },
+    **{
+        f"lorajax.problems.{kind}.from_target:tolerance": domains.NOT_NEGATIVE
+        for kind in CLASS_METHODS
+    },
 }
 """What numbers must be where the name does not tell, or tells wrongly; "any" for no demand."""
 

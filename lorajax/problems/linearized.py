@@ -78,8 +78,7 @@ class Tangents(eqx.Module):
     """The derivative of the outputs as a linear map, by `jax.jvp` and `jax.vjp`: never formed.
 
     Attributes:
-      function: `function(weights, inputs)` with outputs (N, K), sample by sample: what one sample
-        gives must not depend on the others (no batch statistics).
+      function: `function(weights, inputs)` with outputs (N, K), sample by sample (no batch norm).
       weights: the weights at which the model is linearized, a matrix or a pytree of matrices.
       inputs: a pytree of arrays with N samples along their first axis.
       block: samples that go through the model at a time, a divisor of N; all of them if None.
@@ -214,8 +213,7 @@ class Linearized(eqx.Module):
           The problem.
 
         Raises:
-          ValueError: for shapes that do not fit, entries that are not finite, or targets that the
-            loss does not take.
+          ValueError: for shapes that do not fit, infinite entries, or targets the loss refuses.
 
         Example:
           >>> import jax, jax.numpy as jnp, lorajax

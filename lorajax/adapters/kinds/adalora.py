@@ -154,7 +154,7 @@ class AdaLoRA(LoRA):
         return Factors(self.a[...] * self.e[...][..., None, :], self.b[...])
 
 
-@judged(alpha=POSITIVE, dropout=SHARE, rank=at_least(1))
+@judged(alpha=POSITIVE, dropout=SHARE, rank=at_least(0))
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaLoRASpec(LowRankSpec):
     """AdaLoRA: `s P diag(E) Q`; it starts at E = 0, from balanced frames of scale 1 by default."""

@@ -277,7 +277,7 @@ class LoRA(Adapter):
         return self.scaling * change
 
 
-@judged(alpha=POSITIVE, dropout=SHARE, rank=at_least(1))
+@judged(alpha=POSITIVE, dropout=SHARE, rank=at_least(0))
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LowRankSpec(Spec):
     """What the kinds with one pair of factors have in common.
@@ -323,7 +323,7 @@ class LowRankSpec(Spec):
         return view, placed, common
 
 
-@judged(alpha=POSITIVE, dropout=SHARE, rank=at_least(1))
+@judged(alpha=POSITIVE, dropout=SHARE, rank=at_least(0))
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRASpec(LowRankSpec):
     """LoRA: `s A B`, the default kind.

@@ -111,7 +111,7 @@ class Tucker(Adapter):
         return self.scaling * (narrow @ rows.T)
 
 
-@judged(alpha=POSITIVE, dropout=SHARE, rank=at_least(1))
+@judged(alpha=POSITIVE, dropout=SHARE, rank=at_least(0))
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TuckerSpec(Spec):
     """Tucker-LoRA: a core and one factor for each axis of the kernel.
