@@ -358,6 +358,11 @@ CALLS: dict[str, dict[str, Any]] = {
 
 
 DEMANDS: dict[str, str] = {
+    # 0 keeps nothing in memory.
+    **{
+        f"lorajax.adapters.{name}:memory": domains.NOT_NEGATIVE
+        for name in ("gradients", "select_ranks", "input_moments")
+    },
     # 0 leaves a layer as it is where targets have ranks of their own.
     **{
         f"lorajax.adapters.{kind}Spec:rank": domains.NOT_NEGATIVE

@@ -82,7 +82,7 @@ class Estimate(NamedTuple):
     noise: Gradient | None
 
 
-@judged(memory=at_least(1))
+@judged(memory=at_least(0))
 def gradients(
     model: nnx.Module,
     loss: Loss,

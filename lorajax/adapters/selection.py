@@ -119,7 +119,7 @@ class Selection(NamedTuple):
         )
 
 
-@judged(budget=at_least(0), memory=at_least(1))
+@judged(budget=at_least(0), memory=at_least(0))
 def select_ranks(
     model: nnx.Module,
     loss: Loss,

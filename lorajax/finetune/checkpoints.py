@@ -1,7 +1,9 @@
 """Full-state checkpoints of a run, through orbax, so that it resumes exactly."""
 
+import contextlib
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,12 +12,40 @@ import jax
 import orbax.checkpoint as ocp
 
 from lorajax.adapters.checkpoints import restored, storable, wanted_of
+from lorajax.environment import files
 from lorajax.finetune.training import State, Trainer
 
 
 def _numbered(tree: Any) -> dict[str, Any]:
     """The leaves by number: independent of what Flax and optax call their containers."""
     return {f"{i:05}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def _said(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+
+
+def _held(folder: Path) -> Callable[[], None]:
+    """Keeps other runs out of a folder: orbax removes what it takes for left over."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return files.hold(folder)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"{folder} is in use by a run that goes on; wait for its end or give another folder."
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracebacks that orbax logs of what it then raises."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 class Checkpoints:
@@ -27,7 +57,8 @@ class Checkpoints:
       keep: how many of the latest are kept.
 
     Raises:
-      ValueError: if the folder holds checkpoints of a run with other settings.
+      ValueError: if the folder holds checkpoints of a run with other settings, none that can be
+        read, or is in use by another process.
     """
 
     def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any], keep: int = 2):
@@ -36,6 +67,7 @@ class Checkpoints:
             max_to_keep=keep, create=True, enable_async_checkpointing=False
         )
         self._folder = folder
+        self._release = _held(Path(folder)) if jax.process_index() == 0 else lambda: None
         self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
         args = ocp.args.Composite(settings=ocp.args.JsonRestore())
         found = self._latest(lambda step: self._manager.restore(step, args=args)["settings"])
@@ -43,6 +75,7 @@ class Checkpoints:
             return
         for name in sorted({*found, *self.settings}):
             if found.get(name) != self.settings.get(name):
+                self._release()
                 raise ValueError(
                     f"{folder} holds a run with {name} = {found.get(name)!r}, not "
                     f"{self.settings.get(name)!r}; give another folder or the same settings."
@@ -68,10 +101,9 @@ class Checkpoints:
                 self._manager.delete(each)
             return found
         if first is not None:
-            said = (str(first).splitlines() or [type(first).__name__])[0][:200].rstrip(".")
             raise ValueError(
-                f"{self._folder} holds no state that can be read (step {steps[0]}: {said}); give "
-                "another folder, or delete it and train again."
+                f"{self._folder} holds no state that can be read (step {steps[0]}: {_said(first)}); "
+                "give another folder, or delete it and train again."
             ) from first
         return None
 
@@ -85,6 +117,7 @@ class Checkpoints:
         trace: TracebackType | None,
     ) -> None:
         self._manager.close()
+        self._release()
 
     @property
     def latest(self) -> int | None:
@@ -96,14 +129,21 @@ class Checkpoints:
         step = int(state.step)
         if step == self._manager.latest_step():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(storable(_numbered(state))),
-                settings=ocp.args.JsonSave(self.settings),
-                history=ocp.args.JsonSave(dict(history)),
-            ),
-        )
+        try:
+            with _quiet():
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(storable(_numbered(state))),
+                        settings=ocp.args.JsonSave(self.settings),
+                        history=ocp.args.JsonSave(dict(history)),
+                    ),
+                )
+        except Exception as error:  # of orbax, tensorstore, or the threads that they write in
+            raise ValueError(
+                f"{self._folder} cannot be written at step {step} ({_said(error)}); make room, and "
+                "go on from the step before."
+            ) from error
 
     def restore(self, trainer: Trainer) -> tuple[State, dict[str, Any]] | None:
         """The latest state and history; None if there is no checkpoint yet."""
