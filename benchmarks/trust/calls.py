@@ -188,7 +188,6 @@ CALLS: dict[str, dict[str, Any]] = {
         "adapters.save_peft_start": {"model": lambda w: w.adapted, "folder": unused},
         "adapters.scale_beside": {"factor": 2.0},
         "adapters.select_ranks": {
-            "samples": 8,
             "batches": lambda w: [array(4, 6), 2 * array(4, 6)],
         },
         "data.ImageFiles": {"sources": lambda w: [png()]},

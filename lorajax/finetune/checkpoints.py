@@ -102,8 +102,8 @@ class Checkpoints:
             return found
         if first is not None:
             raise ValueError(
-                f"{self._folder} holds no state that can be read (step {steps[0]}: {_said(first)}); "
-                "give another folder, or delete it and train again."
+                f"{self._folder} holds no state that can be read (step {steps[0]}: {_said(first)});"
+                " give another folder, or delete it and train again."
             ) from first
         return None
 
