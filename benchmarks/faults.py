@@ -277,8 +277,8 @@ def section(rows: list[dict[str, Any]]) -> str:
     words = (
         f"## Faults\n\n{len(rows)} faults, after {same} of which the same command came to the same "
         "end, nothing lost and nothing done twice. Where files that nothing can mend were taken "
-        "away, a sentence that says so counts as well; the cut and deleted files of a sweep are its "
-        "results and coordinates, those of a fine-tuning run its last saved state."
+        "away, a sentence that says so counts as well; the cut and deleted files of a sweep are "
+        "its results and coordinates, those of a fine-tuning run its last saved state."
     )
     bad = [row for row in rows if row["verdict"] != "same"]
     listed = "".join(f"\n- {r['name']}: {r['verdict'].splitlines()[0][:120]}" for r in bad)

@@ -13,7 +13,7 @@ HEAD = """\
 # Campaigns of harm
 
 Made by `python -m benchmarks badcalls`, `hostile` and `faults`, each of which does all of its part
-anew, writes `benchmarks/results/NAME.json` and renews this page. Every draw comes from a seed.
+anew, keeps its table in `benchmarks/results/` and renews this page. Every draw comes from a seed.
 """
 
 
