@@ -122,7 +122,7 @@ def interval(values: Any, level: float = 0.95) -> tuple[float, float]:
     return float(numbers.mean()), quantile * float(numbers.std(ddof=1)) / numbers.size**0.5
 
 
-@judged(rank=at_least(1), every=at_least(1))
+@judged(rank=at_least(1), every=at_least(0))
 def run_of(
     model: Any,
     task: Task,
