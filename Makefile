@@ -85,7 +85,7 @@ $(NOTEBOOKS):
 
 benchmarks: $(INSTALLED)-benchmark
 	@$(if $(BENCHMARKS),,echo "benchmarks/ holds no benchmark.")
-	@set -e; for file in $(BENCHMARKS); do echo "$$file"; $(GUARDED) $(BIN)/python $$file $(ARGS); done
+	@set -e; for file in $(BENCHMARKS); do echo "$$file"; $(GUARDED) $(BIN)/python -m benchmarks $$(basename $$file .py) $(ARGS); done
 
 constraints: $(INSTALLED)-lock
 	@{ echo "# Made by 'make constraints': the releases that this repository is tested with."; \

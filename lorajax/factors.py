@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
 from lorajax import environment
+from lorajax.environment.judging import POSITIVE, at_least, judged
 
 # Nearly every module that imports jax imports this one.
 environment.warn()
@@ -74,6 +75,7 @@ class TuckerFactors(NamedTuple):
         return self.core.size + sum(factor.size for factor in self.factors)
 
 
+@judged(mode=at_least(0))
 def unfold(tensor: Float[Array, "..."], mode: int) -> Float[Array, "n rest"]:
     """The unfolding of a tensor along a mode: that mode's fibers as columns.
 
@@ -94,16 +96,19 @@ def unfold(tensor: Float[Array, "..."], mode: int) -> Float[Array, "n rest"]:
     return jnp.moveaxis(tensor, mode, 0).reshape(tensor.shape[mode], -1)
 
 
+@judged
 def is_factors(node: Any) -> bool:
     """Whether a node of a tree is a pair of factors."""
     return isinstance(node, Factors)
 
 
+@judged
 def is_adapter(node: Any) -> bool:
     """Whether a node of a tree is one whole update: a pair of factors, or a core with factors."""
     return isinstance(node, (Factors, TuckerFactors))
 
 
+@judged
 def column_norms(factors: Factors) -> Float[Array, "*lanes n"]:
     """Norms of the columns of `A B`, without the m×n product.
 
@@ -118,6 +123,7 @@ def column_norms(factors: Factors) -> Float[Array, "*lanes n"]:
     return jnp.sqrt(jnp.maximum(squares, 0))
 
 
+@judged(eta=POSITIVE)
 def column_rates(factors: Factors, eta: float | int) -> Float[Array, "*lanes n"]:
     """ALLoRA's rates: how fast each column of B learns, from the size of its update.
 
@@ -133,6 +139,7 @@ def column_rates(factors: Factors, eta: float | int) -> Float[Array, "*lanes n"]
     return 1 / jnp.sqrt(column_norms(factors) + eta**-2)
 
 
+@judged
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
 def orthonormal_frame(key: PRNGKey, shape: tuple[int, int], dtype: Any) -> Array:
     """A Haar-distributed frame: orthonormal columns, shape (m, r) with m ≥ r."""
@@ -141,11 +148,13 @@ def orthonormal_frame(key: PRNGKey, shape: tuple[int, int], dtype: Any) -> Array
     return q * jnp.where(jnp.diagonal(upper) < 0, -1, 1).astype(dtype)[None, :]
 
 
+@judged
 def is_traced(*trees: Any) -> bool:
     """Whether any leaf is a tracer, so that its values cannot be looked at."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
+@judged(rank=at_least(1))
 def check_rank(rank: int, shape: tuple[int, ...]) -> None:
     """Raises ValueError unless `rank` is an integer in 1 … min(shape)."""
     if isinstance(rank, bool) or not isinstance(rank, (int, np.integer)):
@@ -156,6 +165,7 @@ def check_rank(rank: int, shape: tuple[int, ...]) -> None:
         )
 
 
+@judged
 def check_finite(**arrays: Any) -> None:
     """Raises ValueError naming the first argument that holds a NaN or an infinity.
 
@@ -173,11 +183,13 @@ def check_finite(**arrays: Any) -> None:
                 )
 
 
+@judged
 def any_nonzero(tree: Any) -> bool:
     """Whether any entry of any leaf of a concrete pytree differs from 0."""
     return any(bool(np.any(np.asarray(leaf))) for leaf in jax.tree.leaves(tree))
 
 
+@judged
 def can_move(node: Any) -> bool:
     """Whether a concrete update is away from the critical point that all losses share.
 
@@ -189,6 +201,7 @@ def can_move(node: Any) -> bool:
     return any_nonzero(node)
 
 
+@judged
 def check_positive(**scalars: Any) -> None:
     """Raises ValueError naming the first argument that is not positive and finite."""
     for name, value in scalars.items():
@@ -198,6 +211,7 @@ def check_positive(**scalars: Any) -> None:
             raise ValueError(f"{name} is {value}; it must be positive and finite.")
 
 
+@judged
 def check_factors(factors: Factors, shape: tuple[int, int], name: str = "factors") -> None:
     """Raises ValueError unless `factors` fit a matrix of `shape`, are finite and can move.
 
@@ -205,6 +219,11 @@ def check_factors(factors: Factors, shape: tuple[int, int], name: str = "factors
     other one as a factor, so such a start never moves (derived; theory section 1).
     """
     a, b = factors
+    if min(a.ndim, b.ndim) < 2 or a.shape[:-2] != b.shape[:-2]:
+        raise ValueError(
+            f"{name} have shapes {a.shape} and {b.shape}; they must be matrices, with the same "
+            "lanes before them."
+        )
     if a.shape[-1] != b.shape[-2]:
         raise ValueError(
             f"{name} have shapes {a.shape} and {b.shape}; the last axis of a ({a.shape[-1]}) must "

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import judged
 from lorajax.factors import Factors
 
 
@@ -25,6 +26,7 @@ def _core(path: Any) -> Factors:
     return core
 
 
+@judged
 def singular_values(path: Any) -> Float[Array, "*lanes k"]:
     """Singular values of the product `A B`, in decreasing order.
 
@@ -65,6 +67,7 @@ def _singular_values(a: Array, b: Array) -> Array:
     return jnp.linalg.svd(a @ b, compute_uv=False)[..., :r]
 
 
+@judged
 def singular_vectors(path: Any) -> tuple[Array, Array, Array]:
     """Thin singular value decomposition of `A B` through its factors.
 
@@ -81,6 +84,7 @@ def singular_vectors(path: Any) -> tuple[Array, Array, Array]:
     return q_a @ u, s, q_b @ jnp.swapaxes(vt, -1, -2)
 
 
+@judged
 def imbalance(path: Any) -> Float[Array, "*lanes r r"]:
     """`Λ = AᵀA − BBᵀ`, which gradient flow of any differentiable loss conserves.
 
@@ -98,6 +102,7 @@ def imbalance(path: Any) -> Float[Array, "*lanes r r"]:
     return a_t @ a - b @ b_t
 
 
+@judged
 def imbalance_drift(path: Any) -> Float[Array, ""]:
     """Largest change of Λ along a path, relative to the size of its terms: a free error estimate.
 
@@ -119,17 +124,20 @@ def _imbalance_drift(core: Factors) -> Array:
     return jnp.max(change) / jnp.max(size)
 
 
+@judged
 def stacked(path: Any) -> Float[Array, "*lanes mn r"]:
     """`Z = [A; Bᵀ]`, the stacked factors, shape (..., m + n, r)."""
     a, b = _core(path)
     return jnp.concatenate([a, jnp.swapaxes(b, -1, -2)], axis=-2)
 
 
+@judged
 def factor_norm(path: Any) -> Float[Array, "*lanes"]:
     """`‖Z‖₂` with `Z = [A; Bᵀ]`, the spectral norm of the stacked factors."""
     return jnp.linalg.svd(stacked(path), compute_uv=False)[..., 0]
 
 
+@judged
 def leading(path: Any) -> tuple[Float[Array, "*lanes mn"], Float[Array, "*lanes"]]:
     """Top left singular vector and singular value of the stacked factors `Z = [A; Bᵀ]`.
 
@@ -148,6 +156,7 @@ def _leading(z: Array) -> tuple[Array, Array]:
     return u[..., 0], s[..., 0]
 
 
+@judged
 @jax.jit
 def misalignment(
     vectors: Float[Array, "*lanes n"], direction: Float[Array, " n"]
@@ -169,6 +178,7 @@ def misalignment(
     return sine_squared / (1 + jnp.abs(cosine))
 
 
+@judged
 def top_misalignment(path: Any, direction: Float[Array, " mn"]) -> Float[Array, "*lanes"]:
     """`1 − |cos|` between the top left singular vector of `Z = [A; Bᵀ]` and a direction.
 
@@ -197,6 +207,7 @@ def _top_misalignment(z: Array, direction: Array) -> Array:
     return jnp.where(top[..., 0] > 0, misalignment(vector, direction), 1)
 
 
+@judged
 @jax.jit
 def top_direction(matrix: Float[Array, "m n"]) -> Float[Array, " mn"]:
     """Top eigenvector of `H(M) = [[0, M], [Mᵀ, 0]]`: `[u_1; v_1]/√2`, shape (m + n,)."""
@@ -204,6 +215,7 @@ def top_direction(matrix: Float[Array, "m n"]) -> Float[Array, " mn"]:
     return jnp.concatenate([u[:, 0], vt[0]]) / jnp.sqrt(jnp.asarray(2.0, matrix.dtype))
 
 
+@judged
 @jax.jit
 def effective_rank(values: Float[Array, "*lanes k"]) -> Float[Array, "*lanes"]:
     """Exponential of the entropy of the normalized singular values; 0 for a spectrum of zeros.
@@ -222,6 +234,7 @@ def effective_rank(values: Float[Array, "*lanes k"]) -> Float[Array, "*lanes"]:
     return jnp.where(total[..., 0] > 0, jnp.exp(entropy), 0)
 
 
+@judged
 @jax.jit
 def hitting_times(
     times: Float[Array, " t"],
@@ -252,12 +265,14 @@ def hitting_times(
     return jnp.where(jnp.any(crossed, axis=0), found, jnp.nan)
 
 
+@judged
 def rank_correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
     """Spearman's ρ of two samples: Pearson's of their ranks, ties in order of appearance."""
     first, second = (np.argsort(np.argsort(each, kind="stable"), kind="stable") for each in (x, y))
     return float(np.corrcoef(first, second)[0, 1])
 
 
+@judged
 @jax.jit
 def alignment_subspace(
     first: Float[Array, "m r"], second: Float[Array, "m s"]
@@ -275,6 +290,7 @@ def alignment_subspace(
     return jnp.clip(jnp.linalg.svd(q_first.T @ q_second, compute_uv=False), 0, 1)
 
 
+@judged
 def losses(problem: Any, factors: Any) -> Float[Array, " t"]:
     """The loss of factors with one leading axis of times, shape (t,)."""
     return _losses(problem, factors)

@@ -130,8 +130,8 @@ def test_recentered_adds_what_the_offset_takes_off(key):
     ("values", "message"),
     [
         ((1.0, 2.0), "decreasing order"),
-        ((1.0, -1.0), "positive and finite"),
-        ((1.0, float("nan")), "positive and finite"),
+        ((1.0, -1.0), "finite"),
+        ((1.0, float("nan")), "finite"),
         ((), "at least one"),
         ((5.0, 4.0, 3.0, 2.0, 1.0), "at most 4"),
     ],
@@ -292,7 +292,7 @@ def test_other_precisions_are_refused_at_creation(dtype, key):
             lambda: TwoLayer(matrix, matrix.T, matrix[:2, :2]),
             lambda: TraceSquared(matrix[0, 0], 3),
         ):
-            with pytest.raises(ValueError, match=f"has dtype {dtype}; problems and flows compute"):
+            with pytest.raises(ValueError, match=rf"{dtype}\)?; (problems|it must be)"):
                 make_one()
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)

@@ -9,8 +9,10 @@ from jaxtyping import Array, Float, Int
 from lorajax.adapters import paths
 from lorajax.adapters.kinds import AdaLoRA
 from lorajax.adapters.surgery import layers
+from lorajax.environment.judging import at_least, judged
 
 
+@judged(steps=at_least(1))
 def cubic_budget(
     step: int | Int[Array, ""],
     *,
@@ -81,6 +83,7 @@ class RankBudget(nnx.Module):
     Source: Zhang et al. 2023 (arXiv:2303.10512), recalled.
     """
 
+    @judged(steps=at_least(1), every=at_least(1))
     def __init__(
         self,
         model: nnx.Module,
@@ -218,6 +221,7 @@ def adalora_layers(model: nnx.Module, name: str = "default") -> dict[str, AdaLoR
     return found
 
 
+@judged
 def orthogonality(model: nnx.Module, name: str = "default") -> Float[Array, ""]:
     """AdaLoRA's penalty on frames that are not orthonormal, to be added to the loss.
 

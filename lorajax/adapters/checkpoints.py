@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lorajax.environment.judging import judged
+
 
 def storable(tree: Any) -> Any:
     """A tree of arrays as orbax can write it.
@@ -70,6 +72,7 @@ def restored(tree: Any, found: Any) -> Any:
     return jax.tree.map(place, tree, found)
 
 
+@judged
 def save_checkpoint(state: Any, folder: str | os.PathLike) -> None:
     """Writes every Variable of a module: base, adapters, offsets, optimizer state.
 
@@ -91,6 +94,7 @@ def save_checkpoint(state: Any, folder: str | os.PathLike) -> None:
         checkpointer.save(target, storable(nnx.to_pure_dict(_state(state))))
 
 
+@judged
 def load_checkpoint(template: Any, folder: str | os.PathLike) -> None:
     """Reads a checkpoint into a module of the same structure, in place.
 

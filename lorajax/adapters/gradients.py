@@ -23,6 +23,7 @@ from lorajax.adapters.kinds import LoRA, axes_of
 from lorajax.adapters.layers import Adapted
 from lorajax.adapters.layouts import Layout, kernel_name, layout
 from lorajax.adapters.surgery import Targets
+from lorajax.environment.judging import at_least, judged
 from lorajax.factors import Factors
 from lorajax.initializers import PRNGKey
 
@@ -81,6 +82,7 @@ class Estimate(NamedTuple):
     noise: Gradient | None
 
 
+@judged(memory=at_least(0))
 def gradients(
     model: nnx.Module,
     loss: Loss,

@@ -20,6 +20,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from lorajax.adapters.layouts import Axes, kernel_variable, with_kernel
+from lorajax.environment.judging import POSITIVE, SHARE, judged
 
 
 class Frozen(nnx.Variable):
@@ -54,6 +55,7 @@ class Adapter(nnx.Module):
 
     peft: ClassVar[Any] = None
 
+    @judged(alpha=POSITIVE, dropout=SHARE)
     def __init__(
         self,
         alpha: float | int | None = None,
@@ -151,6 +153,7 @@ class Adapted(nnx.Module):
       unmerged: while merged, the untouched base layer; else None.
     """
 
+    @judged
     def __init__(self, base: nnx.Module):
         self.base: Any = base
         self.adapters = nnx.Dict()
@@ -202,6 +205,7 @@ class Adapted(nnx.Module):
         return value
 
 
+@judged
 def effective_kernel(layer: Adapted) -> Array:
     """The kernel that an adapted layer acts with, in the dtype and shape of the base's.
 

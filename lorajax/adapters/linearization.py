@@ -11,6 +11,7 @@ from lorajax.adapters.kinds import LoRA, axes_of
 from lorajax.adapters.layers import Adapted
 from lorajax.adapters.layouts import kernel_name, kernel_variable, layout
 from lorajax.adapters.surgery import Targets, layers
+from lorajax.environment.judging import judged
 from lorajax.problems import Linearized
 
 
@@ -33,6 +34,7 @@ class _Kernels(eqx.Module):
         return nnx.merge(self.graph, state, copy=True)(inputs)
 
 
+@judged
 def linearized(
     model: nnx.Module,
     inputs: Any,
@@ -93,6 +95,7 @@ def linearized(
     return Linearized.from_function(function, matrices, inputs, targets, loss, block=block)
 
 
+@judged
 def updates_of(model: nnx.Module, name: str = "default") -> dict[str, Float[Array, "m n"]]:
     """What LoRA has learned: `s (A B − A₀B₀)` of every layer that has the adapter, by path.
 

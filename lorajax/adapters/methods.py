@@ -13,6 +13,7 @@ from flax import nnx
 from lorajax.adapters.layers import Adapter
 from lorajax.adapters.layouts import Axes, Convolution, layout
 from lorajax.adapters.torch_layers import WRAPPED, TorchLayer
+from lorajax.environment.judging import judged
 from lorajax.factors import Factors
 
 
@@ -356,6 +357,7 @@ def pattern_value(config: Mapping[str, Any], field: str, module: str, default: A
     return default
 
 
+@judged
 def patterns(
     chosen: Mapping[str, tuple[int, float | int]], *, rslora: bool = False
 ) -> dict[str, Any]:

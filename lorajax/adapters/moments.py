@@ -12,6 +12,7 @@ from lorajax.adapters.kinds import axes_of
 from lorajax.adapters.layers import Adapted
 from lorajax.adapters.layouts import layout
 from lorajax.adapters.surgery import Targets
+from lorajax.environment.judging import judged
 
 
 class Recorder(Adapted):
@@ -33,6 +34,7 @@ class Recorder(Adapted):
         return self.base(x, *args, **kwargs)  # type: ignore[operator]
 
 
+@judged
 def input_moments(
     model: nnx.Module,
     batches: Iterable[Any],

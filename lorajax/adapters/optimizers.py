@@ -11,6 +11,7 @@ import jax
 import optax
 from jaxtyping import Array
 
+from lorajax.environment.judging import POSITIVE, judged
 from lorajax.factors import Factors, check_positive, column_rates
 
 
@@ -73,6 +74,7 @@ def _check_pairs(params: Any, what: str) -> None:
             )
 
 
+@judged(ratio=POSITIVE)
 def lora_plus(ratio: float | int = 16.0) -> optax.GradientTransformation:
     """LoRA+: B learns `ratio` times as fast as A.
 
@@ -111,6 +113,7 @@ def lora_plus(ratio: float | int = 16.0) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+@judged
 def scale_beside(factor: float | int) -> optax.GradientTransformation:
     """What trains beside the adapters, a head or embeddings, learns `factor` times as fast.
 
@@ -148,6 +151,7 @@ def scale_beside(factor: float | int) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+@judged(eta=POSITIVE)
 def allora(eta: float | int = 1.0) -> optax.GradientTransformation:
     """ALLoRA: each column of B learns at a rate that falls with the size of its update.
 

@@ -13,6 +13,7 @@ from flax import nnx
 
 from lorajax.adapters.layers import Adapted
 from lorajax.adapters.layouts import ADAPTABLE, is_adaptable
+from lorajax.environment.judging import judged
 
 Predicate = Callable[[str, nnx.Module], bool]
 
@@ -247,6 +248,7 @@ def select(
     return [(path, *chosen[path]) for path in layers if path in chosen]
 
 
+@judged
 @dataclasses.dataclass(frozen=True)
 class Trainable:
     """The NNX filter that `trainable` makes: true for adapter parameters and for named heads.

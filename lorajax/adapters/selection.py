@@ -17,6 +17,7 @@ from lorajax.adapters.layers import Adapted
 from lorajax.adapters.layouts import layout
 from lorajax.adapters.surgery import Targets
 from lorajax.adapters.tables import table
+from lorajax.environment.judging import at_least, judged
 from lorajax.initializers import PRNGKey
 
 
@@ -118,6 +119,7 @@ class Selection(NamedTuple):
         )
 
 
+@judged(budget=at_least(0), memory=at_least(0))
 def select_ranks(
     model: nnx.Module,
     loss: Loss,

@@ -26,10 +26,12 @@ from jaxtyping import Array
 
 from lorajax import initializers
 from lorajax.adapters.layouts import Layout, kernel_variable
+from lorajax.environment.judging import POSITIVE, at_least, judged
 from lorajax.factors import Factors, any_nonzero, check_factors, is_traced
 from lorajax.initializers import PRNGKey, Start, TuckerFactors, name_of, resolve
 
 
+@judged
 @dataclasses.dataclass(frozen=True)
 class Site:
     """A layer that is to get an adapter, and what is known of it.
@@ -63,6 +65,7 @@ _SUPPLIED = {
 }
 
 
+@judged(rank=at_least(1), scaling=POSITIVE)
 def fill(
     start: str | Callable[..., Any],
     site: Site,
@@ -141,6 +144,7 @@ def fill(
     return jax.tree.map(lambda *x: jnp.stack(x).reshape(lead + x[0].shape), *filled)
 
 
+@judged
 def fill_tucker(
     start: str | Callable[..., Any],
     path: str,

@@ -19,11 +19,13 @@ from lorajax.adapters.kinds import Kind, Spec, target_spec
 from lorajax.adapters.layers import Adapted, Adapter, effective_kernel
 from lorajax.adapters.layouts import kernel_variable
 from lorajax.adapters.starts import Site
+from lorajax.environment.judging import judged
 from lorajax.initializers import PRNGKey
 
 Targets = str | Callable[[str, nnx.Module], bool] | Sequence[Any] | Mapping[str, Any]
 
 
+@judged
 def adapt(
     model: nnx.Module,
     targets: Targets = "**",
@@ -155,6 +157,7 @@ def insert(model: nnx.Module, chosen: Mapping[str, Adapter], name: str) -> Any:
     return paths.replace(model, visit)
 
 
+@judged
 def layers(model: nnx.Module) -> dict[str, Adapted]:
     """The adapted layers of a model by path.
 
@@ -174,6 +177,7 @@ def _adapted_layers(model: nnx.Module, verb: str) -> dict[str, Adapted]:
     return found
 
 
+@judged
 def names(model: nnx.Module) -> tuple[str, ...]:
     """The names of the adapters in a model, in order of appearance.
 
@@ -201,6 +205,7 @@ def _edited(model: Any, edit: Callable[[Adapted], Any]) -> Any:
     return paths.replace(copy, lambda _, x: edit(x) if isinstance(x, Adapted) else None)
 
 
+@judged
 def activate(model: nnx.Module, which: str | Mapping[str, float | int] | Sequence[str]) -> Any:
     """Switches to one adapter, or blends several.
 
@@ -251,6 +256,7 @@ def _check_merged(model: nnx.Module, wanted: bool, verb: str) -> None:
             raise ValueError(f"cannot {verb} the layer {path!r}: it is {state}; {first} it first.")
 
 
+@judged
 def merge(model: nnx.Module) -> Any:
     """Computes with dense kernels, the active adapters merged in.
 
@@ -278,6 +284,7 @@ def merge(model: nnx.Module) -> Any:
     return _edited(model, edit)
 
 
+@judged
 def unmerge(model: nnx.Module) -> Any:
     """Undoes `merge`, exactly.
 
@@ -300,6 +307,7 @@ def unmerge(model: nnx.Module) -> Any:
     return _edited(model, edit)
 
 
+@judged
 def remove(model: nnx.Module, which: str | Sequence[str] | None = None) -> Any:
     """Takes adapters out.
 
@@ -340,6 +348,7 @@ def remove(model: nnx.Module, which: str | Sequence[str] | None = None) -> Any:
     return _edited(model, edit)
 
 
+@judged
 def trainable(
     model: nnx.Module,
     which: str | Sequence[str] | None = None,

@@ -7,6 +7,7 @@ from flax import nnx
 from lorajax.adapters.layers import Adapted
 from lorajax.adapters.layouts import kernel_variable
 from lorajax.adapters.surgery import layers
+from lorajax.environment.judging import judged
 from lorajax.environment.text import table
 
 
@@ -67,6 +68,7 @@ def _sizes(sizes: Any) -> str:
     return str(sizes) if isinstance(sizes, int) else "×".join(map(str, sizes))
 
 
+@judged
 def describe(model: nnx.Module) -> Description:
     """What is adapted: a table of layer, shape, rank, parameters, start and scale.
 

@@ -15,6 +15,7 @@ from flax import nnx
 from lorajax.adapters import paths
 from lorajax.adapters.layers import Adapted
 from lorajax.adapters.layouts import is_adaptable, kernel_variable, layout
+from lorajax.environment.judging import judged
 
 Rename = Callable[[str], str]
 
@@ -361,6 +362,7 @@ def _part(name: str, variable: nnx.Variable, layer: nnx.Module | None = None) ->
     )
 
 
+@judged
 def dotted(path: str) -> str:
     """The default renaming: the layer's path with dots for slashes."""
     return path.replace("/", ".")

@@ -6,10 +6,12 @@ status. It imports jax only inside `run`, so that help and usage errors answer a
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 
 from lorajax import __version__
+from lorajax.cli.interrupts import interruptible
 
 COMMANDS = ("validate", "claims", "spectra", "sweep", "plot", "finetune", "rank", "doctor")
 
@@ -54,13 +56,23 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: arguments without the program's name; those of the process if None.
 
     Returns:
-      0 when all went as on record, 1 when a result changed, 2 for bad usage, 130 when interrupted.
+      0 when all went as on record, 1 when a result changed, 2 for bad usage, 130 when interrupted,
+      143 when terminated.
     """
+    with interruptible():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         argv = sys.argv[1:] if argv is None else argv
         if not argv:
             print(WELCOME, end="")
             return 0
+        for word in argv:
+            # Python's parser takes "--seed=--" for a seed of no words.
+            if word.startswith("--") and word.endswith("=--"):
+                raise ValueError(f"{word[:-3]} is '--'; it must have a value.")
         args = build_parser().parse_args(argv)
         if args.command is None:
             raise ValueError("no command is given; `lorajax --help` lists them.")
@@ -72,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"lorajax: error: {where}{error.strerror or error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("lorajax: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        how = error.args or ("nothing is left to keep, and the same command begins anew.",)
+        print(f"lorajax: interrupted; {'; '.join(map(str, how))}", file=sys.stderr)
+        return 128 + getattr(error, "signal", signal.SIGINT)

@@ -127,6 +127,8 @@ def check(args: argparse.Namespace) -> None:
         bounded(args, name, 1, MOST)
     texts.check(args)
     bounded(args, "image_size", 1, 2**14)
+    if args.data_folder is not None and not Path(args.data_folder).is_dir():
+        raise ValueError(f"--data-folder is {args.data_folder!r}; it must be a folder that exists.")
     bounded(args, "budget", 0, 100, above=True)
     bounded(args, "hold_out", 0, math.nextafter(100, 0))
     bounded(args, "seed", 0, MOST)

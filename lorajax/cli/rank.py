@@ -10,6 +10,7 @@ import argparse
 from typing import Any
 
 from lorajax.cli import finetuning, training
+from lorajax.cli.interrupts import saying
 from lorajax.cli.output import output_folder, prepare_jax
 
 HELP = "choose the rank of every layer of a model for a data set, before training"
@@ -34,6 +35,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table and writes ranks.json."""
+    with saying(lambda: "no rank is written yet, and the same command begins anew."):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     finetuning.check(args)
     if args.start is not None and args.peft is None:
         raise ValueError(f"--start is {args.start!r}; it goes with --peft DIR.")

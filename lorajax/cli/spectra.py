@@ -8,6 +8,7 @@ small last number even where its rate or its delay is wrong.
 
 import argparse
 
+from lorajax.cli.finetuning import MOST, bounded
 from lorajax.cli.output import output_folder, prepare_jax
 
 HELP = "compare simulated with analytic spectra for a problem given by options"
@@ -56,13 +57,14 @@ def run(args: argparse.Namespace) -> int:
     """Simulates, compares, and writes spectra.png, spectra.json and spectra.npz."""
     if min(args.shape) < 1:
         raise ValueError(f"--shape is {args.shape[0]} {args.shape[1]}; both must be at least 1.")
-    if args.until is not None and not args.until > 0:
-        raise ValueError(f"--until is {args.until}; it must be positive.")
-    if args.seed < 0:
-        raise ValueError(f"--seed is {args.seed}; it must be at least 0.")
-    bad = [scale for scale in args.scales if not 0 < scale < float("inf")]
-    if bad:
-        raise ValueError(f"--scales has {bad[0]}; each must be positive and finite.")
+    bounded(args, "until", 0, above=True)
+    bounded(args, "seed", 0, MOST)
+    bounded(args, "rank", 1, MOST)
+    for name in ("scales", "singular_values"):
+        for value in getattr(args, name):
+            if not 0 < value < float("inf"):
+                option = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{option} has {value}; each must be positive and finite.")
     folder = output_folder(args.out)
     prepare_jax()
 

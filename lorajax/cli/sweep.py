@@ -8,10 +8,13 @@ writes its own part of the store.
 """
 
 import argparse
+import os
 from typing import Any
 
 from lorajax import studies
-from lorajax.cli.output import Progress, prepare_jax
+from lorajax.cli.finetuning import MOST, bounded
+from lorajax.cli.interrupts import saying
+from lorajax.cli.output import Progress, output_folder, prepare_jax
 
 HELP = "run flows over scales, ranks and seeds, or a study of the papers, into a store"
 
@@ -105,9 +108,14 @@ def run(args: argparse.Namespace) -> int:
     study = studies.find(args.study)
     given = given_values(study, args)
     for name in ("chunk", "memory", "devices"):
-        value = getattr(args, name)
-        if value is not None and not value >= 1:
-            raise ValueError(f"--{name} is {value}; it must be at least 1.")
+        bounded(args, name, 1, MOST)
+    for name, least in (("processes", 1), ("process", 0)):
+        bounded(args, name, least, MOST)
+        if getattr(args, name) is not None and not (args.distributed or args.coordinator):
+            raise ValueError(f"--{name} is {getattr(args, name)}; it goes with --distributed.")
+    for name in ("store", "plot"):
+        if (place := getattr(args, name)) and "://" not in place:
+            output_folder(os.path.dirname(place) or ".", f"--{name}")
     prepare_jax()
     import jax
 
@@ -130,7 +138,11 @@ def run(args: argparse.Namespace) -> int:
         _say(sweeps.estimate(ready.function, ready.axes, **options), len(options["devices"]))
         return 0
     settings = {**study.settings(**given), "engine": ready.engine}
-    found = sweeps.sweep(ready.function, ready.axes, settings=settings, progress=Shown(), **options)
+    shown = Shown()
+    with saying(lambda: shown.left(store)):
+        found = sweeps.sweep(
+            ready.function, ready.axes, settings=settings, progress=shown, **options
+        )
     if jax.process_index() != 0:
         return 0
     headline = study.headline if study.headline in found else next(iter(found.data_vars))
@@ -170,6 +182,12 @@ class Shown:
         self.bar.update(progress.done - self.bar.n)
         if progress.done == progress.total:
             self.bar.close()
+
+    def left(self, store: str) -> str:
+        """How an interrupted sweep goes on."""
+        done, total = (0, 0) if self.bar is None else (self.bar.n, self.bar.total)
+        there = f"{done} of {total} lanes are in {store}" if done else f"no lane is in {store} yet"
+        return f"{there}, and the same command goes on from there."
 
 
 def summary(found, headline: str) -> str:

@@ -12,6 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from lorajax.cli.finetuning import MOST, bounded
+from lorajax.cli.interrupts import saying
 from lorajax.cli.output import Progress, output_folder, prepare_jax
 
 HELP = "check the theory of LoRA against simulation and write a report"
@@ -93,12 +95,9 @@ def load_claims(names: list[str]) -> Any:
 def run(args: argparse.Namespace) -> int:
     """Runs the claims asked for."""
     check_names(args.names)
-    if args.seed < 0:
-        raise ValueError(f"--seed is {args.seed}; it must be at least 0.")
-    if args.jobs < 1:
-        raise ValueError(f"--jobs is {args.jobs}; it must be at least 1.")
-    if args.seeds < 1:
-        raise ValueError(f"--seeds is {args.seeds}; it must be at least 1.")
+    bounded(args, "seed", 0, MOST)
+    bounded(args, "jobs", 1, 1024)
+    bounded(args, "seeds", 1, 10_000)
     folder = output_folder(args.out)
     prepare_jax()
     claims = load_claims(args.names)
@@ -159,20 +158,34 @@ def run_seed(claims: Any, chosen: list[Any], run: Any, jobs: int, folder: Path) 
 
     figures_folder = folder / "figures"
     figures_folder.mkdir(exist_ok=True)
-    outcomes, figures = [], {}
+    outcomes: list[Any] = []
+    figures: dict[str, bytes] = {}
     settings = {"seed": run.seed, "profile": run.profile}
     order = {claim.id: i for i, claim in enumerate(chosen)}
     progress = Progress(len(chosen), "claim")
-    for outcome in claims.examine_all(chosen, run, jobs):
-        claim = outcome.claim
-        outcomes = sorted([*outcomes, outcome], key=lambda o: order[o.claim.id])
-        if outcome.evidence is not None and outcome.evidence.draw is not None:
-            figures[claim.id] = plots.to_png(outcome.evidence.draw)
-            files.write(figures_folder / f"{claim.id}.png", figures[claim.id])
-        report.write_json(folder / "verdicts.json", outcomes, **settings)
-        trouble = f": {outcome.problem}" if outcome.problem else ""
-        progress.update()
-        progress.say(f"{claim.id}: {outcome.verdict}{trouble}")
+
+    def left() -> str:
+        if not outcomes:
+            return "no verdict was reached yet, and the same command begins anew."
+        files.write(folder / "report.html", report.to_html(outcomes, figures, **settings))
+        done = {outcome.claim.id for outcome in outcomes}
+        rest = " ".join(claim.id for claim in chosen if claim.id not in done)
+        return (
+            f"{len(done)} of {len(chosen)} verdicts and their report are in {folder}; with another "
+            f"--out, lorajax validate {rest} has the others."
+        )
+
+    with saying(left):
+        for outcome in claims.examine_all(chosen, run, jobs):
+            claim = outcome.claim
+            outcomes = sorted([*outcomes, outcome], key=lambda o: order[o.claim.id])
+            if outcome.evidence is not None and outcome.evidence.draw is not None:
+                figures[claim.id] = plots.to_png(outcome.evidence.draw)
+                files.write(figures_folder / f"{claim.id}.png", figures[claim.id])
+            report.write_json(folder / "verdicts.json", outcomes, **settings)
+            trouble = f": {outcome.problem}" if outcome.problem else ""
+            progress.update()
+            progress.say(f"{claim.id}: {outcome.verdict}{trouble}")
     progress.close()
     files.write(folder / "report.html", report.to_html(outcomes, figures, **settings))
     print(report.verdict_table(outcomes))

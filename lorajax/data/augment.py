@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, UInt8, UInt32
 
+from lorajax.environment.judging import judged
+
 PRNGKey = Key[Array, ""] | UInt32[Array, "2"]
 Images = UInt8[Array, "b h w c"]
 Augmentation = Callable[[PRNGKey, Array], Array]
@@ -18,6 +20,7 @@ def _to_bytes(images: Array) -> Array:
     return jnp.clip(jnp.round(images), 0, 255).astype(jnp.uint8)
 
 
+@judged
 def resize(images: UInt8[Array, "b _ _ c"], size: tuple[int, int]) -> UInt8[Array, "b h w c"]:
     """Scales images to a size, bilinearly, anti-aliased where they shrink.
 
@@ -94,6 +97,7 @@ def resized_crop(
     return _to_bytes(jax.vmap(cut)(images.astype(jnp.float32), scale, corners))
 
 
+@judged
 def policy(name: str, size: tuple[int, int] | None) -> Augmentation:
     """The augmentation of a name, as a function of key and images.
 

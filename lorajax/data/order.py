@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lorajax.data.table import Table
+from lorajax.environment.judging import SEED, at_least, judged
 
 
 @functools.lru_cache(maxsize=4)
@@ -28,6 +29,7 @@ def permutation(seed: int, epoch: int, samples: int) -> np.ndarray:
     return order
 
 
+@judged(samples=at_least(1), batch_size=at_least(1), seed=SEED)
 @dataclasses.dataclass(frozen=True)
 class Order:
     """Which samples each training step takes.
@@ -71,6 +73,7 @@ class Order:
         return shuffle[i * self.batch_size : (i + 1) * self.batch_size]
 
 
+@judged(count=at_least(1), seed=SEED)
 def hold_out(
     table: Table, count: int, seed: int = 0, *, by: str | None = None
 ) -> tuple[Table, Table]:
@@ -127,6 +130,7 @@ def _shares(labels: np.ndarray, count: int) -> dict[int, int]:
     return dict(zip(classes.tolist(), np.minimum(shares, sizes - 1).tolist(), strict=True))
 
 
+@judged(batch_size=at_least(1))
 def batches(table: Table, batch_size: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """All samples once, in order, in batches of one size.
 

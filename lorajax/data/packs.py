@@ -1,6 +1,7 @@
 """Sets of images as arrays: npz packs of several makes, and IDX files."""
 
 import gzip
+import math
 import os
 import re
 import struct
@@ -14,6 +15,8 @@ import numpy as np
 from lorajax.data.order import hold_out
 from lorajax.data.pictures import ImageFiles
 from lorajax.data.table import Dataset, Table
+from lorajax.environment.files import check_growth, regular, unpacked
+from lorajax.environment.judging import judged
 
 # Names of the splits, the best to measure on first, and of images and labels in them.
 TESTS = ("test", "val", "valid", "validation")
@@ -98,8 +101,13 @@ def read_pack(path: Path, name: str, share: float = 0.0) -> Dataset:
     """
     try:
         # Opened here, since NumPy leaves a file open that turns out not to be an archive.
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+        with open(regular(path, 2**40), "rb") as raw:
+            with zipfile.ZipFile(raw) as archive:
+                for member in archive.infolist():
+                    check_growth(path, member.compress_size, member.file_size)
+            raw.seek(0)
+            with np.load(raw, allow_pickle=False) as file:
+                arrays = {key: file[key] for key in file.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a readable npz file without pickles: {error}.") from error
     found = {kind: pair for kind in ("train", *TESTS) if (pair := _pair(arrays, kind))}
@@ -160,6 +168,7 @@ def _decode_all(path: Path, arrays: Mapping[str, np.ndarray], kind: str) -> np.n
     return ImageFiles([encoded[start:stop] for start, stop in spans])[:]
 
 
+@judged
 def read_idx(path: str | os.PathLike) -> np.ndarray:
     """An array from an IDX file of bytes, the format of MNIST, gzipped or plain.
 
@@ -173,10 +182,17 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
       ValueError: if the file is no such thing, or shorter or longer than its header says.
     """
     try:
-        with open(path, "rb") as raw:
+        with open(regular(path), "rb") as raw:
             packed = Path(path).suffix == ".gz" or raw.peek(2)[:2] == b"\x1f\x8b"
             with gzip.open(raw) if packed else raw as file:
-                data = file.read()
+                # What a header states is judged before it is unpacked.
+                head = file.read(4)
+                if head[:3] == b"\0\0\x08":
+                    axes = file.read(4 * head[3])
+                    stated = struct.unpack(f">{len(axes) // 4}I", axes[: len(axes) // 4 * 4])
+                    check_growth(path, Path(path).stat().st_size, math.prod(stated))
+                file.seek(0)
+                data = unpacked(path, file)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a readable gzip file: {error}.") from error
     if len(data) < 4 or data[:3] != b"\0\0\x08":

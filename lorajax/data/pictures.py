@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from lorajax.environment.judging import judged
+
 LARGEST = 2**27
 """Pixels of the largest picture that is decoded: 134 million, 400 MB of color."""
 
@@ -47,6 +49,8 @@ class Header(NamedTuple):
 
 
 def _open(source: Path | bytes) -> Image.Image:
+    if isinstance(source, Path) and not source.is_file():
+        raise ValueError("it is no regular file")
     image = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
     if image.width * image.height > LARGEST:
         raise ValueError(
@@ -173,6 +177,7 @@ class ImageFiles:
       ValueError: as `decode`, and for no sources.
     """
 
+    @judged
     def __init__(
         self,
         sources: Sequence[Path | bytes],

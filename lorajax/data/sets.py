@@ -17,10 +17,13 @@ from lorajax import downloads
 from lorajax.data.folders import read_folder, read_list
 from lorajax.data.packs import idx_files, image_table, read_idx, read_idx_folder, read_pack
 from lorajax.data.table import Dataset
+from lorajax.environment.files import check_growth
+from lorajax.environment.judging import judged
 
 _EMBEDDED = Path(__file__).parent / "embedded"
 
 
+@judged
 def load(
     source: str | os.PathLike,
     *,
@@ -209,6 +212,7 @@ def _read_cifar(name: str, path: Path) -> Dataset:
             for member in archive:
                 content = archive.extractfile(member)
                 if content is not None:
+                    check_growth(path, path.stat().st_size, member.size)
                     members[member.name.rpartition("/")[2]] = content.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a readable tar file: {error}.") from error

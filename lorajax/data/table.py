@@ -5,6 +5,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from lorajax.environment.judging import judged
+
 
 @runtime_checkable
 class Column(Protocol):
@@ -30,6 +32,7 @@ class Rows:
       index: of the rows, in the order wanted.
     """
 
+    @judged
     def __init__(self, column: Column, index: np.ndarray):
         self.column = column
         self.index = index
@@ -66,6 +69,7 @@ class Table:
       (2, (4,))
     """
 
+    @judged
     def __init__(self, columns: Mapping[str, Column]):
         self.columns = dict(columns)
         lengths = {name: len(column) for name, column in self.columns.items()}
@@ -126,6 +130,7 @@ class Dataset(NamedTuple):
     kind: str = "test"
 
 
+@judged
 def stacked(batches: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Batches of one shape as one, with a new axis in front.
 

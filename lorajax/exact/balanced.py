@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from lorajax.environment.judging import judged
 from lorajax.exact.lanes import along_modes, echelon
 from lorajax.factors import Factors, is_traced
 from lorajax.problems import DiagonalFactorization
 
 
+@judged
 def balance(factors: Factors) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """How close a start is to `AᵀA − BBᵀ = λ I`.
 
@@ -115,6 +117,7 @@ def _propagate(s: Array, start: _Turned, t: Array) -> tuple[Array, Array]:
     return stacked[:half_way], stacked[half_way:]
 
 
+@judged
 @eqx.filter_jit
 def balanced_core(
     problem: DiagonalFactorization, core: Factors, times: Float[Array, " t"], level=None
@@ -146,6 +149,7 @@ def _allowed(factors: Factors) -> float:
     return 100 * max(factors.shape) ** 0.5 * float(jnp.finfo(factors.a.dtype).eps)
 
 
+@judged
 def is_balanced(factors: Factors) -> Bool[Array, "*lanes"]:
     """Whether starts are λ-balanced to the rounding of their dtype.
 
@@ -161,6 +165,7 @@ def is_balanced(factors: Factors) -> Bool[Array, "*lanes"]:
     return test(factors)[1] <= _allowed(factors)
 
 
+@judged
 def check_balanced(factors: Factors) -> None:
     """Raises ValueError unless a start is λ-balanced to the rounding of its dtype."""
     if is_traced(factors):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import judged
 from lorajax.factors import Factors
 from lorajax.problems import DiagonalFactorization, MatrixFactorization
 
@@ -99,6 +100,7 @@ def _sides(frames: tuple[Array, Array], factors: tuple[Array, Array]) -> tuple[_
     return sides[0], sides[1]
 
 
+@judged
 def reduce(problem: MatrixFactorization, factors: Factors) -> Reduction:
     """The same flow on the smallest matrices that hold it.
 

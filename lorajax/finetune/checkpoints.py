@@ -1,7 +1,9 @@
 """Full-state checkpoints of a run, through orbax, so that it resumes exactly."""
 
+import contextlib
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,12 +12,40 @@ import jax
 import orbax.checkpoint as ocp
 
 from lorajax.adapters.checkpoints import restored, storable, wanted_of
+from lorajax.environment import files
 from lorajax.finetune.training import State, Trainer
 
 
 def _numbered(tree: Any) -> dict[str, Any]:
     """The leaves by number: independent of what Flax and optax call their containers."""
     return {f"{i:05}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def _said(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+
+
+def _held(folder: Path) -> Callable[[], None]:
+    """Keeps other runs out of a folder: orbax removes what it takes for left over."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return files.hold(folder)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"{folder} is in use by a run that goes on; wait for its end or give another folder."
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracebacks that orbax logs of what it then raises."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 class Checkpoints:
@@ -27,7 +57,8 @@ class Checkpoints:
       keep: how many of the latest are kept.
 
     Raises:
-      ValueError: if the folder holds checkpoints of a run with other settings.
+      ValueError: if the folder holds checkpoints of a run with other settings, none that can be
+        read, or is in use by another process.
     """
 
     def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any], keep: int = 2):
@@ -35,17 +66,46 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, enable_async_checkpointing=False
         )
+        self._folder = folder
+        self._release = _held(Path(folder)) if jax.process_index() == 0 else lambda: None
         self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
-        step = self._manager.latest_step()
-        if step is not None:
-            args = ocp.args.Composite(settings=ocp.args.JsonRestore())
-            found = self._manager.restore(step, args=args)["settings"]
-            for name in sorted({*found, *self.settings}):
-                if found.get(name) != self.settings.get(name):
-                    raise ValueError(
-                        f"{folder} holds a run with {name} = {found.get(name)!r}, not "
-                        f"{self.settings.get(name)!r}; give another folder or the same settings."
-                    )
+        args = ocp.args.Composite(settings=ocp.args.JsonRestore())
+        found = self._latest(lambda step: self._manager.restore(step, args=args)["settings"])
+        if found is None:
+            return
+        for name in sorted({*found, *self.settings}):
+            if found.get(name) != self.settings.get(name):
+                self._release()
+                raise ValueError(
+                    f"{folder} holds a run with {name} = {found.get(name)!r}, not "
+                    f"{self.settings.get(name)!r}; give another folder or the same settings."
+                )
+
+    def _latest(self, read: Callable[[int], Any]) -> Any:
+        """What is read of the latest checkpoint that is whole; those after it are removed.
+
+        A disk that fails, or a process that is killed, leaves what cannot be read; the same steps
+        are taken again from the one before.
+        """
+        first: Exception | None = None
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged = []
+        for step in steps:
+            try:
+                found = read(step)
+            except Exception as error:  # orbax and tensorstore raise of many kinds
+                first = first or error
+                damaged.append(step)
+                continue
+            for each in damaged:
+                self._manager.delete(each)
+            return found
+        if first is not None:
+            raise ValueError(
+                f"{self._folder} holds no state that can be read (step {steps[0]}: {_said(first)});"
+                " give another folder, or delete it and train again."
+            ) from first
+        return None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -57,6 +117,7 @@ class Checkpoints:
         trace: TracebackType | None,
     ) -> None:
         self._manager.close()
+        self._release()
 
     @property
     def latest(self) -> int | None:
@@ -68,26 +129,32 @@ class Checkpoints:
         step = int(state.step)
         if step == self._manager.latest_step():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(storable(_numbered(state))),
-                settings=ocp.args.JsonSave(self.settings),
-                history=ocp.args.JsonSave(dict(history)),
-            ),
-        )
+        try:
+            with _quiet():
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(storable(_numbered(state))),
+                        settings=ocp.args.JsonSave(self.settings),
+                        history=ocp.args.JsonSave(dict(history)),
+                    ),
+                )
+        except Exception as error:  # of orbax, tensorstore, or the threads that they write in
+            raise ValueError(
+                f"{self._folder} cannot be written at step {step} ({_said(error)}); make room, and "
+                "go on from the step before."
+            ) from error
 
     def restore(self, trainer: Trainer) -> tuple[State, dict[str, Any]] | None:
         """The latest state and history; None if there is no checkpoint yet."""
-        step = self._manager.latest_step()
-        if step is None:
+        if self._manager.latest_step() is None:
             return None
         like = trainer.init()
         wanted = _numbered(like)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(wanted_of(wanted)), history=ocp.args.JsonRestore()
         )
-        found = self._manager.restore(step, args=args)
+        found = self._latest(lambda step: self._manager.restore(step, args=args))
         leaves = restored(wanted, found["state"])
         values = [leaves[name] for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(like), values), found["history"]

@@ -21,6 +21,7 @@ from scipy.special import stdtrit
 from lorajax import adapters, data
 from lorajax.adapters.starts import resolve
 from lorajax.adapters.surgery import Targets
+from lorajax.environment.judging import at_least, judged
 from lorajax.factors import Factors
 from lorajax.finetune import probes
 from lorajax.finetune.budgets import budgeted
@@ -31,6 +32,7 @@ from lorajax.tasks import Batch, Task, Totals
 Start = str | Callable[..., Any]
 
 
+@judged
 def picked(starts: Sequence[Callable[..., Factors]], index: Any) -> Callable[..., Factors]:
     """One of several starts, chosen inside the program, so that lanes may differ in it.
 
@@ -64,6 +66,7 @@ def picked(starts: Sequence[Callable[..., Factors]], index: Any) -> Callable[...
     return filled
 
 
+@judged
 def mask(model: Any, ranks: Mapping[str, Any]) -> None:
     """Zeroes each layer's columns of A and rows of B beyond its rank, in the model itself.
 
@@ -90,6 +93,7 @@ def mask(model: Any, ranks: Mapping[str, Any]) -> None:
         each.b.set_value(each.b[...] * keep[:, None])
 
 
+@judged
 def interval(values: Any, level: float = 0.95) -> tuple[float, float]:
     """Mean over repetitions and half the width of its confidence interval.
 
@@ -118,6 +122,7 @@ def interval(values: Any, level: float = 0.95) -> tuple[float, float]:
     return float(numbers.mean()), quantile * float(numbers.std(ddof=1)) / numbers.size**0.5
 
 
+@judged(rank=at_least(1), every=at_least(0))
 def run_of(
     model: Any,
     task: Task,
@@ -194,6 +199,7 @@ def run_of(
     )
 
 
+@judged
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
     """One fine-tuning run as a pure function of arguments that may all be traced; from `run_of`.

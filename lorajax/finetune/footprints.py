@@ -10,6 +10,7 @@ from flax import nnx
 from lorajax import adapters
 from lorajax.adapters import paths
 from lorajax.adapters.selection import shapes
+from lorajax.environment.judging import at_least, judged
 from lorajax.finetune import sharding, traces
 from lorajax.finetune.recipes import Recipe
 from lorajax.finetune.runs import targets_of
@@ -61,6 +62,7 @@ class Footprint(NamedTuple):
         return self.held + self.activations
 
 
+@judged
 def footprint(
     model: Any,
     wrt: Any,
@@ -152,6 +154,7 @@ def _itemsize(leaf: Any) -> int:
     return leaf.dtype.itemsize
 
 
+@judged(rank=at_least(1), budget=at_least(0))
 def abstract_lora(
     model: Any,
     *,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lorajax import adapters, spectra
+from lorajax.environment.judging import judged
 from lorajax.factors import Factors
 
 
@@ -29,6 +30,7 @@ class Probe(NamedTuple):
     misalignment: Float[Array, " layers"]
 
 
+@judged
 def paths(model: Any, name: str = "default") -> tuple[str, ...]:
     """Paths of the layers that `measure` looks at: those with a LoRA of this name."""
     return tuple(_factors(model, name))
@@ -48,6 +50,7 @@ def _factors(model: Any, name: str) -> dict[str, adapters.LoRA]:
     }
 
 
+@judged
 def directions(gradients: Mapping[str, Any]) -> dict[str, Float[Array, " mn"]]:
     """The direction in which each layer's factors first grow, from the gradient at the start.
 
@@ -79,6 +82,7 @@ def _top_directions(gradients: list[Array]) -> list[Array]:
     return list(jax.vmap(spectra.top_direction)(-jnp.stack(gradients)))
 
 
+@judged
 def measure(
     model: Any, towards: Mapping[str, Float[Array, " mn"]] | None = None, name: str = "default"
 ) -> Probe:

@@ -7,6 +7,7 @@ import jax
 import optax
 
 from lorajax.adapters.optimizers import lora_plus, scale_beside
+from lorajax.environment.judging import NOT_NEGATIVE, POSITIVE, SEED, at_least, judged
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "lora-plus")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -15,6 +16,15 @@ RATIO = 4.0
 _MOST = 2**31 - 1  # steps are counted in int32
 
 
+@judged(
+    steps=at_least(1),
+    batch_size=at_least(1),
+    learning_rate=POSITIVE,
+    weight_decay=NOT_NEGATIVE,
+    ratio=POSITIVE,
+    accumulate=at_least(1),
+    seed=SEED,
+)
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How to train.

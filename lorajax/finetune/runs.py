@@ -17,6 +17,7 @@ from lorajax.adapters import paths
 from lorajax.adapters.selection import shapes
 from lorajax.adapters.starts import resolve
 from lorajax.adapters.surgery import Targets
+from lorajax.environment.judging import POSITIVE, SEED, at_least, judged
 from lorajax.finetune import probes
 from lorajax.finetune.setup import adapt, gradients_of, moments_of, select_ranks
 from lorajax.finetune.training import Metrics, Record, State, Trainer, fit
@@ -39,6 +40,7 @@ class Prepared(NamedTuple):
     gradients: Mapping[str, adapters.Gradient]
 
 
+@judged(rank=at_least(1))
 def targets_of(
     model: Any,
     targets: Targets | None = None,
@@ -79,11 +81,13 @@ def targets_of(
     return chosen, heads
 
 
+@judged
 def in_full(model: Any, also: Sequence[str] | None = None) -> tuple[str, ...]:
     """Patterns of what trains in full: heads, and `also`, or `model.beside` where that is None."""
     return (*model.heads, *(model.beside if also is None else also))
 
 
+@judged
 def widened(model: Any, patterns: Sequence[str], dtype: Any = "float32") -> Any:
     """A model whose parameters at some paths are in a wider type, in which training adds them up.
 
@@ -119,6 +123,7 @@ def _below(pattern: str, path: str) -> bool:
     return any(paths.matches(pattern, "/".join(keys[: i + 1])) for i in range(len(keys)))
 
 
+@judged
 def check_start(start: str | Callable[..., Any], scale: float | int | None = None) -> Any:
     """A start with its scale, judged on a layer of a moment before any long work.
 
@@ -153,6 +158,7 @@ def check_start(start: str | Callable[..., Any], scale: float | int | None = Non
     return start if scale is None else found
 
 
+@judged(rank=at_least(1), alpha=POSITIVE, samples=at_least(1), batch_size=at_least(1), seed=SEED)
 def prepare(
     model: Any,
     task: Task,
@@ -212,6 +218,7 @@ def prepare(
     return Prepared(adapted, adapters.trainable(adapted, heads=heads), heads, gradients)
 
 
+@judged
 @dataclasses.dataclass(frozen=True)
 class Looks:
     """How often a run is looked at, evenly spread over its steps.
@@ -263,6 +270,20 @@ class Observer:
         """The test set was measured; rate is in samples a second, None before the first step."""
 
 
+class Stopped(Exception):
+    """A run was asked to end before its last step.
+
+    Args:
+      step: that it took last.
+      last: that it would have gone to.
+    """
+
+    @judged
+    def __init__(self, step: int, last: int):
+        super().__init__(f"stopped after step {step} of {last}.")
+        self.step, self.last = step, last
+
+
 class Outcome(NamedTuple):
     """What a run came to.
 
@@ -277,6 +298,7 @@ class Outcome(NamedTuple):
     history: dict[str, Any]
 
 
+@judged(test_batch=at_least(1))
 def run(
     trainer: Trainer,
     train: data.Table,
@@ -287,6 +309,7 @@ def run(
     store: Store | None = None,
     observer: Observer | None = None,
     test_batch: int = 256,
+    stop: Callable[[], bool] | None = None,
 ) -> Outcome:
     """Trains from the start, or from the last checkpoint, to the recipe's last step.
 
@@ -299,12 +322,14 @@ def run(
       store: for checkpoints; a run that was cut off goes on from the latest one there.
       observer: what is told on the way.
       test_batch: samples that are measured at a time.
+      stop: asked after each step whether to end there.
 
     Returns:
       The Outcome. It does not depend on how often the run was cut off, but for `seconds`.
 
     Raises:
       ValueError: for a batch larger than the table.
+      Stopped: when `stop` said so before the last step; the state is in the store then.
     """
     looks, observer = looks or Looks(), observer or Observer()
     restored = None if store is None else store.restore(trainer)
@@ -330,6 +355,10 @@ def run(
             diary.test(record.state, record.step)
         if store is not None and record.step in due["checkpoints"]:
             store.save(record.state, diary.collected())
+        if stop is not None and record.step < last and stop():
+            if store is not None:
+                store.save(record.state, diary.collected())
+            raise Stopped(record.step, last)
 
     state = fit(trainer, train, state=state, callback=after)
     return Outcome(state, diary.collected())
@@ -393,6 +422,7 @@ class _Diary:
         return self.history
 
 
+@judged
 def check_metrics(task: Task, names: Sequence[str]) -> None:
     """Raises ValueError unless a task's predictions can be judged by these names.
 
@@ -411,6 +441,7 @@ def check_metrics(task: Task, names: Sequence[str]) -> None:
             )
 
 
+@judged(batch_size=at_least(1))
 def judge(
     trainer: Trainer,
     state: State,
@@ -440,6 +471,7 @@ def judge(
     return {name: METRICS[name](*found) for name in names}
 
 
+@judged
 def stable_ranks(history: Mapping[str, Any]) -> Float[np.ndarray, " layers"] | None:
     """Stable rank `Σσ²/σ₁²` of each layer's update at the last probe; None where there was none."""
     if len(history["probe_step"]) < 2:

@@ -12,11 +12,13 @@ from jaxtyping import Array, Float
 
 from lorajax import adapters, data, ranks
 from lorajax.adapters.surgery import Targets
+from lorajax.environment.judging import POSITIVE, SEED, at_least, judged
 from lorajax.finetune.recipes import Recipe
 from lorajax.finetune.training import Trainer, fit
 from lorajax.tasks import Task, per_sample
 
 
+@judged(epochs=at_least(1), batch_size=at_least(1), learning_rate=POSITIVE, seed=SEED)
 def fit_head(
     model: Any,
     task: Task,
@@ -64,6 +66,7 @@ def fit_head(
     return trainer.model(fit(trainer, train))
 
 
+@judged
 def adapt(model: Any, targets: Targets, *, key: Any, **options: Any) -> Any:
     """`adapters.adapt`, compiled as one program.
 
@@ -151,6 +154,7 @@ def batches_of(
     ]
 
 
+@judged(samples=at_least(1), batch_size=at_least(1), seed=SEED)
 def moments_of(
     model: Any,
     task: Task,
@@ -183,6 +187,7 @@ def moments_of(
     return adapters.input_moments(model, batches, targets, forward=forward)
 
 
+@judged(samples=at_least(1), batch_size=at_least(1), seed=SEED)
 def select_ranks(
     model: Any,
     task: Task,
@@ -222,6 +227,7 @@ def select_ranks(
     )
 
 
+@judged(samples=at_least(1), batch_size=at_least(1), seed=SEED)
 def gradients_of(
     model: Any,
     task: Task,

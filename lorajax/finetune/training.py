@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from lorajax import data, tasks
 from lorajax.environment import memory
+from lorajax.environment.judging import judged
 from lorajax.finetune import sharding
 from lorajax.finetune.recipes import Recipe
 from lorajax.tasks import Batch, Task, Totals
@@ -72,6 +73,7 @@ class Trainer:
         divide.
     """
 
+    @judged
     def __init__(
         self,
         model: Any,
@@ -322,6 +324,7 @@ class Record(NamedTuple):
     state: State
 
 
+@judged
 def fit(
     trainer: Trainer,
     table: data.Table,

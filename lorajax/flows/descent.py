@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import POSITIVE, at_least, judged
 from lorajax.exact import reduce
 from lorajax.factors import Factors, check_positive, column_rates, is_adapter, is_traced
 from lorajax.flows.path import Path, drift_of, finite_status
@@ -20,6 +21,7 @@ def _over_adapters(fn, updates: Any, *rest: Any) -> Any:
     return jax.tree.map(fn, updates, *rest, is_leaf=is_adapter)
 
 
+@judged(learning_rate=POSITIVE, ratio=POSITIVE)
 def lora_plus(
     learning_rate: optax.ScalarOrSchedule,
     ratio: float,
@@ -56,6 +58,7 @@ def lora_plus(
     )
 
 
+@judged(learning_rate=POSITIVE, eta=POSITIVE)
 def allora(
     learning_rate: optax.ScalarOrSchedule, eta: float | int = 1.0
 ) -> optax.GradientTransformation:
@@ -88,6 +91,7 @@ def allora(
     )
 
 
+@judged(learning_rate=POSITIVE)
 def scaled_gradient(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     """ScaledGD: each gradient is preconditioned by the other factor's Gram matrix.
 
@@ -119,6 +123,7 @@ def scaled_gradient(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTran
     )
 
 
+@judged(learning_rate=POSITIVE)
 def spectral_descent(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     """Spectral descent (Muon without momentum): every gradient U Σ Vᵀ is replaced by U Vᵀ.
 
@@ -150,6 +155,7 @@ class _Accelerated(NamedTuple):
     momentum: Array
 
 
+@judged
 def accelerated(learning_rate: Any) -> optax.GradientTransformation:
     """Nesterov's accelerated descent, whose momentum restarts whenever it points uphill.
 
@@ -220,6 +226,7 @@ def _run(problem, start, step, state, update, count: int, every: int):
     return jax.tree.map(lambda x0, x: jnp.concatenate([x0[None], x]), start, path)
 
 
+@judged(steps=at_least(1), learning_rate=POSITIVE, every=at_least(1))
 def descend(
     problem: Problem,
     factors: Any,
@@ -304,6 +311,7 @@ def _times(learning_rate: Any, steps: int, every: int, dtype: Any) -> Float[Arra
     return jnp.asarray(rate * xp.arange(0, steps + 1, every).astype(dtype))
 
 
+@judged(learning_rate=POSITIVE, steps=at_least(1), every=at_least(1))
 def sequential_descent(
     problem: Problem,
     factors: Factors,

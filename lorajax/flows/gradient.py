@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import NOT_NEGATIVE, POSITIVE, at_least, judged
 from lorajax.exact import reduce
 from lorajax.factors import Factors, check_positive, is_adapter, is_traced
 from lorajax.flows.path import CONVERGED, FAILED, MAX_STEPS, NON_FINITE, Path, drift_of
@@ -105,6 +106,9 @@ def _integrate(run: _Run, problem: Problem, start: Any) -> tuple[Any, Array, Arr
     return core, status.astype(jnp.int32), steps, drift
 
 
+@judged(
+    rtol=POSITIVE, atol=POSITIVE, weight_decay=NOT_NEGATIVE, b_rate=POSITIVE, max_steps=at_least(1)
+)
 def gradient_flow(
     problem: Problem,
     factors: Any,

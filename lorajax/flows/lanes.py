@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import POSITIVE, at_least, judged
 from lorajax.exact import lanes, reduce
 from lorajax.factors import Factors
 from lorajax.flows import stepping
@@ -52,6 +53,7 @@ def _reduce(problem: MatrixFactorization, factors: Factors):
     return jax.vmap(reduce, in_axes=(axis, 0))(problem, factors)
 
 
+@judged
 def closed_form(
     problem: MatrixFactorization,
     factors: Factors,
@@ -75,6 +77,7 @@ def closed_form(
 
     Source: theory section 2.1 (derived) and `exact.lanes`.
     """
+    check_times(times)
     if one_sided:
         s = _per_lane(problem, factors.a.shape[0])
         along, size = _along(problem.u, factors.a)
@@ -115,6 +118,7 @@ def _lora_field(s: Array, weights: Array, state: Any) -> Any:
     return dx, dy
 
 
+@judged(rtol=POSITIVE, max_steps=at_least(1), bucket=at_least(1))
 def reduced_ode(
     problem: MatrixFactorization,
     factors: Factors,
@@ -144,6 +148,7 @@ def reduced_ode(
 
     Source: theory section 1 (derived). The elimination of A across the modes is derived here.
     """
+    check_times(times)
     one_sided = one_sided and "losses" not in observe
     run = _lora_bucket if one_sided else functools.partial(_frames_bucket, observe)
     run = functools.partial(run, times, jnp.asarray(rtol, times.dtype), max_steps)
@@ -241,6 +246,7 @@ def _frames_bucket(names, times, rtol, max_steps, s, start) -> LanePaths:
     return LanePaths(observed, found.status, found.steps)
 
 
+@judged(rtol=POSITIVE, max_steps=at_least(1), bucket=at_least(1))
 def full_ode(
     problem: Any,
     factors: Any,
@@ -265,6 +271,7 @@ def full_ode(
     Returns:
       LanePaths with what `observe` returns.
     """
+    check_times(times)
     if isinstance(problem, TwoLayer):
         return two_layer(
             problem, factors, times, observe=observe, rtol=rtol, max_steps=max_steps, bucket=bucket
@@ -285,6 +292,7 @@ def full_ode(
     return by_amplitude(run, bucket, factors)
 
 
+@judged(rtol=POSITIVE)
 def spectra(
     problem: MatrixFactorization,
     factors: Factors,

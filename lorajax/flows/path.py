@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from lorajax.environment.judging import NOT_NEGATIVE, POSITIVE, judged
 from lorajax.exact import Frames
 from lorajax.factors import Factors, TuckerFactors, is_adapter, is_traced, unfold
 from lorajax.problems import DiagonalFactorization
@@ -25,6 +26,7 @@ def _unknown() -> Float[np.ndarray, ""]:
     return np.asarray(np.nan, np.float32)
 
 
+@judged
 class Path(eqx.Module):
     """Factors at the times asked for.
 
@@ -148,6 +150,7 @@ def _laws(node: Any, rate: Any) -> list[tuple[Array, Array]]:
     return found
 
 
+@judged(weight_decay=NOT_NEGATIVE, b_rate=POSITIVE)
 @eqx.filter_jit
 def drift_of(
     core: Any,
@@ -170,8 +173,14 @@ def drift_of(
       over all pairs of factors (over all modes of a Tucker update, where `Λ = UᵀU − G Gᵀ`); NaN
       without any, and for w ≠ 0 with ρ ≠ 1, which has no such law. It carries no derivative.
 
+    Raises:
+      ValueError: for other numbers of times than of states.
+
     Source: theory sections 1 and 3 (derived).
     """
+    if any(leaf.shape[:1] != times.shape for leaf in jax.tree.leaves(core)):
+        shapes = [leaf.shape for leaf in jax.tree.leaves(core)]
+        raise ValueError(f"times have shape {times.shape}; core has as many states: {shapes}.")
     core, start = jax.lax.stop_gradient((core, start))
     nodes = jax.tree.leaves(core, is_leaf=is_adapter)
     first = jax.tree.leaves(start, is_leaf=is_adapter)

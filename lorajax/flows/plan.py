@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import at_least, judged
 from lorajax.exact import balance, is_balanced
 from lorajax.factors import Factors, is_traced
 from lorajax.problems import MatrixFactorization, Problem, TwoLayer, check_flow, check_times
@@ -16,6 +17,7 @@ Engine = Literal["closed form", "reduced ODE", "two-layer ODE", "full ODE"]
 """Ways to run a flow. Two layers have an engine of their own where many flows run at once."""
 
 
+@judged
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """How a flow, or each of many, will run.
@@ -35,6 +37,7 @@ class Plan:
         return f"{self.engine} (about {self.flops:.1e} flop): {self.reason}"
 
 
+@judged(rank=at_least(1))
 def reduced_shape(problem: MatrixFactorization, rank: int) -> tuple[int, int]:
     """Size of the frames in which flows of a rank stay: k and at most r more on each side."""
     (m, n), k = problem.shape, problem.singular_values.shape[-1]
@@ -53,6 +56,7 @@ def _are_lanes(factors: Any) -> bool:
     return any(getattr(x, "ndim", 0) == 3 for x in jax.tree.leaves(factors))
 
 
+@judged
 def choose(problem: Any, factors: Any) -> tuple[Engine, str]:
     """The cheapest engine that is exact for a start, or for all of a batch, and why.
 
@@ -88,6 +92,7 @@ def _matrices(tree: Any) -> list[Array]:
     return [x for x in jax.tree.leaves(tree) if getattr(x, "ndim", 0) >= 2]
 
 
+@judged
 def plan(problem: Problem, factors: Any, times: Float[Array, " t"] | np.ndarray) -> Plan:
     """Says how a flow would run, or many of them, without running.
 

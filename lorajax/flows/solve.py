@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import POSITIVE, judged
 from lorajax.exact import balance, balanced_core, check_balanced, is_balanced, reduce
 from lorajax.factors import Factors
 from lorajax.flows.gradient import gradient_flow
@@ -16,6 +17,7 @@ from lorajax.flows.plan import Engine, Plan, plan
 from lorajax.problems import MatrixFactorization, Problem, check_flow
 
 
+@judged
 def balanced_flow(
     problem: MatrixFactorization, factors: Factors, times: Float[Array, " t"] | np.ndarray
 ) -> Path:
@@ -75,6 +77,7 @@ def _balanced(problem: MatrixFactorization, factors: Factors, times: Array) -> P
     return Path(times, core, reduced, frames, status, found.steps, drift, start, run)
 
 
+@judged(rtol=POSITIVE)
 def solve(
     problem: Problem,
     factors: Any,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lorajax import initializers
+from lorajax.environment.judging import at_least, judged
 from lorajax.factors import Factors
 from lorajax.problems import TwoLayer, TwoLayerFactors
 
@@ -36,6 +37,7 @@ def _direction(problem: Any, shape: tuple[int, ...]) -> Array | None:
     return None
 
 
+@judged(rank=at_least(1))
 def start_of(
     problem: Any,
     start: str | Callable[..., Any],

@@ -19,6 +19,7 @@ import xarray
 from jaxtyping import Array, Float
 
 from lorajax import initializers, sweeps
+from lorajax.environment.judging import POSITIVE, at_least, judged
 from lorajax.exact import is_balanced
 from lorajax.flows import lanes, observing
 from lorajax.flows.gradient import gradient_flow
@@ -122,6 +123,7 @@ def _problem_key(key: Any) -> Any:
     return None if key is None else jax.random.fold_in(key, 1)
 
 
+@judged
 @dataclasses.dataclass(frozen=True)
 class FlowSweep:
     """A sweep of flows that has been checked and planned.
@@ -166,6 +168,7 @@ class FlowSweep:
         return found.assign_attrs(engine=str(self))
 
 
+@judged(rtol=POSITIVE, max_steps=at_least(1))
 def plan_flows(
     problem: Any,
     start: Start | Sequence[Start],
@@ -219,6 +222,7 @@ def plan_flows(
     return FlowSweep(flows, axes, {**options, "dims": dims, "coords": coords}, plans)
 
 
+@judged(rtol=POSITIVE, max_steps=at_least(1))
 def sweep_flows(
     problem: Any,
     start: Start | Sequence[Start],

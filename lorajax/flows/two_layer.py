@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import POSITIVE, at_least, judged
 from lorajax.factors import Factors, is_traced
 from lorajax.flows import stepping
 from lorajax.flows.buckets import RTOL, LanePaths, absolute, by_amplitude, turn
@@ -102,6 +103,7 @@ def _two_layer_losses(frozen: _Frozen, state: _Rows) -> Array:
     return 0.5 * jnp.sum((shift[None] - turn(left) @ right) ** 2, axis=(1, 2))
 
 
+@judged(rtol=POSITIVE, max_steps=at_least(1), bucket=at_least(1))
 def two_layer(
     problem: TwoLayer,
     factors: TwoLayerFactors,

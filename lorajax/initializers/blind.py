@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import at_least, judged
 from lorajax.factors import Factors, check_rank, orthonormal_frame
 from lorajax.initializers.units import (
     Distribution,
@@ -13,6 +14,7 @@ from lorajax.initializers.units import (
 )
 
 
+@judged(rank=at_least(1))
 def lora(
     key: PRNGKey,
     shape: tuple[int, int],
@@ -55,6 +57,7 @@ def lora(
     return Factors(a, jnp.zeros((rank, shape[1]), dtype))
 
 
+@judged(rank=at_least(1))
 def orthogonal(
     key: PRNGKey,
     shape: tuple[int, int],
@@ -88,6 +91,7 @@ def orthogonal(
     return Factors(norm * frame, jnp.zeros((rank, shape[1]), dtype))
 
 
+@judged(rank=at_least(1))
 def small(
     key: PRNGKey,
     shape: tuple[int, int],
@@ -125,6 +129,7 @@ def small(
     )
 
 
+@judged(rank=at_least(1))
 def balanced(
     key: PRNGKey,
     shape: tuple[int, int],

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import POSITIVE, at_least, judged
 from lorajax.factors import (
     Factors,
     any_nonzero,
@@ -17,6 +18,7 @@ from lorajax.factors import (
 from lorajax.initializers.units import PRNGKey, Start, resolve_scale
 
 
+@judged(rank=at_least(1), directions=at_least(1))
 def spectral(
     matrix: Float[Array, "m n"],
     rank: int,
@@ -56,6 +58,7 @@ def _spectral(matrix: Array, norm: Array, rank: int, directions: int) -> Factors
     return Factors(norm * u[:, :rank] * mask[None, :], norm * vt[:rank] * mask[:, None])
 
 
+@judged(rank=at_least(1))
 def nystrom(
     key: PRNGKey,
     target: Float[Array, "m n"],
@@ -94,6 +97,7 @@ def _nystrom(key: PRNGKey, target: Array, norm: Array, rank: int) -> Factors:
     return Factors(norm * (target @ sketch), jnp.zeros((rank, n), target.dtype))
 
 
+@judged(rank=at_least(1), gamma=POSITIVE, scaling=POSITIVE)
 def lora_one(
     gradient: Float[Array, "m n"],
     rank: int,
@@ -128,6 +132,7 @@ def lora_one(
     return Factors(u[:, :rank] * root[None, :], root[:, None] * vt[:rank])
 
 
+@judged(rank=at_least(1))
 def lora_ga(
     gradient: Float[Array, "m n"],
     rank: int,
@@ -164,6 +169,7 @@ def lora_ga(
     return Start(factors, factors)
 
 
+@judged(rank=at_least(1), outputs=at_least(1))
 def eva(
     inputs: Float[Array, "m _"],
     rank: int,

@@ -12,6 +12,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lorajax.environment.judging import judged
 from lorajax.factors import Factors, TuckerFactors
 from lorajax.initializers.units import Start
 
@@ -19,6 +20,7 @@ RETURNS = (Factors, Start, TuckerFactors)
 """What a start returns."""
 
 
+@judged
 @functools.cache
 def offered() -> Mapping[str, Callable[..., Any]]:
     """The starts of this room by name: its public functions that return one of `RETURNS`."""
@@ -35,6 +37,7 @@ def offered() -> Mapping[str, Callable[..., Any]]:
     return dict(sorted(found.items()))
 
 
+@judged
 def resolve(start: str | Callable[..., Any]) -> Callable[..., Any]:
     """The start of a name, or the callable itself.
 
@@ -56,6 +59,7 @@ def resolve(start: str | Callable[..., Any]) -> Callable[..., Any]:
     return offered()[start]
 
 
+@judged
 def name_of(start: str | Callable[..., Any]) -> str:
     """A short name for a reader: the function's, with the arguments bound to it."""
     if isinstance(start, str):
@@ -66,6 +70,7 @@ def name_of(start: str | Callable[..., Any]) -> str:
     return getattr(start, "__name__", type(start).__name__).strip("<>")
 
 
+@judged
 def asks_for(start: str | Callable[..., Any]) -> dict[str, bool]:
     """The parameters that a start leaves to whoever calls it, and whether it needs them.
 
@@ -87,6 +92,7 @@ def asks_for(start: str | Callable[..., Any]) -> dict[str, bool]:
     }
 
 
+@judged
 def call(
     start: str | Callable[..., Any],
     values: Mapping[str, Any],

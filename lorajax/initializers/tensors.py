@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import at_least, judged
 from lorajax.factors import (
     TuckerFactors,
     any_nonzero,
@@ -39,6 +40,7 @@ def check_ranks(ranks: tuple[int, ...], shape: tuple[int, ...]) -> None:
             )
 
 
+@judged
 def tucker(
     key: PRNGKey,
     shape: tuple[int, ...],
@@ -76,6 +78,7 @@ def tucker(
     return TuckerFactors(jnp.zeros(ranks, dtype), tuple(frames))
 
 
+@judged
 def hosvd(
     tensor: Float[Array, "..."],
     ranks: tuple[int, ...],
@@ -106,6 +109,7 @@ def hosvd(
     return TuckerFactors(jnp.zeros(ranks, tensor.dtype), tuple(factors))
 
 
+@judged(rank=at_least(1))
 def superdiagonal(
     tensor: Float[Array, "..."],
     rank: int,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import judged
 from lorajax.factors import Factors, PRNGKey, check_positive
 
 Distribution = Literal["normal", "uniform"]
@@ -39,6 +40,7 @@ class Start(NamedTuple):
     offset: Factors
 
 
+@judged
 def resolve_scale(scale: float | str | Float[Array, ""]) -> float | Float[Array, ""]:
     """Returns `scale` as a number, looking names up in `SCALES`.
 

@@ -5,6 +5,7 @@ import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import POSITIVE, at_least, judged
 from lorajax.factors import (
     Factors,
     any_nonzero,
@@ -22,6 +23,7 @@ def _from_singular(u: Array, s: Array, vt: Array, scaling: float | Array) -> Sta
     return Start(factors, factors)
 
 
+@judged(rank=at_least(1), scaling=POSITIVE)
 def pissa(
     weight: Float[Array, "m n"], rank: int, *, scaling: float | Float[Array, ""] = 1.0
 ) -> Start:
@@ -47,6 +49,7 @@ def pissa(
     return _from_singular(u[:, :rank], s[:rank], vt[:rank], scaling)
 
 
+@judged(rank=at_least(1), scaling=POSITIVE)
 def milora(
     weight: Float[Array, "m n"], rank: int, *, scaling: float | Float[Array, ""] = 1.0
 ) -> Start:
@@ -79,6 +82,7 @@ def milora(
     return _from_singular(u[:, k - rank :], s[k - rank :], vt[k - rank :], scaling)
 
 
+@judged(rank=at_least(1), scaling=POSITIVE)
 def olora(
     weight: Float[Array, "m n"], rank: int, *, scaling: float | Float[Array, ""] = 1.0
 ) -> Start:
@@ -106,6 +110,7 @@ def olora(
     return Start(factors, factors)
 
 
+@judged(rank=at_least(1))
 def nora(
     key: PRNGKey,
     weight: Float[Array, "m n"],

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import judged
 from lorajax.factors import Factors
 from lorajax.problems import MatrixFactorization
 
@@ -24,6 +25,7 @@ def broadcast(*arguments: Real) -> list[Array]:
     return list(jnp.broadcast_arrays(*(jnp.asarray(x) for x in arguments)))
 
 
+@judged
 def mode_law(name: str) -> Callable[[_Law], _Law]:
     """Names a law `law(problem, factors, times) -> (t, modes)`, so that comparisons offer it.
 

@@ -3,10 +3,12 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import NOT_NEGATIVE, POSITIVE, at_least, judged
 from lorajax.factors import Factors, TuckerFactors, unfold
 from lorajax.laws.base import Real, broadcast
 
 
+@judged(weight_decay=NOT_NEGATIVE)
 def imbalance_decay(times: Real, weight_decay: Real, *, rate: Real = 2.0) -> Float[Array, "..."]:
     """Λ(t) in units of Λ(0) under weight decay w on both factors: `e^{−2wt}`.
 
@@ -24,6 +26,7 @@ def imbalance_decay(times: Real, weight_decay: Real, *, rate: Real = 2.0) -> Flo
     return jnp.exp(-rate * weight_decay * times)
 
 
+@judged(ratio=POSITIVE)
 def lora_plus_level(
     factors: Factors, ratio: float, *, constant: Real = 1.0
 ) -> Float[Array, "*lanes r r"]:
@@ -44,6 +47,7 @@ def lora_plus_level(
     return left - b @ jnp.swapaxes(b, -1, -2)
 
 
+@judged(mode=at_least(0))
 def tucker_level(factors: TuckerFactors, mode: int, *, constant: Real = 1.0) -> Float[Array, "r r"]:
     """What a Tucker update's flow conserves of a mode, `U_iᵀU_i − G_(i)G_(i)ᵀ`.
 

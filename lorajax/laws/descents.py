@@ -3,7 +3,10 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import judged
 
+
+@judged
 def scaled_gd_error(
     error: Float[Array, "*steps r r"], gram: Float[Array, "*steps r r"], *, constant: float = 0.25
 ) -> Float[Array, "*steps r r"]:

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from lorajax.environment.judging import judged
 from lorajax.factors import Factors
 
 
+@judged
 @jax.jit
 def early_descent(
     matrix: Float[Array, "m n"],

@@ -3,9 +3,12 @@
 import numpy as np
 from jaxtyping import Float
 
+from lorajax.environment.judging import NOT_NEGATIVE, POSITIVE, at_least, judged
+
 Numbers = float | Float[np.ndarray, "..."]
 
 
+@judged(rank=at_least(1))
 def rank_count(rank: Numbers, *, constant: float = 0.5) -> Numbers:
     """`r(r + 1)/2`, which a global minimizer of some rank keeps at or below KN.
 
@@ -21,6 +24,7 @@ def rank_count(rank: Numbers, *, constant: float = 0.5) -> Numbers:
     return constant * rank * (rank + 1)
 
 
+@judged(decay=NOT_NEGATIVE)
 def outer_bound(decay: Numbers, beta: Numbers, last: Numbers, *, constant: float = 1.0) -> Numbers:
     """Bound of the gradient across X's singular spaces at a point of second order, `w + β σ_r`.
 
@@ -38,6 +42,7 @@ def outer_bound(decay: Numbers, beta: Numbers, last: Numbers, *, constant: float
     return decay + constant * beta * last
 
 
+@judged(alpha=POSITIVE)
 def spurious_share(alpha: Numbers, beta: Numbers, *, constant: float = 2.0) -> Numbers:
     """Least `σ_r(X)/σ_{r*}(X)` of a point of second order that is not global, `2α/β`.
 
@@ -54,6 +59,7 @@ def spurious_share(alpha: Numbers, beta: Numbers, *, constant: float = 2.0) -> N
     return constant * alpha / beta
 
 
+@judged(alpha=POSITIVE, best_rank=at_least(1))
 def spurious_away(
     alpha: Numbers,
     beta: Numbers,
@@ -92,6 +98,7 @@ def spurious_away(
     return np.where(left > 0, tail / np.where(left > 0, left, 1), np.inf)
 
 
+@judged(alpha=POSITIVE)
 def spurious_distance(
     alpha: Numbers, beta: Numbers, last: Numbers, nuclear: Numbers, *, constant: float = 1.0
 ) -> Numbers:

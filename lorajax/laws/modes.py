@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import FRACTION, POSITIVE, judged
 from lorajax.factors import Factors, any_nonzero, is_traced
 from lorajax.laws.base import Real, broadcast, mode_law
 from lorajax.problems import MatrixFactorization
 
 
+@judged
 @jax.jit
 def logistic(times: Real, s: Real, start: Real, *, rate: Real = 2.0) -> Float[Array, "..."]:
     """A mode of a balanced start (λ = 0): `σ(t) = s / (1 + (s/σ0 − 1) e^{−2st})`.
@@ -33,6 +35,7 @@ def logistic(times: Real, s: Real, start: Real, *, rate: Real = 2.0) -> Float[Ar
     return s * start / (start * (1 - decay) + s * decay)
 
 
+@judged
 @jax.jit
 def balanced_mode(times: Real, s: Real, a: Real, b: Real) -> Float[Array, "..."]:
     """One mode from aligned factors a and b: the solution of `σ̇ = √(λ² + 4σ²)(s − σ)`.
@@ -62,6 +65,7 @@ def balanced_mode(times: Real, s: Real, a: Real, b: Real) -> Float[Array, "..."]
     return (cosh * a + sinh * f_a) * (cosh * b + sinh * f_b) / (decay + growth)
 
 
+@judged
 def lora_mode(times: Real, s: Real, a: Real, *, square: float = 1.0) -> Float[Array, "..."]:
     """A mode of LoRA's default start, B = 0: exact at every scale from lazy to rich.
 
@@ -81,6 +85,7 @@ def lora_mode(times: Real, s: Real, a: Real, *, square: float = 1.0) -> Float[Ar
     return balanced_mode(times, s, a, jnp.zeros_like(a))
 
 
+@judged
 @jax.jit
 def lazy(times: Real, s: Real, a: Real, *, rate: Real = 1.0) -> Float[Array, "..."]:
     """Lazy limit of `lora_mode`, a² ≫ s: `s (1 − e^{−a²t})`.
@@ -100,6 +105,7 @@ def lazy(times: Real, s: Real, a: Real, *, rate: Real = 1.0) -> Float[Array, "..
     return -s * jnp.expm1(-rate * a**2 * times)
 
 
+@judged
 @jax.jit
 def tanh_squared(times: Real, s: Real, *, rate: Real = 2**-0.5) -> Float[Array, "..."]:
     """The law of the spectral-dynamics paper, `σ(t) ≈ s tanh²(s t/√2)`: a law under test.
@@ -119,6 +125,7 @@ def tanh_squared(times: Real, s: Real, *, rate: Real = 2**-0.5) -> Float[Array, 
     return s * jnp.tanh(rate * s * times) ** 2
 
 
+@judged
 @jax.jit
 def half_time(s: Real, a: Real, *, slope: Real = 0.5) -> Float[Array, "..."]:
     """Time at which a mode of LoRA's default start, B = 0, reaches s/2.
@@ -143,6 +150,7 @@ def half_time(s: Real, a: Real, *, slope: Real = 0.5) -> Float[Array, "..."]:
     return jnp.asarray(slope * jnp.log(growth) / kappa)
 
 
+@judged
 @functools.partial(jax.jit, static_argnames="deflate")
 def deflated_amplitudes(
     problem: MatrixFactorization, factors: Factors, *, deflate: bool = True
@@ -184,6 +192,7 @@ def _check_lora_start(problem: MatrixFactorization, factors: Factors) -> None:
 
 
 @mode_law("lora")
+@judged
 def lora_modes(
     problem: MatrixFactorization,
     factors: Factors,
@@ -220,6 +229,7 @@ def lora_modes(
 
 
 @mode_law("logistic")
+@judged
 def logistic_modes(
     problem: MatrixFactorization, factors: Factors, times: Float[Array, " t"]
 ) -> Float[Array, "t q"]:
@@ -243,6 +253,7 @@ def logistic_modes(
 
 
 @mode_law("lazy")
+@judged
 def lazy_modes(
     problem: MatrixFactorization, factors: Factors, times: Float[Array, " t"]
 ) -> Float[Array, "t q"]:
@@ -258,6 +269,7 @@ def lazy_modes(
 
 
 @mode_law("tanh_squared")
+@judged
 def tanh_squared_modes(
     problem: MatrixFactorization, factors: Factors, times: Float[Array, " t"]
 ) -> Float[Array, "t q"]:
@@ -265,6 +277,7 @@ def tanh_squared_modes(
     return tanh_squared(times[:, None], problem.singular_values[None, : factors.rank])
 
 
+@judged
 @jax.jit
 def superfluous(
     times: Real, start: Real, level: Real = 0.0, *, rate: Real = 2.0
@@ -292,6 +305,7 @@ def superfluous(
     return jnp.where(level == 0, start / (1 + start * passed), unbalanced)
 
 
+@judged
 @jax.jit
 def spectral_flow(times: Real, s: Real, start: Real, *, speed: Real = 1.0) -> Float[Array, "..."]:
     """A mode under spectral gradient flow (Muon): `min((√σ0 + t)², s)`.
@@ -311,6 +325,7 @@ def spectral_flow(times: Real, s: Real, start: Real, *, speed: Real = 1.0) -> Fl
     return jnp.minimum((jnp.sqrt(start) + speed * times) ** 2, s)
 
 
+@judged(fraction=FRACTION)
 def spectral_hit_time(
     s: Real, start: Real, fraction: float = 0.95, *, speed: Real = 1.0
 ) -> Float[Array, "..."]:
@@ -329,6 +344,7 @@ def spectral_hit_time(
     return (jnp.sqrt(fraction * s) - jnp.sqrt(start)) / speed
 
 
+@judged(ratio=POSITIVE)
 def lora_plus_equivalent(
     times: Real, a: Real, ratio: Real, *, exponent: float = 0.5
 ) -> tuple[Array, Array]:

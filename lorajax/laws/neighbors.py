@@ -5,11 +5,13 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import POSITIVE, at_least, judged
 from lorajax.factors import check_positive
 from lorajax.laws.base import Real, broadcast
 from lorajax.problems import LinearAttention
 
 
+@judged(dimension=at_least(1), samples=at_least(1))
 def one_step_error(dimension: int, samples: int, *, constant: float = 1.0) -> float:
     """How far LoRA-One's start is from the oracle update: `√((d + 1)/n)` of its norm.
 
@@ -32,6 +34,7 @@ def one_step_error(dimension: int, samples: int, *, constant: float = 1.0) -> fl
     return constant * math.sqrt((dimension + 1) / samples)
 
 
+@judged
 def attention_plateaus(
     problem: LinearAttention, *, trace: float = 1.0
 ) -> Float[Array, " plateaus"]:
@@ -53,6 +56,7 @@ def attention_plateaus(
     return total - jnp.concatenate([jnp.zeros((1,), values.dtype), jnp.cumsum(gains)])
 
 
+@judged
 def relu_overlap_rate(
     overlap: Float[Array, " m"],
     weights: Float[Array, "k d"],
@@ -86,6 +90,7 @@ def relu_overlap_rate(
     return jnp.sum(jnp.multiply.outer(both, both)[None] * share, axis=(1, 2))
 
 
+@judged
 def relu_overlap_velocity(
     overlap: Float[Array, " m"],
     weights: Float[Array, "k d"],
@@ -112,6 +117,7 @@ def relu_overlap_velocity(
     return constant * rate * (1 - overlap**2)
 
 
+@judged(eta=POSITIVE)
 def allora_time(
     value: Real, s: Real, a: Real, eta: Real, *, square: Real = 1.0
 ) -> Float[Array, "..."]:

@@ -4,11 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from lorajax.environment.judging import at_least, judged
 from lorajax.factors import Factors
 from lorajax.laws.base import Real
 from lorajax.problems import TraceSquared
 
 
+@judged
 def trace_squared_angle(
     problem: TraceSquared,
     factors: Factors,
@@ -44,6 +46,7 @@ def trace_squared_angle(
     return jnp.arctanh(jnp.where(kappa == 0, still, alpha * turn / safe))
 
 
+@judged
 def trace_squared_flow(
     problem: TraceSquared,
     factors: Factors,
@@ -70,6 +73,7 @@ def trace_squared_flow(
     return Factors(cosh * a - sinh * jnp.swapaxes(b, 1, 2), cosh * b - sinh * jnp.swapaxes(a, 1, 2))
 
 
+@judged
 def trace_squared_error(a: Float[Array, "n r"], *, size: float = 1.0) -> Float[Array, ""]:
     """How far LoRA ends from full fine-tuning, relative to the latter: `√(n‖AᵀA‖²/‖A‖⁴ − 1)`.
 
@@ -89,6 +93,7 @@ def trace_squared_error(a: Float[Array, "n r"], *, size: float = 1.0) -> Float[A
     return jnp.sqrt(jnp.maximum(excess, 0))
 
 
+@judged(n=at_least(1), rank=at_least(1))
 def orthonormal_error(n: int, rank: Int[np.ndarray, "..."] | int, *, size: float = 1.0) -> Real:
     """`trace_squared_error` of an A0 with orthonormal columns of any scale: `√(n/r − 1)`.
 

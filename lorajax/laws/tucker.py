@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import POSITIVE, at_least, judged
 from lorajax.laws.base import Real, broadcast
 
 
@@ -14,6 +15,7 @@ def _check_modes(modes: int) -> None:
         raise ValueError(f"modes is {modes!r}; it must be an integer of at least 1.")
 
 
+@judged(modes=at_least(1))
 def tucker_rate(value: Real, s: Real, modes: int, *, power: float = 1.0) -> Float[Array, "..."]:
     """The depth law: `σ̇ = (p + 1) σ^{2 − 2/(p+1)} (s − σ)` of an aligned, balanced mode.
 
@@ -36,6 +38,7 @@ def tucker_rate(value: Real, s: Real, modes: int, *, power: float = 1.0) -> Floa
     return (modes + 1) * value ** (power * 2 * modes / (modes + 1)) * (s - value)
 
 
+@judged(modes=at_least(1))
 def tucker_time(value: Real, s: Real, start: Real, modes: int) -> Float[Array, "..."]:
     """Time at which an aligned, balanced mode of a Tucker update reaches a value, in closed form.
 
@@ -77,6 +80,7 @@ def _antiderivative(q: Array, count: int) -> Array:
     return total
 
 
+@judged(modes=at_least(1))
 def tucker_mode(times: Real, s: Real, start: Real, modes: int) -> Float[Array, "..."]:
     """An aligned, balanced mode of a Tucker update over time: the inverse of `tucker_time`.
 
@@ -114,6 +118,7 @@ def tucker_mode(times: Real, s: Real, start: Real, modes: int) -> Float[Array, "
     return s * ((low + high) / 2) ** count
 
 
+@judged(scale=POSITIVE, modes=at_least(1))
 def tucker_half_time(s: Real, scale: Real, modes: int) -> Float[Array, "..."]:
     """Time at which a mode that starts with `scale` in every factor and the core reaches s/2.
 
@@ -135,6 +140,7 @@ def tucker_half_time(s: Real, scale: Real, modes: int) -> Float[Array, "..."]:
     return tucker_time(s / 2, s, scale ** (modes + 1), modes)
 
 
+@judged(modes=at_least(1))
 def tucker_delay_exponent(modes: int, *, order: float = 1.0) -> float:
     """Power of 1/scale at which the delay of small Tucker factors grows: p − 1.
 

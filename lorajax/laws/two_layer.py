@@ -3,9 +3,11 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import judged
 from lorajax.problems import TwoLayer, TwoLayerFactors
 
 
+@judged
 def growth_rates(problem: TwoLayer) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Growth rates of the two adapters near zero, `g_1 = σ_1(W2ᵀE)` and `g_2 = σ_1(E W1ᵀ)`.
 
@@ -18,6 +20,7 @@ def growth_rates(problem: TwoLayer) -> tuple[Float[Array, ""], Float[Array, ""]]
     )
 
 
+@judged
 def escape_slope(problem: TwoLayer, *, constant: float = 1.0) -> Float[Array, ""]:
     """d(escape time)/d(ln 1/α) = 1/max(g_1, g_2), the slope in the scale α of the start.
 
@@ -33,6 +36,7 @@ def escape_slope(problem: TwoLayer, *, constant: float = 1.0) -> Float[Array, ""
     return constant / jnp.maximum(*growth_rates(problem))
 
 
+@judged
 def slow_layer_exponent(problem: TwoLayer, *, constant: float = 1.0) -> Float[Array, ""]:
     """Exponent of α in the slow layer's norm at escape, 1 − δ_w with δ_w = slower/faster rate.
 
@@ -49,6 +53,7 @@ def slow_layer_exponent(problem: TwoLayer, *, constant: float = 1.0) -> Float[Ar
     return constant * (1 - jnp.minimum(first, second) / jnp.maximum(first, second))
 
 
+@judged
 def alignment_exponent(problem: TwoLayer, *, constant: float = 2.0) -> Float[Array, ""]:
     """Exponent of α in the slow layer's misalignment at escape, `1 − cos ∝ α^{2 δ_w}`.
 
@@ -66,6 +71,7 @@ def alignment_exponent(problem: TwoLayer, *, constant: float = 2.0) -> Float[Arr
     return constant * jnp.minimum(first, second) / jnp.maximum(first, second)
 
 
+@judged
 def loss_decay(
     problem: TwoLayer, end: TwoLayerFactors, *, constant: float = 2.0
 ) -> Float[Array, ""]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import lorajax.models
+from lorajax.environment.judging import judged
 from lorajax.models.family import Family, Model
 
 _REGISTERED: dict[str, Family] = {}
@@ -27,11 +28,13 @@ def _own() -> tuple[Family, ...]:
     return tuple(module.FAMILY for module in modules if hasattr(module, "FAMILY"))
 
 
+@judged
 def families() -> dict[str, Family]:
     """Every known family by its name."""
     return {family.name: family for family in _own()} | _REGISTERED
 
 
+@judged
 def register(family: Family) -> Family:
     """Makes a family from outside the package known to `config`, `build`, `load` and `save`.
 
@@ -66,6 +69,7 @@ def family_of(config: Any) -> Family:
     raise ValueError(f"config is a {type(config).__name__}; it must be one of {known}.")
 
 
+@judged
 def config(name: str, **changes: Any) -> Any:
     """The configuration of a published network.
 
@@ -126,6 +130,7 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, kinds[hint]) and isinstance(value, bool) == (hint is bool)
 
 
+@judged
 def build(
     config: Any, *, rngs: nnx.Rngs, dtype: Any = None, param_dtype: Any = jnp.float32
 ) -> Model:

@@ -14,6 +14,7 @@ from flax import nnx
 
 from lorajax import downloads
 from lorajax.environment import memory
+from lorajax.environment.judging import SEED, at_least, judged
 from lorajax.models import catalog
 from lorajax.models.family import Family, Format, Model, Rule, Untold
 from lorajax.models.files import Source, Tensor, opened, said
@@ -98,6 +99,7 @@ def _restored(source: Source) -> tuple[Family, Any]:
     return family, _configure(family, fields, f"{source.path} has a configuration that")
 
 
+@judged(classes=at_least(1), seed=SEED)
 def load(
     source: str | os.PathLike,
     *,
@@ -177,6 +179,7 @@ def load(
     return model
 
 
+@judged(classes=at_least(1))
 def abstract(
     source: str | os.PathLike,
     *,
@@ -188,8 +191,7 @@ def abstract(
     """The model that `load` would give, without its numbers: shapes and types alone.
 
     Args:
-      source: a published network by name, as for `models.config`, or a checkpoint as for `load`, of
-        which names and sizes are read, not the tensors.
+      source: a published network by name, as for `models.config`, or a checkpoint as for `load`.
       classes: as for `load`, and so are the others.
       dtype: of the computation.
       param_dtype: of the weights.
@@ -232,6 +234,7 @@ def _find(source: str | os.PathLike) -> Path:
     return Path(name) if Path(name).exists() else _from_hub(name)
 
 
+@judged
 def unread(source: str | os.PathLike, config: Any) -> tuple[str, ...]:
     """What a checkpoint holds and a model made from it does not, such as the texts' half of a CLIP.
 
@@ -267,6 +270,7 @@ def _outermost(name: str, kept: Iterable[str]) -> str:
     return name
 
 
+@judged
 def layout_of(source: str | os.PathLike) -> str:
     """Which layout a checkpoint has, by the names of its tensors.
 
@@ -286,6 +290,7 @@ def layout_of(source: str | os.PathLike) -> str:
         return _format(found)[1].layout
 
 
+@judged
 def notes(source: str | os.PathLike) -> dict[str, str]:
     """What a safetensors file says about itself, such as the recipe and accuracy of a model.
 

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
+from lorajax.environment.judging import judged
 from lorajax.models import catalog
 from lorajax.models.checkpoints import path_of, some
 from lorajax.models.family import Format, Model
@@ -30,6 +31,7 @@ def _layout(model: Model, layout: str) -> Format | None:
     return forms[layout]
 
 
+@judged
 def tensors(model: Any, layout: str = "lorajax") -> dict[str, np.ndarray]:
     """A model's weights under the names of a layout.
 
@@ -68,6 +70,7 @@ def tensors(model: Any, layout: str = "lorajax") -> dict[str, np.ndarray]:
     }
 
 
+@judged
 def save(
     model: Any,
     path: str | os.PathLike,

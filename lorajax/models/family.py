@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lorajax.environment.judging import judged
 from lorajax.models.files import Source
 
 
@@ -30,6 +31,7 @@ class Model(nnx.Module):
     where they are others.
     """
 
+    @judged
     def __init__(
         self,
         config: Any,
@@ -104,6 +106,7 @@ def _no_files(config: Any) -> dict[str, dict[str, Any]]:
     return {}
 
 
+@judged
 @dataclasses.dataclass(frozen=True)
 class Format:
     """One public layout of a family's checkpoints.
@@ -179,6 +182,7 @@ def _as_it_is(
     return arrays
 
 
+@judged
 @dataclasses.dataclass(frozen=True)
 class Family:
     """A family of models, declared once, in the file of its model.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Integer, Key, UInt32
 
+from lorajax.environment.judging import NOT_NEGATIVE, at_least, judged
 from lorajax.models.llama.model import Mask
 
 
@@ -59,6 +60,7 @@ def filtered(
     return jnp.where(logits >= least, logits, -jnp.inf)
 
 
+@judged(limit=at_least(1), temperature=NOT_NEGATIVE)
 def generate(
     model: Any,
     tokens: Integer[Array, "b t"],
@@ -110,6 +112,8 @@ def generate(
     filling = max(model.config.padding, 0) if filling is None else filling
     graph, state = nnx.split(model)
     tokens = jnp.asarray(tokens, jnp.int32)
+    if mask is not None and mask.shape != tokens.shape:
+        raise ValueError(f"mask has shape {mask.shape}; it must have the tokens', {tokens.shape}.")
     mask = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask).astype(bool)
     draw = (
         jnp.asarray(temperature or 1.0, jnp.float32),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import at_least, judged
 from lorajax.models import family, layers, vision
 from lorajax.models.family import Family, Format, Model, Rule
 from lorajax.models.files import Source
@@ -25,6 +26,7 @@ SIZES: dict[int, tuple[str, tuple[int, ...]]] = {
 """Block kind and blocks a stage of the ImageNet networks."""
 
 
+@judged(classes=at_least(1), channels=at_least(1))
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig:
     """Everything that fixes a residual network's function, apart from its weights.
@@ -151,6 +153,7 @@ class ResNet(Model):
     `stages.S.I.projection`, `head`.
     """
 
+    @judged
     def __init__(
         self,
         config: ResNetConfig,

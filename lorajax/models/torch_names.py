@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from lorajax.environment.judging import judged
 from lorajax.models import catalog
 from lorajax.models.family import Rule
 
 
+@judged
 def torch_rules(config: Any, layout: str) -> tuple[Rule, ...] | None:
     """Names and order of the tensors of the torch model that a checkpoint is loaded into.
 

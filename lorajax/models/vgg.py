@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import SHARE, at_least, judged
 from lorajax.models import family, layers, vision
 from lorajax.models.family import Family, Format, Model, Rule
 from lorajax.models.files import Source
@@ -24,6 +25,7 @@ SIZES: dict[int, tuple[int, ...]] = {
 """Convolutions a stage of the published networks."""
 
 
+@judged(classes=at_least(1), channels=at_least(1), dropout=SHARE)
 @dataclasses.dataclass(frozen=True)
 class VGGConfig:
     """Everything that fixes a VGG's function, apart from its weights.
@@ -76,6 +78,7 @@ class VGG(Model):
     Layers that an adapter may replace, by path: `convs.I`, `hidden.0`, `hidden.1`, `head`.
     """
 
+    @judged
     def __init__(
         self,
         config: VGGConfig,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from lorajax.environment.judging import at_least, judged
 from lorajax.models.family import Untold
 from lorajax.models.files import Source
 
@@ -45,6 +46,7 @@ def check_statistics(config: Any) -> None:
         raise ValueError(f"std is {config.std}; every entry must be positive.")
 
 
+@judged(channels=at_least(1))
 def normalize(
     images: Num[Array | np.ndarray, "b h w _"],
     mean: Sequence[float],

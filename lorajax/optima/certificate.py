@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import NOT_NEGATIVE, judged
 from lorajax.factors import check_finite, check_positive, is_factors
 from lorajax.problems import Decayed, Linearized, updates
 
@@ -98,6 +99,7 @@ def _perturbed_norm(gradient: Array, metric: Array) -> Array:
     return -jnp.linalg.eigvalsh((white + white.T) / 2)[0]
 
 
+@judged(decay=NOT_NEGATIVE)
 def certify(
     problem: Linearized,
     update: Any,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lorajax.environment.judging import NOT_NEGATIVE, POSITIVE, at_least, judged
 from lorajax.factors import check_positive
 from lorajax.optima.certificate import Certificate, batched, certify
 from lorajax.problems import Linearized
@@ -87,6 +88,7 @@ class _State(NamedTuple):
     certificate: Certificate
 
 
+@judged(decay=NOT_NEGATIVE, tolerance=POSITIVE, max_steps=at_least(1))
 def minimize(
     problem: Linearized,
     decay: float | Float[Array, ""],

@@ -14,6 +14,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import NOT_NEGATIVE, POSITIVE, at_least, judged
 from lorajax.factors import Factors
 from lorajax.problems import Linearized
 
@@ -34,6 +35,7 @@ class Structure(NamedTuple):
     imbalance: Float[Array, ""]
 
 
+@judged(decay=NOT_NEGATIVE, floor=NOT_NEGATIVE)
 def structure(
     gradient: Float[Array, "m n"],
     factors: Factors,
@@ -72,6 +74,7 @@ def _structure(gradient: Array, factors: Factors, decay: Array, floor: float) ->
     )
 
 
+@judged
 @eqx.filter_jit
 def lowest_curvature(problem: Any, factors: Any) -> Float[Array, ""]:
     """The smallest eigenvalue of the loss's Hessian in the factors, by forming it.
@@ -89,6 +92,7 @@ def lowest_curvature(problem: Any, factors: Any) -> Float[Array, ""]:
     return jnp.linalg.eigvalsh((hessian + hessian.T) / 2)[0]
 
 
+@judged(equations=at_least(1))
 def sufficient_rank(equations: int, *, factor: float = 1.0) -> int:
     """The least rank with `r(r+1)/2 > KN`, from which on there are no spurious local minima.
 
@@ -112,6 +116,7 @@ def sufficient_rank(equations: int, *, factor: float = 1.0) -> int:
     return rank
 
 
+@judged(equations=at_least(1))
 def existing_rank(equations: int) -> int:
     """The largest rank with `r(r+1)/2 ≤ KN`: some global minimizer has at most that rank.
 
@@ -126,6 +131,7 @@ def existing_rank(equations: int) -> int:
     return sufficient_rank(equations) - 1
 
 
+@judged(equations=at_least(1))
 def manifold_rank(equations: int, shape: tuple[int, int], *, constant: float = 1.35) -> int | None:
     """The least rank with `r(m + n) − r² > 1.35 KN`: counting on the manifold of rank r.
 
@@ -151,6 +157,7 @@ def _pushed(problem: Linearized, updates: Float[Array, "p m n"]) -> Float[Array,
     return jax.lax.map(problem.jacobian.push, updates)
 
 
+@judged(tolerance=POSITIVE)
 def reduce_rank(
     problem: Linearized, factors: Factors, *, tolerance: float = 1e-9
 ) -> tuple[Factors, list[int]]:

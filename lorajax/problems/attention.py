@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import judged
 from lorajax.factors import check_finite, is_traced
 from lorajax.problems.checks import check_precision
 
@@ -31,6 +32,7 @@ class AttentionHeads(NamedTuple):
         return jnp.swapaxes(self.value[..., None] * self.key, -1, -2) @ self.query
 
 
+@judged
 class LinearAttention(eqx.Module):
     """Population loss of in-context linear regression by linear attention, `E(y_q − β̂ᵀM x_q)²`.
 

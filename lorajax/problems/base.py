@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import judged
 from lorajax.factors import Factors
 
 
@@ -24,6 +25,7 @@ class Problem(Protocol):
         ...
 
 
+@judged
 class ProductLoss(eqx.Module):
     """Any differentiable loss of the product `W = A B`: `function(W, *arguments)`.
 

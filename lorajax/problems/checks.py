@@ -6,12 +6,14 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from lorajax.environment.judging import judged
 from lorajax.factors import Factors, can_move, check_factors, check_finite, is_adapter, is_traced
 
 PRECISIONS = ("float32", "float64")
 """Names of the dtypes in which problems and flows compute."""
 
 
+@judged
 def check_precision(**trees: Any) -> None:
     """Raises ValueError naming the first argument with an array that is not float32 or float64."""
     for name, tree in trees.items():
@@ -23,6 +25,7 @@ def check_precision(**trees: Any) -> None:
                 )
 
 
+@judged
 def check_spectrum(singular_values: Array, shape: tuple[int, ...]) -> None:
     """Raises ValueError unless values are positive, decreasing and no more than `shape` holds."""
     if singular_values.ndim != 1 or singular_values.shape[0] < 1:
@@ -45,6 +48,7 @@ def check_spectrum(singular_values: Array, shape: tuple[int, ...]) -> None:
         raise ValueError(f"singular_values are {values}; give them in decreasing order.")
 
 
+@judged
 def check_times(times: Array | np.ndarray) -> None:
     """Raises ValueError unless `times` is a vector, increasing, finite and starts at 0 or later."""
     shape = np.shape(times)
@@ -64,6 +68,7 @@ def check_times(times: Array | np.ndarray) -> None:
         )
 
 
+@judged
 def check_flow(problem: Any, factors: Factors, times: Any) -> None:
     """Raises ValueError unless a problem of one matrix, its start and times fit one another."""
     check_factors(factors, problem.shape)
@@ -75,6 +80,7 @@ def check_flow(problem: Any, factors: Factors, times: Any) -> None:
     check_times(times)
 
 
+@judged
 def check_start(problem: Any, start: Any, times: Any) -> None:
     """Raises ValueError unless any problem, its start and times fit and the start can move."""
     check_times(times)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import NOT_NEGATIVE, judged
 from lorajax.factors import (
     Factors,
     PRNGKey,
@@ -16,6 +17,7 @@ from lorajax.factors import (
 from lorajax.problems.checks import check_precision, check_spectrum
 
 
+@judged
 class MatrixFactorization(eqx.Module):
     """Quadratic loss `½‖S − A B‖_F²` of a low-rank update against the oracle update S.
 
@@ -37,8 +39,10 @@ class MatrixFactorization(eqx.Module):
     def __check_init__(self) -> None:
         """Raises ValueError for a precision that flows do not compute in."""
         check_precision(u=self.u, singular_values=self.singular_values, v=self.v)
+        check_spectrum(self.singular_values, (*self.u.shape, *self.v.shape))
 
     @classmethod
+    @judged
     def from_spectrum(
         cls,
         key: PRNGKey,
@@ -81,6 +85,7 @@ class MatrixFactorization(eqx.Module):
         )
 
     @classmethod
+    @judged(tolerance=NOT_NEGATIVE)
     def from_target(
         cls, target: Float[Array, "m n"], *, tolerance: float | None = None
     ) -> "MatrixFactorization":
@@ -196,6 +201,7 @@ class MatrixFactorization(eqx.Module):
         return MatrixFactorization.from_target(self.target + offset.product)
 
 
+@judged
 class DiagonalFactorization(eqx.Module):
     """`½‖diag(s, 0) − A B‖²`: what `MatrixFactorization` becomes in its own singular frame.
 
@@ -210,6 +216,7 @@ class DiagonalFactorization(eqx.Module):
     def __check_init__(self) -> None:
         """Raises ValueError for a precision that flows do not compute in."""
         check_precision(singular_values=self.singular_values)
+        check_spectrum(self.singular_values, self.shape)
 
     @property
     def rank(self) -> int:
@@ -244,6 +251,7 @@ class DiagonalFactorization(eqx.Module):
         return Factors(a @ (b @ b.T) - s_bt, (a.T @ a) @ b - at_s)
 
 
+@judged
 class SymmetricFactorization(eqx.Module):
     """`¼‖X Xᵀ − S‖_F²` of one factor against a positive semidefinite target.
 

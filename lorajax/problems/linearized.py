@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import NOT_NEGATIVE, judged
 from lorajax.factors import Factors, check_finite, is_factors, is_traced
 from lorajax.problems.checks import check_precision
 from lorajax.problems.convex_losses import LOSSES, ConvexLoss
@@ -77,8 +78,7 @@ class Tangents(eqx.Module):
     """The derivative of the outputs as a linear map, by `jax.jvp` and `jax.vjp`: never formed.
 
     Attributes:
-      function: `function(weights, inputs)` with outputs (N, K), sample by sample: what one sample
-        gives must not depend on the others (no batch statistics).
+      function: `function(weights, inputs)` with outputs (N, K), sample by sample (no batch norm).
       weights: the weights at which the model is linearized, a matrix or a pytree of matrices.
       inputs: a pytree of arrays with N samples along their first axis.
       block: samples that go through the model at a time, a divisor of N; all of them if None.
@@ -165,6 +165,7 @@ class Tangents(eqx.Module):
         return cells.transpose(0, 2, 3, 1, 4, 5).reshape(n, k, n, k)
 
 
+@judged
 class Linearized(eqx.Module):
     """The linearized loss `L̂(δ) = Σ_i c_i ℓ(f0(X_i) + ⟨G_i, δ⟩, Y_i)`, with c_i = 1/N at first.
 
@@ -191,6 +192,7 @@ class Linearized(eqx.Module):
     loss_name: str = eqx.field(static=True)
 
     @classmethod
+    @judged
     def from_features(
         cls,
         features: Any,
@@ -211,8 +213,7 @@ class Linearized(eqx.Module):
           The problem.
 
         Raises:
-          ValueError: for shapes that do not fit, entries that are not finite, or targets that the
-            loss does not take.
+          ValueError: for shapes that do not fit, infinite entries, or targets the loss refuses.
 
         Example:
           >>> import jax, jax.numpy as jnp, lorajax
@@ -235,6 +236,7 @@ class Linearized(eqx.Module):
         return cls(outputs, targets, _equal(targets), Features(features), loss)
 
     @classmethod
+    @judged
     def from_function(
         cls,
         function: Callable[[Any, Any], Array],
@@ -248,9 +250,8 @@ class Linearized(eqx.Module):
         """The problem of any function of the weights to be adapted, without its Jacobian.
 
         Args:
-          function: `function(weights, inputs)` with outputs (N, K), sample by sample. Define it
-            once: a function made anew compiles anew. A callable pytree (an `equinox.Module`) may
-            carry arrays, such as the frozen weights.
+          function: `function(weights, inputs)` with outputs (N, K), sample by sample, defined once
+            (one made anew compiles anew); an `equinox.Module` may carry arrays, as frozen weights.
           weights: a matrix or a pytree of matrices.
           inputs: a pytree of arrays with N samples along their first axis.
           targets: Y, shape (N, K).
@@ -420,8 +421,7 @@ def _check(targets: Array, outputs: Array | None, loss: str) -> None:
         raise ValueError(f"targets have shape {targets.shape}; they must be (samples, outputs).")
     if outputs is not None and outputs.shape != targets.shape:
         raise ValueError(
-            f"outputs have shape {outputs.shape}; the targets have shape {targets.shape}, and both "
-            "must be (samples, outputs)."
+            f"outputs have shape {outputs.shape}; they must have the targets', {targets.shape}."
         )
     check_precision(targets=targets, outputs=() if outputs is None else outputs)
     check_finite(targets=targets, outputs=() if outputs is None else outputs)
@@ -433,12 +433,13 @@ def _check(targets: Array, outputs: Array | None, loss: str) -> None:
     if loss == "softmax":
         off = np.abs(values.sum(axis=1) - 1).max()
         if values.min() < 0 or off > 1e-5:
+            miss = f"have rows that miss a sum of 1 by {off:.1e} or negative entries"
             raise ValueError(
-                f"targets of the softmax loss have rows that miss a sum of 1 by {off:.1e} or "
-                "negative entries; each row must be a distribution over the classes."
+                f"targets of the softmax loss {miss}; each row must be a distribution."
             )
 
 
+@judged(decay=NOT_NEGATIVE)
 class Decayed(eqx.Module):
     """Any problem of Factors with weight decay: `L + (w/2)(‖A‖² + ‖B‖²) + ½⟨P, Z Zᵀ⟩`, Z = [A; Bᵀ].
 

@@ -4,10 +4,12 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import judged
 from lorajax.factors import Factors, check_finite
 from lorajax.problems.checks import check_precision
 
 
+@judged
 class TraceSquared(eqx.Module):
     """`½ (tr W)²` of `W = W0 + A B`, an n×n matrix.
 
@@ -31,6 +33,7 @@ class TraceSquared(eqx.Module):
         check_finite(trace=self.trace)
 
     @classmethod
+    @judged
     def from_weight(cls, weight: Float[Array, "n m"]) -> "TraceSquared":
         """The problem of a pretrained weight.
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import NOT_NEGATIVE, judged
 from lorajax.factors import PRNGKey, TuckerFactors, check_finite, orthonormal_frame, unfold
 from lorajax.problems.checks import check_precision, check_spectrum
 
@@ -43,6 +44,7 @@ def _pair(first: Array, second: Array, mode: int) -> Array:
     return jnp.tensordot(first, second, axes=(others, others))
 
 
+@judged
 class TuckerFactorization(eqx.Module):
     """Quadratic loss `½‖T − G ×₁ U_1 ×₂ U_2 …‖²` of a Tucker update of a tensor of any order.
 
@@ -65,6 +67,7 @@ class TuckerFactorization(eqx.Module):
         check_precision(core=self.core, frames=self.frames)
 
     @classmethod
+    @judged
     def from_spectrum(
         cls,
         key: PRNGKey,
@@ -110,6 +113,7 @@ class TuckerFactorization(eqx.Module):
         return cls(jnp.zeros((k,) * len(shape), dtype).at[index].set(values), frames)
 
     @classmethod
+    @judged(tolerance=NOT_NEGATIVE)
     def from_target(
         cls, target: Float[Array, "..."], *, tolerance: float | None = None
     ) -> "TuckerFactorization":

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import judged
 from lorajax.factors import Factors, PRNGKey, check_finite
 from lorajax.problems.checks import check_precision
 
@@ -27,6 +28,7 @@ class TwoLayerFactors(NamedTuple):
     second: Factors
 
 
+@judged
 class TwoLayer(eqx.Module):
     """Two frozen layers with an adapter on each: `½‖E − …‖²` for `Y_ft − (W2 + ΔW2)(W1 + ΔW1)`.
 
@@ -58,6 +60,7 @@ class TwoLayer(eqx.Module):
         check_finite(w1=self.w1, w2=self.w2, shift=self.shift)
 
     @classmethod
+    @judged
     def pretrained(
         cls, key: PRNGKey, size: int, target: str = "generic", *, strength: float = 5.0
     ) -> "TwoLayer":

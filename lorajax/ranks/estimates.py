@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from lorajax.environment.judging import FRACTION, NOT_NEGATIVE, at_least, judged
 from lorajax.factors import check_finite, check_positive, unfold
 
 
@@ -31,6 +32,7 @@ class RankEstimate(NamedTuple):
     floor: Float[Array, "*batch"]
 
 
+@judged(floor=NOT_NEGATIVE)
 def above(
     singular_values: Float[Array, "*batch k"],
     floor: float | Float[Array, ""] | Float[Array, "*batch"],
@@ -51,6 +53,7 @@ def above(
     return jnp.sum(counted, axis=-1, dtype=jnp.int32)
 
 
+@judged
 def rounding_floor(
     singular_values: Float[Array, "*batch k"], size: int | None = None
 ) -> Float[Array, "*batch"]:
@@ -69,6 +72,7 @@ def rounding_floor(
     return eps * jnp.max(singular_values, axis=-1, initial=0)
 
 
+@judged
 def noise_constant(
     shape: tuple[int, int], noise: float | Float[Array, ""], *, margin: float = 0.0
 ) -> float | Float[Array, ""]:
@@ -94,6 +98,7 @@ def noise_constant(
     return noise**2 * (shape[0] ** 0.5 + shape[1] ** 0.5) ** 2 * (1.0 + margin)
 
 
+@judged
 def edge_margin(shape: tuple[int, int], width: float | int = 6.0) -> float:
     """How far the top singular value of one noise matrix may exceed that of another by chance.
 
@@ -132,6 +137,7 @@ TRACY_WIDOM_MEAN = -1.2065335745820
 """Mean of the Tracy–Widom law of real matrices."""
 
 
+@judged
 def edge_mean(shape: tuple[int, int]) -> float:
     """Mean of the top singular value's square of pure noise, in units of `noise_constant`.
 
@@ -157,6 +163,7 @@ def edge_mean(shape: tuple[int, int]) -> float:
     return (root**2 + TRACY_WIDOM_MEAN * scale) / (m**0.5 + n**0.5) ** 2
 
 
+@judged(samples=at_least(1))
 def c_over_n(
     singular_values: Float[Array, "*batch k"],
     samples: int,
@@ -181,6 +188,7 @@ def c_over_n(
     return above(singular_values, jnp.sqrt(jnp.asarray(constant / samples, singular_values.dtype)))
 
 
+@judged
 def split_half(first: Float[Array, "m n"], second: Float[Array, "m n"]) -> RankEstimate:
     """Rank from the gradients of two random halves of the data, no noise level needed.
 
@@ -207,6 +215,7 @@ def split_half(first: Float[Array, "m n"], second: Float[Array, "m n"]) -> RankE
     return random_signs((first + second) / 2, (first - second) / 2)
 
 
+@judged
 def random_signs(gradient: Float[Array, "m n"], signed: Float[Array, "m n"]) -> RankEstimate:
     """Rank from the gradient and the gradient of the randomly signed losses, at full sample size.
 
@@ -240,6 +249,7 @@ UNFOLDED_WIDTH = 6.0
 """How far above the floor counts as signal in `split_half_modes`, in widths of `edge_margin`."""
 
 
+@judged
 def split_half_modes(
     first: Float[Array, "..."], second: Float[Array, "..."]
 ) -> tuple[RankEstimate, ...]:
@@ -284,6 +294,7 @@ def split_half_modes(
     return tuple(found)
 
 
+@judged(fraction=FRACTION)
 def energy(
     singular_values: Float[Array, "*batch k"], fraction: float = 0.9
 ) -> Int[Array, "*batch"]:
@@ -309,6 +320,7 @@ def energy(
     return jnp.sum(tails > (1 - fraction) * total, axis=-1, dtype=jnp.int32)
 
 
+@judged
 def stable_rank(singular_values: Float[Array, "*batch k"]) -> Float[Array, "*batch"]:
     """Stable rank `Σ σ_i² / σ_1²`, a real number between 0 (for zeros) and the rank.
 
@@ -323,6 +335,7 @@ def stable_rank(singular_values: Float[Array, "*batch k"]) -> Float[Array, "*bat
     return jnp.where(top > 0, jnp.sum(squares, axis=-1) / jnp.where(top > 0, top, 1), 0)
 
 
+@judged(budget=at_least(0))
 def allocate(
     spectra: Mapping[str, Float[Array, " k"]],
     costs: Mapping[str, int],

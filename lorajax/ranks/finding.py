@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import judged
 from lorajax.ranks import rules as named
 from lorajax.ranks.estimates import RankEstimate
 
@@ -104,6 +105,7 @@ class Rule(NamedTuple):
         return RankEstimate(jnp.asarray(found, jnp.int32), singular_values, zero)
 
 
+@judged
 def rules() -> tuple[str, ...]:
     """The names of all rules, in the order of `ranks.rules`."""
     return tuple(
@@ -115,6 +117,7 @@ def rules() -> tuple[str, ...]:
     )
 
 
+@judged
 def rule(which: str | Callable[..., Any] | Rule) -> Rule:
     """A rank rule by its name, or any function of the form that `ranks.rules` describes.
 

@@ -10,6 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+MOST = 2**31 - 1
+"""The largest whole number of anything: sizes and seeds are counted in 32 bits."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
@@ -74,6 +77,8 @@ class Parameter:
         if self.kind is str:
             return value
         number = float(value)
+        if self.kind is int and math.isfinite(number) and abs(number) > MOST:
+            raise ValueError(f"{name} is {value!r}; it must be at most {MOST:,}.")
         if not math.isfinite(number) or (self.kind is int and number != int(number)):
             kind = "an integer" if self.kind is int else "finite"
             raise ValueError(f"{name} has {value!r}; it must be {kind}.")

@@ -9,11 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from lorajax.environment.judging import at_least, judged
 from lorajax.sweeps.jobs import MEMORY, prepare, run_lanes
 from lorajax.sweeps.outputs import Variable
 from lorajax.sweeps.store import stored_chunk
 
 
+@judged(chunk=at_least(1), bucket=at_least(1))
 @dataclasses.dataclass(frozen=True)
 class Estimate:
     """What a sweep will do and take.
@@ -44,6 +46,7 @@ class Estimate:
     seconds: float | None = None
 
 
+@judged
 def estimate(
     function: Callable[..., Any], axes: Mapping[str, Any], *, probe: bool = True, **options: Any
 ) -> Estimate:

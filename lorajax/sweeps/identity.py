@@ -23,6 +23,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from lorajax.environment.judging import judged
+
 LONGEST = 200
 """Characters of a container beyond which it is told by a digest."""
 
@@ -34,6 +36,7 @@ class Unstable(ValueError):
     """A value that nothing tells from another one of its kind in another process."""
 
 
+@judged
 def identity(value: Any) -> str:
     """A line that is the same for the same value in any process, and another for any other.
 

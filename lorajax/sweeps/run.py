@@ -23,6 +23,7 @@ import numpy as np
 import xarray
 from jaxtyping import Array
 
+from lorajax.environment.judging import at_least, judged
 from lorajax.sweeps.axes import Block
 from lorajax.sweeps.jobs import MEMORY, Job, prepare
 from lorajax.sweeps.outputs import Memory, Sink
@@ -84,6 +85,7 @@ def drive(
         running = started
 
 
+@judged(chunk=at_least(1), bucket=at_least(1), memory=at_least(1))
 def sweep(
     function: Callable[..., Any],
     axes: Mapping[str, Any],

@@ -5,9 +5,11 @@ A chunk of the store is a chunk of the sweep. Its variables are written first an
 does not is run again and overwritten by the same bytes.
 """
 
+import errno
 import json
 import os
 import pathlib
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +19,8 @@ import xarray
 import zarr
 from jax.experimental import multihost_utils
 
+from lorajax.environment import files
+from lorajax.environment.judging import judged
 from lorajax.sweeps.axes import Block, Grid
 from lorajax.sweeps.identity import Unstable, digest, identity
 from lorajax.sweeps.outputs import (
@@ -29,6 +33,8 @@ from lorajax.sweeps.outputs import (
 )
 
 ATTRIBUTE = "lorajax_sweep"
+# What Zarr raises for a description that a stranger or a failing disk wrote.
+_HOSTILE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _SHOWN = 32  # longer lists of values are told apart by a digest
 
 
@@ -152,7 +158,7 @@ def _group(path: str) -> zarr.Group | None:
         return zarr.open_group(path, mode="r")
     except FileNotFoundError:
         return None
-    except ValueError as error:  # a file of the store that is no JSON
+    except _HOSTILE as error:  # a file of the store that is no JSON, or says what none does
         raise _damaged(path, "its description", error) from error
 
 
@@ -166,6 +172,8 @@ def _saved(path: str) -> dict[str, Any] | None:
     saved: Any = group.attrs.get(ATTRIBUTE)
     if saved is None:
         raise ValueError(f"store {path} is a Zarr group but no sweep; give another.")
+    if not isinstance(saved, dict):
+        raise _damaged(path, "its description", TypeError(f"a {type(saved).__name__} for a sweep"))
     return None if saved.get("creating") else saved
 
 
@@ -175,6 +183,7 @@ def stored_chunk(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
     return None if saved is None else tuple(saved["chunk"])
 
 
+@judged
 def open_sweep(path: str | os.PathLike[str]) -> xarray.Dataset:
     """The results in a store, read as they are used.
 
@@ -194,7 +203,7 @@ def open_sweep(path: str | os.PathLike[str]) -> xarray.Dataset:
     try:
         found = xarray.open_zarr(path, consolidated=False, chunks=None)
         return found.assign(status=found["status"].load())
-    except (KeyError, OSError, RuntimeError, ValueError) as error:
+    except (*_HOSTILE, OSError, RuntimeError, MemoryError) as error:
         raise _damaged(path, "its status", error) from error
 
 
@@ -225,25 +234,68 @@ class ZarrStore:
         self._path, self._grid = os.fspath(path), grid
         self._variables, self._sizes = variables, sizes
         wanted = {**config, "chunk": list(sizes)}
+        self._check(wanted)
+        if jax.process_index() == 0:
+            if _saved(self._path) is None:
+                self._make(wanted, coords)
+            self._lock()
+        self.wait("open")
+        try:
+            # A chunk of fill values is written like any other: one that is gone is then noticed.
+            with zarr.config.set({"array.write_empty_chunks": True}):
+                group = zarr.open_group(self._path, mode="r+")
+                self._arrays = {name: _array(group, name) for name in variables}
+            if jax.process_index() == 0:
+                self._mend_coordinates(group, coords)
+        except _HOSTILE as error:
+            raise _damaged(self._path, "the description of its arrays", error) from error
+
+    def _check(self, wanted: dict[str, Any]) -> None:
+        """Raises ValueError where the store, if there is one, is of another sweep."""
         saved = _saved(self._path)
         if saved is not None and (found := list(differences(saved, wanted))):
             raise ValueError(
                 f"store {self._path} holds another sweep; give another store or delete this one. "
                 f"It differs in {'; '.join(found)}."
             )
-        if jax.process_index() == 0:
-            if saved is None:
-                self._create(wanted, coords)
-            self._sweep_up()
-        self.wait("open")
-        try:
-            group = zarr.open_group(self._path, mode="r+")
-            self._arrays = {name: _array(group, name) for name in variables}
-        except (KeyError, ValueError) as error:
-            raise _damaged(self._path, "the description of its arrays", error) from error
 
-    def _create(self, wanted: dict[str, Any], coords: Mapping[str, Any]) -> None:
-        group = zarr.open_group(self._path, mode="w", attributes={ATTRIBUTE: {"creating": True}})
+    def _make(self, wanted: dict[str, Any], coords: Mapping[str, Any]) -> None:
+        """Makes the store, in one step where that can be done: another run may do so as well."""
+        path = pathlib.Path(self._path)
+        if "://" in self._path or path.exists():
+            self._create(self._path, wanted, coords)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with files.replacing(path) as partial:
+                self._create(str(partial), wanted, coords)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            self._check(wanted)
+
+    def _lock(self) -> None:
+        """Tells other runs that this one writes, and sweeps up where there are none.
+
+        A folder on a system without locks is swept up by every run, as it was.
+        """
+        if "://" in self._path:
+            return
+        folder = os.open(self._path, os.O_RDONLY)
+        weakref.finalize(self, os.close, folder)
+        try:
+            import fcntl
+
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._sweep_up()
+            fcntl.flock(folder, fcntl.LOCK_SH)
+        except BlockingIOError:
+            fcntl.flock(folder, fcntl.LOCK_SH)
+        except (ImportError, OSError):
+            self._sweep_up()
+
+    def _create(self, path: str, wanted: dict[str, Any], coords: Mapping[str, Any]) -> None:
+        group = zarr.open_group(path, mode="w", attributes={ATTRIBUTE: {"creating": True}})
         for name, v in self._variables.items():
             group.create_array(
                 name,
@@ -269,6 +321,18 @@ class ZarrStore:
             {ATTRIBUTE: wanted, **({"coordinates": " ".join(names)} if names else {})}
         )
 
+    def _mend_coordinates(self, group: zarr.Group, coords: Mapping[str, Any]) -> None:
+        """Writes what is no longer there as it was, which Zarr would read as zeros."""
+        for name, (_, values) in coordinates(self._grid, coords).items():
+            array = _array(group, name)
+            try:
+                found = np.asarray(array[...])
+                same = np.array_equal(found.astype(values.dtype), values, values.dtype.kind == "f")
+            except (OSError, RuntimeError, ValueError):  # what codecs raise
+                same = False
+            if not same:
+                array[...] = values
+
     def _sweep_up(self) -> None:
         """Removes what a killed run was writing under a temporary name."""
         if "://" not in self._path:
@@ -285,11 +349,21 @@ class ZarrStore:
         try:
             if np.any(np.asarray(self._arrays["status"][block.slices]) == NOT_RUN):
                 return False
-            for array in self._arrays.values():
+            for name, array in self._arrays.items():
+                if not self._is_there(name, block):
+                    return False
                 _ = array[block.slices]
         except (OSError, RuntimeError, ValueError):  # what codecs raise
             return False
         return True
+
+    def _is_there(self, name: str, block: Block) -> bool:
+        """Whether a block's chunk has a file: Zarr reads one that is gone as nothing but NaN."""
+        if "://" in self._path:
+            return True
+        place = [s.start // n for s, n in zip(block.slices, self._sizes, strict=True)]
+        place += [0] * len(self._variables[name].shape)
+        return pathlib.Path(self._path, name, "c", *map(str, place)).is_file()
 
     def write(self, block: Block, results: dict[str, np.ndarray]) -> None:
         """Writes a block's variables, then its status."""

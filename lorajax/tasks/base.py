@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, UInt32
 
+from lorajax.environment.judging import SHARE, judged
+
 PRNGKey = Key[Array, ""] | UInt32[Array, "2"]
 Batch = Mapping[str, Any]
 """Columns by name: arrays with the samples on their first axis."""
@@ -94,6 +96,7 @@ class Totals(NamedTuple):
         return getattr(self, name) / jnp.maximum(self.count, 1)
 
 
+@judged
 def totals(scores: Scores, weights: Float[Array, " b"] | None = None) -> Totals:
     """Sums over samples.
 
@@ -108,6 +111,7 @@ def totals(scores: Scores, weights: Float[Array, " b"] | None = None) -> Totals:
     return Totals(*(column.sum() for column in columns))
 
 
+@judged(smoothing=SHARE)
 def classified(
     logits: Float[Array, "b k"], classes: Int[Array, " b"], smoothing: float = 0.0
 ) -> Scores:
@@ -132,6 +136,7 @@ def classified(
     return Scores(objective, loss, hits, jnp.ones_like(objective))
 
 
+@judged
 def per_sample(task: Task) -> Callable[[Any, Batch], tuple[Array, Array]]:
     """The loss of a task in the form that `adapters.gradients` and `adapters.select_ranks` take.
 

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lorajax import data, models
+from lorajax.environment.judging import SHARE, at_least, judged
 from lorajax.tasks.base import Batch, PRNGKey, Scores, classified
 
 SMOOTHING = 0.1
 """Smoothing of the classes that `lorajax finetune` trains with; chosen on held-out images."""
 
 
+@judged(channels=at_least(1), smoothing=SHARE)
 @dataclasses.dataclass(frozen=True)
 class Images:
     """Which class an image is of, from the columns `images` (bytes) and `labels`.
@@ -49,6 +51,7 @@ class Images:
             raise ValueError(f"smoothing is {self.smoothing}; it must lie in [0, 1).")
 
     @classmethod
+    @judged
     def of(cls, config: Any, *, augment: str = "none", smoothing: float = 0.0) -> "Images":
         """The task for a vision model.
 

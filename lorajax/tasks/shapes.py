@@ -5,11 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lorajax.environment.judging import at_least, judged
 from lorajax.tasks.base import Task
 from lorajax.tasks.images import Images
 from lorajax.tasks.texts import NextToken, Texts, takes
 
 
+@judged(samples=at_least(1))
 def expected(
     model: Any, samples: int, length: int | None = None
 ) -> tuple[Task, dict[str, jax.ShapeDtypeStruct]]:

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import SHARE, judged
 from lorajax.tasks.base import Batch, PRNGKey, Scores, classified
 
 
+@judged
 def takes(model: Any) -> str:
     """What a model answers, which decides the task that it can be trained on.
 
@@ -33,6 +35,7 @@ def _logits(model: Any, batch: Batch) -> Array:
     return model(batch["tokens"], mask=batch["mask"], **options)
 
 
+@judged(smoothing=SHARE)
 @dataclasses.dataclass(frozen=True)
 class Texts:
     """Which class a text, or a pair of them, is of.
@@ -72,6 +75,7 @@ class Texts:
         return _logits(model, batch).argmax(-1).astype(jnp.int32), batch["labels"]
 
 
+@judged
 @dataclasses.dataclass(frozen=True)
 class Regression:
     """Which number a text, or a pair of them, has; columns as for `Texts`, `labels` being numbers.
@@ -129,6 +133,7 @@ class Regression:
         return found, batch["labels"].astype(jnp.float32)
 
 
+@judged
 @dataclasses.dataclass(frozen=True)
 class NextToken:
     """Each next token of a text, of those that are asked for.

@@ -219,3 +219,45 @@ def test_outputs_that_no_store_holds_are_named(tmp_path):
     assert sweep(rounded, {"scale": [1.0]})["y"].dtype == jnp.bfloat16
     with pytest.raises(ValueError, match="dtype bfloat16"):
         sweep(rounded, {"scale": [1.0]}, store=tmp_path / "s")
+
+
+@pytest.mark.parametrize("name", ["x", "status", "scale"])
+def test_a_file_that_is_gone_is_made_again(name, tmp_path):
+    """Zarr reads a chunk that is not there as NaN or zeros."""
+    axes = {"scale": [1.0, 2.0, 3.0]}
+    sweep(draw, axes, key=jax.random.key(0), store=tmp_path / "s", chunk=1)
+    want = contents(tmp_path / "s")
+    gone = [path for path in want if path.startswith(f"{name}/c")]
+    (tmp_path / "s" / gone[0]).unlink()
+    ran = []
+    found = sweep(
+        draw, axes, key=jax.random.key(0), store=tmp_path / "s", chunk=1, progress=ran.append
+    )
+    assert contents(tmp_path / "s") == want
+    assert ran[0].resumed == (3 if name == "scale" else 2)
+    assert not np.isnan(found["x"]).any()
+
+
+def test_a_second_writer_neither_erases_nor_is_swept_up(tmp_path):
+    first = tmp_path / "s"
+    sweep(draw, {"scale": [1.0, 2.0]}, key=jax.random.key(0), store=first, chunk=1)
+    want = contents(first)
+
+    def meanwhile(progress):
+        if progress.done == 1:
+            writing = first / "x" / "c" / "0.partial"
+            writing.write_bytes(b"")
+            sweep(draw, {"scale": [1.0, 2.0]}, key=jax.random.key(0), store=first, chunk=1)
+            assert writing.exists()
+            writing.unlink()
+
+    (first / "x" / "c" / "1" / "0").unlink()
+    sweep(
+        draw,
+        {"scale": [1.0, 2.0]},
+        key=jax.random.key(0),
+        store=first,
+        chunk=1,
+        progress=meanwhile,
+    )
+    assert contents(first) == want

@@ -28,6 +28,7 @@ from lorajax.adapters.methods import (
 )
 from lorajax.adapters.starts import Site
 from lorajax.adapters.torch_layers import TorchLayer
+from lorajax.environment.judging import POSITIVE, SHARE, at_least, judged
 from lorajax.factors import Factors, any_nonzero, is_traced
 
 EPSILON = 1e-5
@@ -133,6 +134,7 @@ class AdaLoRA(LoRA):
     Source: Zhang et al. 2023 (arXiv:2303.10512), recalled.
     """
 
+    @judged(alpha=POSITIVE)
     def __init__(
         self, factors: Factors, e: Array, *, alpha: float | int | None = None, **options: Any
     ):
@@ -152,6 +154,7 @@ class AdaLoRA(LoRA):
         return Factors(self.a[...] * self.e[...][..., None, :], self.b[...])
 
 
+@judged(alpha=POSITIVE, dropout=SHARE, rank=at_least(0))
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaLoRASpec(LowRankSpec):
     """AdaLoRA: `s P diag(E) Q`; it starts at E = 0, from balanced frames of scale 1 by default."""

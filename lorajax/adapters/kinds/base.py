@@ -12,8 +12,10 @@ from flax import nnx
 from lorajax.adapters.layers import Adapter
 from lorajax.adapters.layouts import Axes
 from lorajax.adapters.starts import Site
+from lorajax.environment.judging import POSITIVE, SHARE, judged
 
 
+@judged(alpha=POSITIVE, dropout=SHARE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spec(abc.ABC):
     """A kind of adapter with its options; `adapt(model, targets, kind=…)` takes the class or one.
@@ -75,6 +77,7 @@ class Spec(abc.ABC):
 Kind = str | type[Spec] | Spec
 
 
+@judged
 def kinds() -> dict[str, type[Spec]]:
     """Every kind that has a name: those of this folder, and any subclass defined elsewhere."""
     found: dict[str, type[Spec]] = {}
@@ -135,6 +138,7 @@ def target_options(entry: Any) -> dict[str, Any]:
     return dict(entry) if isinstance(entry, Mapping) else {"rank": entry}
 
 
+@judged
 def target_spec(entry: Any, path: str, kind: Kind = "lora", **options: Any) -> Spec:
     """The Spec of a layer from what its target says and what holds for all targets.
 
@@ -156,6 +160,7 @@ def target_spec(entry: Any, path: str, kind: Kind = "lora", **options: Any) -> S
     return spec_of(given.pop("kind"), given, path)
 
 
+@judged
 def axes_of(entry: Any, path: str) -> Axes | None:
     """The axes that the entry of a target names, as for `target_spec`; None for the layer's own."""
     return getattr(target_spec(entry, path), "axes", None)

@@ -33,6 +33,7 @@ from lorajax.adapters.methods import (
 )
 from lorajax.adapters.starts import Site
 from lorajax.adapters.torch_layers import TorchLayer
+from lorajax.environment.judging import POSITIVE, SHARE, at_least, judged
 from lorajax.factors import Factors, check_rank, is_traced
 from lorajax.initializers import Start
 
@@ -167,6 +168,7 @@ class LoRA(Adapter):
     et al. 2024 (arXiv:2402.09353) for DoRA. Recalled.
     """
 
+    @judged(alpha=POSITIVE)
     def __init__(
         self,
         factors: Factors,
@@ -275,6 +277,7 @@ class LoRA(Adapter):
         return self.scaling * change
 
 
+@judged(alpha=POSITIVE, dropout=SHARE, rank=at_least(0))
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LowRankSpec(Spec):
     """What the kinds with one pair of factors have in common.
@@ -320,6 +323,7 @@ class LowRankSpec(Spec):
         return view, placed, common
 
 
+@judged(alpha=POSITIVE, dropout=SHARE, rank=at_least(0))
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRASpec(LowRankSpec):
     """LoRA: `s A B`, the default kind.

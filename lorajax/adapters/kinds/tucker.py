@@ -15,6 +15,7 @@ from lorajax.adapters.kinds.base import Spec
 from lorajax.adapters.layers import Adapter
 from lorajax.adapters.layouts import Convolution, Layout, layout
 from lorajax.adapters.starts import Site
+from lorajax.environment.judging import POSITIVE, SHARE, at_least, judged
 from lorajax.initializers import TuckerFactors
 from lorajax.initializers.tensors import check_ranks
 
@@ -39,6 +40,7 @@ class Tucker(Adapter):
     toolkit's.
     """
 
+    @judged(alpha=POSITIVE)
     def __init__(
         self,
         tucker: TuckerFactors,
@@ -109,6 +111,7 @@ class Tucker(Adapter):
         return self.scaling * (narrow @ rows.T)
 
 
+@judged(alpha=POSITIVE, dropout=SHARE, rank=at_least(0))
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TuckerSpec(Spec):
     """Tucker-LoRA: a core and one factor for each axis of the kernel.

@@ -22,6 +22,7 @@ from lorajax.adapters.layouts.base import (
 from lorajax.adapters.layouts.contraction import Contraction
 from lorajax.adapters.layouts.convolution import Convolution
 from lorajax.adapters.layouts.lookup import Lookup
+from lorajax.environment.judging import judged
 
 __all__ = [
     "ADAPTABLE",
@@ -48,6 +49,7 @@ _LAYOUTS = {
 ADAPTABLE = ", ".join(kind.__name__ for kind in _LAYOUTS)
 
 
+@judged
 def is_adaptable(module: Any) -> bool:
     """Whether an adapter fits the module: one of Flax's layers, called as Flax calls it.
 
@@ -59,6 +61,7 @@ def is_adaptable(module: Any) -> bool:
     )
 
 
+@judged
 def layout(module: nnx.Module, axes: Axes | None = None) -> Contraction | Convolution | Lookup:
     """The layout of a layer.
 

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from flax import nnx
 from jaxtyping import Array
 
+from lorajax.environment.judging import judged
+
 
 class Axes(NamedTuple):
     """Which axes of a kernel are inputs and which are outputs; the others are slices.
@@ -71,21 +73,25 @@ class Layout(Protocol):
         ...
 
 
+@judged
 def kernel_variable(module: nnx.Module) -> nnx.Variable:
     """The Variable that holds a layer's kernel: `embedding` for an Embed, else `kernel`."""
     return module.embedding if isinstance(module, nnx.Embed) else module.kernel  # type: ignore
 
 
+@judged
 def kernel_of(module: nnx.Module) -> Array:
     """A layer's kernel as an array: the embedding of an Embed, else the kernel."""
     return kernel_variable(module)[...]
 
 
+@judged
 def kernel_name(module: nnx.Module) -> str:
     """The name of the attribute that `kernel_variable` reads."""
     return "embedding" if isinstance(module, nnx.Embed) else "kernel"
 
 
+@judged
 def with_kernel(module: nnx.Module, kernel: Array) -> nnx.Module:
     """The layer as it would be with another kernel, no bias, and the kernel's dtype.
 

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from lorajax.adapters.layouts.base import Axes, kernel_variable
+from lorajax.environment.judging import judged
 
 
 def _letters(count: int, taken: str = "") -> str:
@@ -25,6 +26,7 @@ class Contraction:
         the layer contracts, outputs among those it does not.
     """
 
+    @judged
     def __init__(self, module: nnx.Module, axes: Axes | None = None):
         self.module = module
         kernel = self.terms(None)[1]

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from lorajax.adapters.layouts.base import Axes
+from lorajax.environment.judging import judged
 
 
 class Convolution:
@@ -19,6 +20,7 @@ class Convolution:
     stride, padding, dilation and number of spatial axes, since those say how the kernel is applied.
     """
 
+    @judged
     def __init__(self, module: nnx.Conv, axes: Axes | None = None):
         if axes is not None:
             raise ValueError("axes are given for a Conv, whose inputs and outputs are fixed.")

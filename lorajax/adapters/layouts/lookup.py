@@ -7,11 +7,13 @@ from flax import nnx
 from jaxtyping import Array
 
 from lorajax.adapters.layouts.base import Axes
+from lorajax.environment.judging import judged
 
 
 class Lookup:
     """Embed: rows are the tokens, columns the features."""
 
+    @judged
     def __init__(self, module: nnx.Embed, axes: Axes | None = None):
         if axes is not None:
             raise ValueError("axes are given for an Embed, whose rows and columns are fixed.")

@@ -36,6 +36,7 @@ from lorajax.adapters.torch_layers import (
     Whole,
     base_layers,
 )
+from lorajax.environment.judging import judged
 
 # Options of PEFT that change what an adapter computes and that lorajax has no layer for.
 _FOREIGN = (
@@ -60,6 +61,7 @@ _ODD = (KeyError, AttributeError, OverflowError, MemoryError)
 _EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
+@judged
 def read_peft(
     folder: str | os.PathLike,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str]]:
@@ -143,6 +145,7 @@ def _tensors(weights_file: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[st
     return tensors, metadata
 
 
+@judged
 def load_peft(
     model: nnx.Module,
     folder: str | os.PathLike,
@@ -174,11 +177,26 @@ def load_peft(
         `save_peft` refuses to write.
     """
     check_name(name)
-    config, tensors, metadata = read_peft(folder)
+    files = read_peft(folder)
+    try:
+        return _put(model, files, name, (rename, rules), dtype)
+    except ValueError as error:
+        raise ValueError(f"{str(folder)!r} does not fit: {error}") from error
+
+
+def _put(
+    model: nnx.Module,
+    files: tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str]],
+    name: str,
+    naming: tuple[Rename | None, Iterable[TensorRule] | None],
+    dtype: Any,
+) -> Any:
+    """A model with what the files of an adapter hold."""
+    config, tensors, metadata = files
     method = _method(config)
     offsets, ranks = _metadata(metadata)
     model = nnx.clone(model)
-    names = Names(model, rename, rules)
+    names = Names(model, *naming)
     file = _sorted(tensors, names, model, method, _modules_to_save(config))
     _check_targets(config, file.adapters)
     found, bases = paths.find(model), base_layers(model)

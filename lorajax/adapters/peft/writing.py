@@ -36,8 +36,10 @@ from lorajax.adapters.torch_layers import (
     base_layers,
 )
 from lorajax.environment import files
+from lorajax.environment.judging import judged
 
 
+@judged
 def save_peft(
     model: nnx.Module,
     folder: str | os.PathLike,
@@ -75,6 +77,7 @@ def save_peft(
     _write(pathlib.Path(folder), config | named, tensors, metadata)
 
 
+@judged
 def save_peft_start(
     model: nnx.Module,
     folder: str | os.PathLike,

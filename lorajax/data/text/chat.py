@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorajax.data.text.tokens import Tokenizer, read_json
+from lorajax.data.text import sandbox
+from lorajax.data.text.tokens import LARGEST, Tokenizer, read_json
+from lorajax.environment.files import regular
+from lorajax.environment.judging import judged
 
 Message = Mapping[str, Any]
 
@@ -24,35 +27,38 @@ class Template:
       source: as given.
       marked: whether it marks the answers itself, by `{% generation %}`.
 
-    A template comes with a stranger's model: it runs in Jinja's immutable sandbox.
+    A template comes with a stranger's model: it runs in `sandbox`, within bounds.
 
     Raises:
       ValueError: for a text that is no template.
       ImportError: where the package jinja2 is missing.
     """
 
+    @judged
     def __init__(self, source: str, special: Mapping[str, str] | None = None):
         try:
             import jinja2.ext
-            import jinja2.sandbox
         except ImportError as error:
             raise ImportError(
                 "chat templates need the package jinja2, which is not installed; "
                 "pip install 'lorajax[text]' brings it."
             ) from error
         self.source, self.special = source, dict(special or {})
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        if not isinstance(source, str):
+            raise ValueError(f"source is {source!r}; a chat template must be a text.")
+        environment = sandbox.environment(
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=[jinja2.ext.loopcontrols, _generation()],
         )
-        environment.filters["tojson"] = _to_json
+        environment.filters["tojson"] = sandbox.guarded("tojson", _to_json)
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = _now
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise ValueError(f"the chat template is no Jinja template: {error}.") from error
+        except Exception as error:  # Jinja's own, and whatever Python's compiler runs into
+            raise ValueError(f"the chat template is no Jinja template: {_said(error)}.") from error
+        self._environment = environment
         self.marked = _BEGIN in "".join(str(each) for each in _constants(environment.parse(source)))
 
     def render(self, messages: Sequence[Message], prompt: bool = False) -> str:
@@ -76,6 +82,7 @@ class Template:
     ) -> tuple[str, list[tuple[int, int]]]:
         """The text of messages, and what in it the template marks as answers, in characters."""
         try:
+            self._environment.begin()
             text = self._template.render(
                 messages=[dict(each) for each in messages],
                 add_generation_prompt=prompt,
@@ -84,7 +91,9 @@ class Template:
                 **self.special,
             )
         except Exception as error:  # a template can fail in as many ways as a program
-            raise ValueError(f"the chat template does not take the messages: {error}.") from error
+            raise ValueError(
+                f"the chat template does not take the messages: {_said(error)}."
+            ) from error
         return _unmarked(text)
 
     def answers(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
@@ -126,6 +135,7 @@ class Template:
         return whole, found
 
 
+@judged
 def chat_template(folder: str | os.PathLike, tokenizer: Tokenizer | None = None) -> Template | None:
     """The chat template of a Hugging Face folder.
 
@@ -145,9 +155,12 @@ def chat_template(folder: str | os.PathLike, tokenizer: Tokenizer | None = None)
         tokenizer = Tokenizer(folder)
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return Template(file.read_text(encoding="utf-8"), tokenizer.special)
+        regular(file, LARGEST)
+        return _template(file, file.read_text(encoding="utf-8", errors="replace"), tokenizer)
     source = read_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(source, list):
+        if not all(isinstance(each, dict) for each in source):
+            raise ValueError(f"{folder} has chat templates without names; each must be an object.")
         named = {each.get("name"): each.get("template") for each in source}
         source = named.get("default")
         if source is None:
@@ -155,7 +168,21 @@ def chat_template(folder: str | os.PathLike, tokenizer: Tokenizer | None = None)
                 f"{folder} has the chat templates {', '.join(map(str, named))}, none of them named "
                 "'default'; save the one to take as chat_template.jinja."
             )
-    return None if source is None else Template(source, tokenizer.special)
+    if source is None:
+        return None
+    return _template(folder / "tokenizer_config.json", source, tokenizer)
+
+
+def _template(file: Path, source: Any, tokenizer: Tokenizer) -> Template:
+    try:
+        return Template(source, tokenizer.special)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _said(error: Exception) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")
 
 
 # Characters that no text has: what the template marks is found by them in what it renders.

@@ -5,7 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from lorajax.environment.judging import judged
 
+
+@judged
 def sizes(longest: int) -> tuple[int, ...]:
     """The lengths that batches are filled up to, so that few programs are compiled.
 
@@ -42,6 +45,7 @@ class Ragged:
       ValueError: if a sequence is longer than the last of the lengths.
     """
 
+    @judged
     def __init__(
         self, rows: Sequence[np.ndarray], fill: int = 0, lengths: Sequence[int] | None = None
     ):
@@ -73,6 +77,7 @@ class Ragged:
         return np.where(inside, self._flat[taken], np.asarray(self.fill, self._flat.dtype))
 
 
+@judged
 def pack(rows: Sequence[Sequence[np.ndarray]], length: int) -> dict[str, np.ndarray]:
     """Sequences side by side in rows of one length, so that little of a row is filling.
 

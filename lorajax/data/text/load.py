@@ -12,6 +12,7 @@ from lorajax.data.text.chat import Template
 from lorajax.data.text.columns import Ragged, pack
 from lorajax.data.text.sheets import Columns, Sheet, choose, read_sheet
 from lorajax.data.text.tokens import Encoded, Tokenizer
+from lorajax.environment.judging import judged
 
 KINDS = ("classes", "numbers", "tokens")
 """What may be asked of a text: its class, a number, or each next token."""
@@ -39,6 +40,7 @@ class Asked(NamedTuple):
     answers: tuple[np.ndarray, np.ndarray] | None
 
 
+@judged
 def read_texts(
     train: str | os.PathLike,
     test: str | os.PathLike | None = None,
@@ -192,6 +194,7 @@ class Limits(NamedTuple):
     max_length: int | None = None
 
 
+@judged
 def tables(
     texts: Asked,
     tokenizer: Tokenizer,

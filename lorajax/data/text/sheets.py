@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lorajax.environment.files import regular
+from lorajax.environment.judging import judged
+
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".txt")
 """Endings of the files that `read_sheet` takes."""
 TEXTS: tuple[tuple[str, ...], ...] = (
@@ -79,6 +82,7 @@ class Sheet(NamedTuple):
         return values
 
 
+@judged
 def is_text(path: str | os.PathLike) -> bool:
     """Whether a path is one of texts: a file by its ending, a folder by holding .txt files."""
     path = Path(path)
@@ -87,6 +91,7 @@ def is_text(path: str | os.PathLike) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
+@judged
 def read_sheet(path: str | os.PathLike) -> Sheet:
     """Reads a file of texts.
 
@@ -129,6 +134,7 @@ def read_sheet(path: str | os.PathLike) -> Sheet:
 
 
 def _decoded(path: Path) -> str:
+    regular(path)
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -231,6 +237,7 @@ class Columns(NamedTuple):
     label: str | None = None
 
 
+@judged
 def choose(sheet: Sheet, text: Sequence[str] | None = None, label: str | None = None) -> Columns:
     """Which columns of a sheet are read, by its header where that is plain, else as asked.
 

@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lorajax.environment import files
+from lorajax.environment.judging import judged
+
 _EXTRA = "pip install 'lorajax[text]'"
+LARGEST = 2**27
+"""Bytes of the largest tokenizer, or of the settings beside one: the largest known have 35 MB."""
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token")
 
 
@@ -47,6 +52,7 @@ class Tokenizer:
       ImportError: where the package `tokenizers` is missing.
     """
 
+    @judged
     def __init__(self, folder: str | os.PathLike):
         try:
             import tokenizers
@@ -62,6 +68,7 @@ class Tokenizer:
                 "folder that has one."
             )
         self.folder = file.parent
+        files.regular(file, LARGEST)
         try:
             self._rust = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the package raises Exception itself
@@ -153,6 +160,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         return {}
+    files.regular(path, LARGEST)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Integer
 
+from lorajax.environment.judging import SHARE, at_least, judged
 from lorajax.models import layers
 from lorajax.models.family import Model
 
@@ -21,6 +22,7 @@ CHOICES = {
 """What some fields of a configuration may be."""
 
 
+@judged(classes=at_least(1), dropout=SHARE)
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
     """Everything that fixes an encoder's function, apart from its weights.
@@ -234,6 +236,7 @@ class Bert(Model):
       (5, 3)
     """
 
+    @judged
     def __init__(
         self,
         config: BertConfig,

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Integer
 
+from lorajax.environment.judging import judged
 from lorajax.models import layers
 from lorajax.models.family import Model
 
@@ -19,6 +20,7 @@ ROPES = ("default", "linear", "llama3")
 """How the frequencies of the rotary positions may be scaled."""
 
 
+@judged
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
     """Everything that fixes a Llama's function, apart from its weights.
@@ -140,6 +142,7 @@ def frequencies(config: LlamaConfig) -> np.ndarray:
     return np.where(between, mixed, found).astype(np.float32)
 
 
+@judged
 def places(
     tokens: Integer[Array, "b t"],
     mask: Mask | None = None,
@@ -275,6 +278,7 @@ class Llama(Model):
       (5, 7, 50)
     """
 
+    @judged
     def __init__(
         self,
         config: LlamaConfig,

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lorajax.environment.judging import SHARE, at_least, judged
 from lorajax.models import layers, vision
 from lorajax.models.family import Model, Rule, Untold, one
 from lorajax.models.vit.attention import Attention
@@ -34,6 +35,7 @@ _CHOICES = {
 }
 
 
+@judged(classes=at_least(1), channels=at_least(1), dropout=SHARE)
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
     """Everything that fixes a ViT's function, apart from its weights.
@@ -351,6 +353,7 @@ class ViT(Model):
       (5, 10)
     """
 
+    @judged
     def __init__(
         self,
         config: ViTConfig,

@@ -1,0 +1,1 @@
+"""Campaigns of harm: calls, files and faults that must not go unnoticed, and must not cost more."""
