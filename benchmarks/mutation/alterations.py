@@ -299,7 +299,9 @@ class _Collector(ast.NodeVisitor):
             for x in (node.left, node.right)
         )
         other = ARITHMETIC.get(type(node.op))
-        if other is not None and not strings:
+        # A | between types is no arithmetic.
+        union = not self.scope and isinstance(node.op, ast.BitOr)
+        if other is not None and not strings and not union:
             self.note(node, "arithmetic", ast.BinOp(node.left, other(), node.right))
         self.generic_visit(node)
 
