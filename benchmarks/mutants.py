@@ -2,12 +2,11 @@
 
     python -m benchmarks mutants [--count 400] [--limit N] [--module TEXT] [--only TEXT] [--again]
 
-Alters one constant, sign, exponent, comparison, transpose or argument at a time in `laws`, `exact`,
-`flows`, `ranks`, `spectra`, `optima`, `initializers`, `problems` and `claims`, and runs the tests and
-claims that execute the altered line, the cheapest first, until one fails. The alterations are a
-sample by module that depends on the seed alone, and every fault that tests once missed
-(benchmarks/mutation/named.toml). A survivor counts as equivalent only where
-benchmarks/mutation/equivalent.toml gives the reason.
+Alters one constant, sign, exponent, comparison, transpose or argument at a time in the modules that
+hold the theory (`ROOMS`), and runs the tests and claims that execute the altered line, the cheapest
+first, until one fails. The alterations are a sample by module that depends on the seed alone, and
+every fault that tests once missed (benchmarks/mutation/named.toml). A survivor counts as equivalent
+only where benchmarks/mutation/equivalent.toml gives the reason.
 
 A campaign that was ended goes on where it stopped; `--again` tries the survivors anew. The table
 goes to docs/mutants.md and benchmarks/results/mutants.json once every alteration is decided.

@@ -1,1 +1,1 @@
-"""What `python -m benchmarks mutants` is made of: alterations, the processes that try them, tables."""
+"""What `python -m benchmarks mutants` is made of: alterations, processes and tables."""

@@ -166,7 +166,7 @@ class Watch:
         if "jax" in sys.modules:
             sys.modules["jax"].clear_caches()
         run = getattr(getattr(item, "module", None), "RUN", None)
-        if hasattr(run, "_memory"):
+        if run is not None:
             run._memory.clear()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
