@@ -190,11 +190,23 @@ class Watch:
         return lines[0][2:].strip()[:160] if lines else str(report.longreprtext)[-160:]
 
 
-def run_pytest(watch: Watch, arguments: Sequence[str]) -> int:
-    """Runs pytest in this process with the watch on."""
+def run_pytest(watch: Watch, arguments: Sequence[str], modules: Sequence[str]) -> int:
+    """Runs pytest in this process with the watch on, and these modules imported first.
+
+    In their own order: a doctest that is asked for alone would import its file before its package,
+    and shadow a function of the same name.
+    """
     import pytest
 
     class Plugin:
+        def pytest_sessionstart(self) -> None:
+            try:
+                for name in modules:
+                    importlib.import_module(name)
+            except Exception as error:
+                watch.failed, watch.reason = "import", f"{type(error).__name__}: {error}"
+                pytest.exit("the altered module cannot be imported", returncode=1)
+
         @pytest.hookimpl(wrapper=True)
         def pytest_runtest_protocol(self, item: Any) -> Iterator[None]:
             with watch.around(item):
@@ -204,25 +216,29 @@ def run_pytest(watch: Watch, arguments: Sequence[str]) -> int:
     return int(pytest.main([*quiet, *arguments], plugins=[watch, Plugin()]))
 
 
-def record(sources: Mapping[str, str], arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
+def record(
+    sources: Mapping[str, str], arguments: Sequence[str], modules: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     """Each test of an unaltered run: its outcome, its seconds, and what it executed."""
     hits: set[int] = set()
     builtins._mutation_hit = hits.add  # type: ignore[attr-defined]
     keep_programs(write=True)
     hand_out(sources)
     watch = Watch(hits=hits)
-    code = run_pytest(watch, arguments)
+    code = run_pytest(watch, arguments, modules)
     if code not in (0, 1, 5):
         raise RuntimeError(f"pytest ended with {code} on {arguments}.")
     return watch.tests
 
 
-def judge(module: str, source: str, tests: Mapping[str, float]) -> dict[str, Any]:
+def judge(
+    module: str, source: str, tests: Mapping[str, float], modules: Sequence[str]
+) -> dict[str, Any]:
     """The first test that an altered module fails, of those given with their seconds."""
     keep_programs(write=False)
     hand_out({module: source})
     watch = Watch(allowed={k: PATIENCE[0] + PATIENCE[1] * v for k, v in tests.items()})
-    code = run_pytest(watch, ["-x", *tests])
+    code = run_pytest(watch, ["-x", *tests], modules)
     if watch.failed is None and code != 0:
         raise RuntimeError(f"pytest ended with {code}, and no test failed.")
     return {"by": watch.failed, "reason": watch.reason}
