@@ -105,6 +105,16 @@ def test_starts_in_both_factors_follow_the_ode(engine, kind, scale):
         np.testing.assert_allclose(found[:, : want.shape[1]], want, atol=1e-9 * SPECTRUM[0])
 
 
+def test_the_closed_form_keeps_its_digits_at_early_times():
+    """One entry a factor is one mode; C is 1 + (2κt)…, whose series must end where it is exact."""
+    one = jnp.ones((1, 1))
+    problem = lorajax.MatrixFactorization(one, jnp.array([2.0]), one)
+    times = jnp.logspace(-6, 0, 13)
+    found = lorajax.balanced_flow(problem, lorajax.Factors(1.5 * one, 0 * one), times)
+    want = lorajax.laws.lora_mode(times, 2.0, 1.5)
+    np.testing.assert_allclose(found.core.product[:, 0, 0], want, rtol=1e-12)
+
+
 @pytest.mark.parametrize("columns", [1, 4, 9])
 def test_jacobi_finds_singular_values(columns):
     matrices = np.random.default_rng(0).standard_normal((columns, 14, 6))
