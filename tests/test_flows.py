@@ -81,6 +81,29 @@ def test_float32_stays_float32(problem, start):
     np.testing.assert_allclose(found, expected, atol=5e-3)
 
 
+def test_a_tolerance_is_that_of_the_solver(problem, start):
+    """The steps are those of diffrax at the same rtol, with atol in units of the largest entry."""
+
+    def slope(_t, y, _args):
+        return jax.tree.map(jnp.negative, problem.gradient(y))
+
+    largest = max(float(jnp.abs(x).max()) for x in start)
+    times = jnp.asarray(TIMES)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(slope),
+        diffrax.Dopri8(),
+        times[0],
+        times[-1],
+        None,
+        start,
+        saveat=diffrax.SaveAt(ts=times),
+        stepsize_controller=diffrax.PIDController(rtol=1e-5, atol=1e-5 * largest),
+    )
+    path = flows.gradient_flow(problem, start, TIMES, rtol=1e-5, reduced=False)
+    assert int(path.steps) == int(solution.stats["num_steps"])
+    np.testing.assert_allclose(path.core.a, solution.ys.a, atol=1e-12)
+
+
 def test_numbers_change_without_a_new_trace(problem, start, traces):
     default = flows.gradient_flow(problem, start, TIMES)
     explicit = flows.gradient_flow(problem, start, TIMES, rtol=1e-8)
