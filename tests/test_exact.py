@@ -105,6 +105,24 @@ def test_starts_in_both_factors_follow_the_ode(engine, kind, scale):
         np.testing.assert_allclose(found[:, : want.shape[1]], want, atol=1e-9 * SPECTRUM[0])
 
 
+@pytest.mark.parametrize("engine", ["steps", "lanes"])
+@pytest.mark.parametrize("sizes", [(0.6, 0.3), (0.3, 0.6)])
+def test_unequal_factors_of_a_matrix_with_few_rows_follow_the_ode(engine, sizes):
+    """λ of either sign with both factors filled, and more across the columns than the rows."""
+    problem, keys = problem_of(shape=(4, 12)), jax.random.split(jax.random.key(0))
+    left, right = (
+        initializers.orthogonal(key, (n, n), 4, size).a
+        for key, n, size in zip(keys, (4, 12), sizes, strict=True)
+    )
+    start, times = lorajax.Factors(left, right.T), np.linspace(0, 4, 9)
+    found = TWO_SIDED[engine](problem, start, jnp.asarray(times))
+    want = tight_ode(problem, start, times)
+    np.testing.assert_allclose(found[:, : want.shape[1]], want, atol=1e-9 * SPECTRUM[0])
+    if engine == "steps":
+        path = lorajax.balanced_flow(problem, start, jnp.asarray(times))
+        assert float(path.drift) < 1e-12
+
+
 def test_the_closed_form_keeps_its_digits_at_early_times():
     """One entry a factor is one mode; C is 1 + (2κt)…, whose series must end where it is exact."""
     one = jnp.ones((1, 1))
