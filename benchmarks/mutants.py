@@ -1,6 +1,6 @@
 """Do the tests and the claims notice when the theory's code is wrong?
 
-    python -m benchmarks mutants [--count 400] [--limit N] [--module TEXT] [--only TEXT] [--again]
+    python -m benchmarks mutants [--count 300] [--limit N] [--module TEXT] [--only TEXT] [--again]
 
 Alters one constant, sign, exponent, comparison, transpose or argument at a time in the modules that
 hold the theory (`ROOMS`), and runs the tests and claims that execute the altered line, the cheapest
@@ -245,7 +245,7 @@ def main(argv: list[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--count", type=int, default=400, help="alterations in the sample")
+    parser.add_argument("--count", type=int, default=300, help="alterations in the sample")
     parser.add_argument("--seed", type=int, default=0, help="which alterations the sample holds")
     parser.add_argument("--limit", type=int, help="judge only the first N, and write no table")
     parser.add_argument("--module", default="", help="only modules whose name has this text")

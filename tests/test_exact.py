@@ -148,6 +148,17 @@ def test_jacobi_finds_singular_values(columns):
         np.testing.assert_allclose(found[-1, 0], graded[-1], rtol=1e-2)
 
 
+@pytest.mark.parametrize("columns", [4, 9])
+def test_jacobi_goes_on_where_columns_are_nearly_orthogonal(columns):
+    """Cosines of 1e-3: to stop after one sweep would leave errors of 1e-10 and more."""
+    draw = np.random.default_rng(0)
+    frame = np.linalg.qr(draw.standard_normal((14, columns)))[0] * np.linspace(1, 2, columns)
+    matrix = frame @ (np.eye(columns) + 6e-4 * draw.uniform(-1, 1, (columns, columns)))
+    found = jax.jit(lanes.jacobi)(jnp.asarray(matrix.T)[:, :, None])[:, 0]
+    want = np.linalg.svd(matrix, compute_uv=False)
+    np.testing.assert_allclose(found, want, rtol=0, atol=1e-14)
+
+
 def test_large_ranks_take_the_looped_path():
     spectrum = tuple(np.linspace(4, 1, 9))
     problem = problem_of(spectrum, (20, 18))
