@@ -159,6 +159,17 @@ def test_jacobi_goes_on_where_columns_are_nearly_orthogonal(columns):
     np.testing.assert_allclose(found, want, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("second", [(0.4, 1.3), (0.6, -0.7), (-0.4, 0.95)])
+def test_one_rotation_makes_two_columns_orthogonal(second):
+    """So that the second sweep finds nothing, whichever is the longer and at whatever angle."""
+    columns = jnp.array([(1.0, 0.0), second])[:, :, None]
+    want = np.linalg.svd(columns[:, :, 0], compute_uv=False)
+    for run in (lambda x: lanes._jacobi_unrolled(list(x)), lanes._jacobi_looped):
+        found, sweeps = run(columns)
+        assert int(sweeps) == 2
+        np.testing.assert_allclose(found[:, 0], want, rtol=1e-14)
+
+
 def test_large_ranks_take_the_looped_path():
     spectrum = tuple(np.linspace(4, 1, 9))
     problem = problem_of(spectrum, (20, 18))

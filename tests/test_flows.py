@@ -175,6 +175,33 @@ def test_spectral_descent_steps_have_unit_singular_values(key):
         np.testing.assert_allclose(jnp.linalg.svd(update, compute_uv=False), 1.0, atol=1e-12)
 
 
+def test_accelerated_descent_restarts_where_it_points_uphill():
+    """Nesterov with the gradient's restart, written for one array."""
+    curvatures, rate, steps = np.array([1.0, 0.02]), 0.9, 60
+    y = last = np.ones(2)
+    t, restarts, want = 1.0, 0, []
+    for _ in range(steps):
+        slope = curvatures * y
+        reached = y - rate * slope
+        if slope @ (reached - last) > 0:
+            y, t, restarts = reached, 1.0, restarts + 1
+        else:
+            after = (1 + (1 + 4 * t * t) ** 0.5) / 2
+            y, t = reached + (t - 1) / after * (reached - last), after
+        last = reached
+        want.append(y)
+    optimizer, start = flows.accelerated(rate), jnp.ones(2)
+
+    def step(carry, _):
+        x, state = carry
+        updates, state = optimizer.update(curvatures * x, state, x)
+        return (x + updates, state), x + updates
+
+    found = jax.lax.scan(step, (start, optimizer.init(start)), None, length=steps)[1]
+    np.testing.assert_allclose(found, np.array(want), atol=1e-12)
+    assert 2 <= restarts < steps / 4
+
+
 def test_sequential_descent_uses_the_new_left_factor(problem, start):
     step, start = 0.03, start._replace(b=0.1 * start.a[: problem.shape[1]].T)  # B = 0 hides it
     path = flows.sequential_descent(problem, start, step, 1)
