@@ -118,8 +118,13 @@ class Campaign:
             chosen += found[: max(1, round(share * weights[name]))]
         return chosen
 
-    def observe(self, tests: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """What each test executes, from one unaltered run of each file, kept until it changes."""
+    def observe(self, tests: Sequence[str], fresh: bool) -> dict[str, dict[str, Any]]:
+        """What each test executes, from one unaltered run of each file.
+
+        Args:
+          tests: arguments of pytest.
+          fresh: run again what has changed since.
+        """
         found: dict[str, dict[str, Any]] = {}
         names = list(self.sources)
         with_calls = {
@@ -127,8 +132,10 @@ class Campaign:
             for name, text in self.sources.items()
         }
         for test in tests:
-            key = self.digest_of(test)
-            kept = self.work / "tests" / f"{key}.json"
+            kept, pattern = self.place_of(test)
+            if not fresh:
+                # A campaign goes on with what it knows while tests are added.
+                kept = next(iter(kept.parent.glob(pattern)), kept)
             if not kept.exists():
                 begin = time.perf_counter()
                 task = functools.partial(
@@ -149,12 +156,16 @@ class Campaign:
             print(f"left out, as they fail unaltered: {', '.join(bad)}", flush=True)
         return {k: v for k, v in found.items() if v["outcome"] == "passed" and v.get("hits")}
 
-    def digest_of(self, test: str) -> str:
+    def place_of(self, test: str) -> tuple[pathlib.Path, str]:
+        """Where what a test executes is kept, and the pattern of it for other texts of the test."""
         place = self.root / test
         files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
-        text = "".join(f.read_text(encoding="utf-8") for f in files)
-        text += "".join(self.sources.values())
-        return hashlib.sha256(f"{test} {text}".encode()).hexdigest()[:16]
+        digests = [
+            hashlib.sha256("".join(texts).encode()).hexdigest()[:12]
+            for texts in (self.sources.values(), [f.read_text(encoding="utf-8") for f in files])
+        ]
+        start = f"{test.replace('/', '-')}-{digests[0]}"
+        return self.work / "tests" / f"{start}-{digests[1]}.json", f"{start}-*.json"
 
     def tests_of(
         self, mutant: Mutant, observed: dict[str, dict[str, Any]], budget: float
@@ -218,7 +229,7 @@ class Campaign:
             known = {name: row for name, row in known.items() if row["caught"]}
         for tier, tests in enumerate(self.tests):
             left = [m for m in chosen if m.name not in known or undecided(known[m.name], tier)]
-            observed = self.observe(tests) if left else {}
+            observed = self.observe(tests, again) if left else {}
             for i, mutant in enumerate(left, 1):
                 row = self.judge(mutant, observed, budget)
                 row["tier"] = tier

@@ -467,6 +467,16 @@ def test_a_lane_fails_only_where_its_own_time_stands_still(dtype):
     )
     off = np.max(np.abs(seen.observed[0, :, 0] / exact - 1))
     assert 1e-6 < off < 1e-4 * int(seen.steps[0])
+    # Below atol nothing is resolved: what is left at the end is of its size, not of rtol's.
+    low = stepping.integrate(
+        lambda y: -4 * y,
+        jnp.ones((1, 1)),
+        jnp.array([0.3, 0.6, 3.0]),
+        1e-8,
+        jnp.full((1,), 1e-3),
+        lambda y: y,
+    )
+    assert 1e-7 < abs(float(low.observed[0, -1, 0]) - np.exp(-12.0)) < 1e-3 * int(low.steps[0])
 
 
 def test_two_adapters_are_resolved_at_the_smaller_scale():

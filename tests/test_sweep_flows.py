@@ -104,6 +104,13 @@ def test_two_layers_and_functions_of_the_factors():
     assert seen["columns"].dims == ("scale", "rank", "time", "columns_0")
 
 
+def test_a_start_along_the_gradient_of_a_loss_without_a_target():
+    """Minus the gradient of ½ (tr W)² at tr W = 2 is −2 I: each direction lowers the trace."""
+    problem = lorajax.TraceSquared(jnp.asarray(2.0), 6)
+    start = start_of(problem, "spectral", rank=3, scale=0.1)
+    assert float(jnp.trace(start.product)) == pytest.approx(-3 * 0.01, rel=1e-12)
+
+
 def test_a_start_that_is_not_what_its_group_is_fails(problem):
     def sometimes(key, shape, rank, scale):
         a, b = initializers.orthogonal(key, shape, rank, scale)

@@ -61,6 +61,9 @@ SYMMETRIC = {"zip", "min", "max", "float", "int", "isinstance", "map", "sum", "d
 OF_CLAIMS = {"sign", "arithmetic", "comparison", "boolean", "exponent", "function", "transpose"}
 """Operators for claims: any size, seed or time of an instance is right, so none is altered."""
 
+COMPOUND = (ast.If, ast.For, ast.While, ast.With)
+"""Statements whose inner statements are looked at one by one."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
@@ -230,11 +233,23 @@ class _Collector(ast.NodeVisitor):
         self.lines = outer
 
     def statement(self, node: ast.stmt) -> None:
-        """A statement of a function: what a test has to execute is this one."""
-        compound = isinstance(node, ast.FunctionDef | ast.ClassDef)
-        if not compound:
+        """A statement of a function: what a test has to execute is this one, or one inside it."""
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            self.visit(node)
+            return
+        if not isinstance(node, COMPOUND):
             self.lines = (node.lineno, node.end_lineno or node.lineno)
-        self.visit(node)
+            self.visit(node)
+            return
+        if isinstance(node, ast.If) and _only_raises(node):
+            return
+        for name, part in ast.iter_fields(node):
+            self.lines = (node.lineno, node.lineno)
+            if name in ("body", "orelse"):
+                for inner in part:
+                    self.statement(inner)
+            elif isinstance(part, ast.expr):
+                self.visit(part)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         self.scope.append(node.name)
@@ -410,9 +425,7 @@ def _blocks(function: ast.FunctionDef) -> Iterator[list[ast.stmt]]:
             block = getattr(node, field, None)
             if isinstance(block, list) and block and isinstance(block[0], ast.stmt):
                 yield block
-                waiting += [
-                    x for x in block if isinstance(x, ast.If | ast.For | ast.While | ast.With)
-                ]
+                waiting += [x for x in block if isinstance(x, COMPOUND)]
 
 
 def _hit(number: int) -> ast.stmt:
