@@ -92,6 +92,7 @@ class Campaign:
             if f.name != "__init__.py" or f.parent.name == "claims"
         }
         # Claims take long to import, and nothing but their own tests needs them.
+        self.explained: set[str] = set()
         self.packages = [f"{package}.{room}" for room in rooms if room != "claims"]
         work.mkdir(parents=True, exist_ok=True)
         (work / "tests").mkdir(exist_ok=True)
@@ -171,13 +172,22 @@ class Campaign:
         self, mutant: Mutant, observed: dict[str, dict[str, Any]], budget: float
     ) -> tuple[dict[str, float], int]:
         """The tests that execute the altered lines, cheapest first, and how many cost too much."""
-        first, last = (
-            list(self.sources).index(mutant.module) * processes.ROOM + line for line in mutant.lines
-        )
+        names = list(self.sources)
+        if mutant.function == "<module>":
+            # What a module defines is used wherever its room is.
+            room = mutant.module.rpartition(".")[0]
+            spans = [
+                (i * processes.ROOM, (i + 1) * processes.ROOM)
+                for i, name in enumerate(names)
+                if name == mutant.module or name.rpartition(".")[0] == room
+            ]
+        else:
+            start = names.index(mutant.module) * processes.ROOM
+            spans = [(start + mutant.lines[0], start + mutant.lines[1])]
         seconds = {
             name: row["seconds"]
             for name, row in observed.items()
-            if any(first <= line <= last for line in row["hits"])
+            if any(first <= line <= last for line in row["hits"] for first, last in spans)
         }
         chosen, spent = {}, 0.0
         for name in sorted(seconds, key=seconds.__getitem__):
@@ -228,7 +238,12 @@ class Campaign:
         if again:
             known = {name: row for name, row in known.items() if row["caught"]}
         for tier, tests in enumerate(self.tests):
-            left = [m for m in chosen if m.name not in known or undecided(known[m.name], tier)]
+            left = [
+                m
+                for m in chosen
+                if m.name not in known
+                or (undecided(known[m.name], tier) and m.name not in self.explained)
+            ]
             observed = self.observe(tests, again) if left else {}
             for i, mutant in enumerate(left, 1):
                 row = self.judge(mutant, observed, budget)
@@ -278,6 +293,8 @@ def main(argv: list[str]) -> int:
         options.work.absolute(),
     )
     own = options.root == ROOT
+    reasons = tables.equivalent() if own else {}
+    campaign.explained = set(reasons)
     named = tables.named(campaign.sources) if own else []
     chosen = named if options.named else [*named, *campaign.sample(options.count, options.seed)]
     chosen = list({m.name: m for m in reversed(chosen)}.values())[::-1]
@@ -286,7 +303,7 @@ def main(argv: list[str]) -> int:
     if own:
         processes.preload(options.work.absolute() / "programs")
     rows = campaign.run(part, options.budget, options.again)
-    summary = tables.summary(rows, tables.equivalent() if own else {})
+    summary = tables.summary(rows, reasons)
     print(tables.figures(summary))
     if own and len(part) == len(chosen) and not options.named:
         tables.write(ROOT, summary, len(campaign.candidates()), options.seed)

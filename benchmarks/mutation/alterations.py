@@ -363,6 +363,8 @@ class _Collector(ast.NodeVisitor):
             if not (stand_in and _number(argument) is not None):
                 self.visit(argument)
         for keyword in node.keywords:
+            if keyword.arg == "strict":  # a check, of zip
+                continue
             if keyword.arg == "axis":
                 self.context = "axis"
             self.visit(keyword.value)
