@@ -19,9 +19,10 @@ CHECK_VERSION = import sys; sys.version_info >= (3, 11) or sys.exit('lorajax nee
 newer and $(PYTHON) is ' + sys.version.split()[0] + ': choose one with make PYTHON=...')
 SIMS = $(wildcard sims/*/[a-z]*.py)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
-BENCHMARKS = $(wildcard benchmarks/[a-z]*.py)
+# Mutants measure the tests, not the library against its peers, and have a command of their own.
+BENCHMARKS = $(filter-out benchmarks/mutants.py,$(wildcard benchmarks/[a-z]*.py))
 
-.PHONY: help validate test lint format typecheck figures notebooks benchmarks constraints clean \
+.PHONY: help validate test lint format typecheck figures notebooks benchmarks mutants constraints clean \
   $(SIMS) $(NOTEBOOKS)
 .DELETE_ON_ERROR:
 
@@ -33,6 +34,7 @@ help:
 	@echo "figures     run every simulation in sims/ with its quick profile"
 	@echo "notebooks   execute every notebook into out/notebooks/"
 	@echo "benchmarks  run every benchmark against its peers (large downloads)"
+	@echo "mutants     alter the theory's code and see whether the tests notice (about two hours)"
 	@echo "constraints pin the newest releases that pyproject.toml allows"
 	@echo "clean       remove environments, caches and results"
 
@@ -86,6 +88,9 @@ $(NOTEBOOKS):
 benchmarks: $(INSTALLED)-benchmark
 	@$(if $(BENCHMARKS),,echo "benchmarks/ holds no benchmark.")
 	@set -e; for file in $(BENCHMARKS); do echo "$$file"; $(GUARDED) $(BIN)/python -m benchmarks $$(basename $$file .py) $(ARGS); done
+
+mutants: $(INSTALLED)-test
+	@$(BIN)/python -m benchmarks mutants $(ARGS)
 
 constraints: $(INSTALLED)-lock
 	@{ echo "# Made by 'make constraints': the releases that this repository is tested with."; \

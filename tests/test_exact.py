@@ -105,6 +105,35 @@ def test_starts_in_both_factors_follow_the_ode(engine, kind, scale):
         np.testing.assert_allclose(found[:, : want.shape[1]], want, atol=1e-9 * SPECTRUM[0])
 
 
+@pytest.mark.parametrize("engine", ["steps", "lanes"])
+@pytest.mark.parametrize("sizes", [(0.6, 0.3), (0.3, 0.6)])
+def test_unequal_factors_of_a_matrix_with_few_rows_follow_the_ode(engine, sizes):
+    """λ of either sign with both factors filled, and more across the columns than the rows."""
+    problem, keys = problem_of(shape=(4, 12)), jax.random.split(jax.random.key(0))
+    left, right = (
+        initializers.orthogonal(key, (n, n), 4, size).a
+        for key, n, size in zip(keys, (4, 12), sizes, strict=True)
+    )
+    start, times = lorajax.Factors(left, right.T), np.linspace(0, 4, 9)
+    found = TWO_SIDED[engine](problem, start, jnp.asarray(times))
+    want = tight_ode(problem, start, times)
+    np.testing.assert_allclose(found[:, : want.shape[1]], want, atol=1e-9 * SPECTRUM[0])
+    if engine == "steps":
+        path = lorajax.balanced_flow(problem, start, jnp.asarray(times))
+        assert float(path.drift) < 1e-12
+
+
+def test_the_closed_form_keeps_its_digits_at_early_times():
+    """One entry a factor is one mode; C is 1 + (2κt)…, whose series must end where it is exact."""
+    one = jnp.ones((1, 1))
+    problem = lorajax.MatrixFactorization(one, jnp.array([2.0]), one)
+    times = jnp.logspace(-6, 0, 13)
+    found = lorajax.balanced_flow(problem, lorajax.Factors(1.5 * one, 0 * one), times)
+    want = lorajax.laws.lora_mode(times, 2.0, 1.5)
+    # Growing and decaying parts cancel, which leaves the rounding of a² = 2.25.
+    np.testing.assert_allclose(found.core.product[:, 0, 0], want, rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize("columns", [1, 4, 9])
 def test_jacobi_finds_singular_values(columns):
     matrices = np.random.default_rng(0).standard_normal((columns, 14, 6))
@@ -117,6 +146,28 @@ def test_jacobi_finds_singular_values(columns):
     graded = np.linalg.svd(matrices[:, :, 0], compute_uv=False)
     if columns > 1:
         np.testing.assert_allclose(found[-1, 0], graded[-1], rtol=1e-2)
+
+
+@pytest.mark.parametrize("columns", [4, 9])
+def test_jacobi_goes_on_where_columns_are_nearly_orthogonal(columns):
+    """Cosines of 1e-3: to stop after one sweep would leave errors of 1e-10 and more."""
+    draw = np.random.default_rng(0)
+    frame = np.linalg.qr(draw.standard_normal((14, columns)))[0] * np.linspace(1, 2, columns)
+    matrix = frame @ (np.eye(columns) + 6e-4 * draw.uniform(-1, 1, (columns, columns)))
+    found = jax.jit(lanes.jacobi)(jnp.asarray(matrix.T)[:, :, None])[:, 0]
+    want = np.linalg.svd(matrix, compute_uv=False)
+    np.testing.assert_allclose(found, want, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("second", [(0.4, 1.3), (0.6, -0.7), (-0.4, 0.95)])
+def test_one_rotation_makes_two_columns_orthogonal(second):
+    """So that the second sweep finds nothing, whichever is the longer and at whatever angle."""
+    columns = jnp.array([(1.0, 0.0), second])[:, :, None]
+    want = np.linalg.svd(columns[:, :, 0], compute_uv=False)
+    for run in (lambda x: lanes._jacobi_unrolled(list(x)), lanes._jacobi_looped):
+        found, sweeps = run(columns)
+        assert int(sweeps) == 2
+        np.testing.assert_allclose(found[:, 0], want, rtol=1e-14)
 
 
 def test_large_ranks_take_the_looped_path():

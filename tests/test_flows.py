@@ -81,6 +81,29 @@ def test_float32_stays_float32(problem, start):
     np.testing.assert_allclose(found, expected, atol=5e-3)
 
 
+def test_a_tolerance_is_that_of_the_solver(problem, start):
+    """The steps are those of diffrax at the same rtol, with atol in units of the largest entry."""
+
+    def slope(_t, y, _args):
+        return jax.tree.map(jnp.negative, problem.gradient(y))
+
+    largest = max(float(jnp.abs(x).max()) for x in start)
+    times = jnp.asarray(TIMES)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(slope),
+        diffrax.Dopri8(),
+        times[0],
+        times[-1],
+        None,
+        start,
+        saveat=diffrax.SaveAt(ts=times),
+        stepsize_controller=diffrax.PIDController(rtol=1e-5, atol=1e-5 * largest),
+    )
+    path = flows.gradient_flow(problem, start, TIMES, rtol=1e-5, reduced=False)
+    assert int(path.steps) == int(solution.stats["num_steps"])
+    np.testing.assert_allclose(path.core.a, solution.ys.a, atol=1e-12)
+
+
 def test_numbers_change_without_a_new_trace(problem, start, traces):
     default = flows.gradient_flow(problem, start, TIMES)
     explicit = flows.gradient_flow(problem, start, TIMES, rtol=1e-8)
@@ -150,6 +173,33 @@ def test_spectral_descent_steps_have_unit_singular_values(key):
     updates, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
     for update in updates:
         np.testing.assert_allclose(jnp.linalg.svd(update, compute_uv=False), 1.0, atol=1e-12)
+
+
+def test_accelerated_descent_restarts_where_it_points_uphill():
+    """Nesterov with the gradient's restart, written for one array."""
+    curvatures, rate, steps = np.array([1.0, 0.02]), 0.9, 60
+    y = last = np.ones(2)
+    t, restarts, want = 1.0, 0, []
+    for _ in range(steps):
+        slope = curvatures * y
+        reached = y - rate * slope
+        if slope @ (reached - last) > 0:
+            y, t, restarts = reached, 1.0, restarts + 1
+        else:
+            after = (1 + (1 + 4 * t * t) ** 0.5) / 2
+            y, t = reached + (t - 1) / after * (reached - last), after
+        last = reached
+        want.append(y)
+    optimizer, start = flows.accelerated(rate), jnp.ones(2)
+
+    def step(carry, _):
+        x, state = carry
+        updates, state = optimizer.update(curvatures * x, state, x)
+        return (x + updates, state), x + updates
+
+    found = jax.lax.scan(step, (start, optimizer.init(start)), None, length=steps)[1]
+    np.testing.assert_allclose(found, np.array(want), atol=1e-12)
+    assert 2 <= restarts < steps / 4
 
 
 def test_sequential_descent_uses_the_new_left_factor(problem, start):
@@ -417,6 +467,16 @@ def test_a_lane_fails_only_where_its_own_time_stands_still(dtype):
     )
     off = np.max(np.abs(seen.observed[0, :, 0] / exact - 1))
     assert 1e-6 < off < 1e-4 * int(seen.steps[0])
+    # Below atol nothing is resolved: what is left at the end is of its size, not of rtol's.
+    low = stepping.integrate(
+        lambda y: -4 * y,
+        jnp.ones((1, 1)),
+        jnp.array([0.3, 0.6, 3.0]),
+        1e-8,
+        jnp.full((1,), 1e-3),
+        lambda y: y,
+    )
+    assert 1e-7 < abs(float(low.observed[0, -1, 0]) - np.exp(-12.0)) < 1e-3 * int(low.steps[0])
 
 
 def test_two_adapters_are_resolved_at_the_smaller_scale():

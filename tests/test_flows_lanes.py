@@ -32,6 +32,9 @@ def test_reduced_ode_agrees_with_gradient_flow(problem, initializer, rank):
     factors = starts(initializer, problem, rank)
     found, engine = lanes.spectra(problem, factors, times)
     assert engine == "reduced ODE" and not found.status.any()
+    # A lane keeps 1e-8 with room to spare, so that its tolerance shows in its steps alone.
+    told = lanes.spectra(problem, factors, times, rtol=3e-10)[0]
+    np.testing.assert_array_equal(found.steps, told.steps)
     values = found.observed["singular_values"]
     for i in range(SCALES.shape[0]):
         one = lorajax.Factors(factors.a[i], factors.b[i])
@@ -76,7 +79,10 @@ def test_two_layer_agrees_with_gradient_flow(rank_one):
         problem,
         factors,
         times,
-        observe=lambda f: {"norm": lorajax.spectra.factor_norm(f.first)},
+        observe=lambda f: {
+            "norm": lorajax.spectra.factor_norm(f.first),
+            "entries": jnp.concatenate([f.second.a[:2, :2], f.second.b[:2, :2], f.first.a[:2, :2]]),
+        },
         bucket=2,
     )
     assert not found.status.any()
@@ -86,6 +92,11 @@ def test_two_layer_agrees_with_gradient_flow(rank_one):
         np.testing.assert_allclose(found.observed["losses"][i], path.losses, rtol=1e-7)
         norms = lorajax.spectra.factor_norm(path.core.first)
         np.testing.assert_allclose(found.observed["norm"][i], norms, rtol=1e-6)
+        core = path.core
+        entries = [x[:, :2, :2] for x in (core.second.a, core.second.b, core.first.a)]
+        np.testing.assert_allclose(
+            found.observed["entries"][i], jnp.concatenate(entries, axis=1), atol=1e-6
+        )
 
 
 def test_full_ode_runs_any_problem():

@@ -157,6 +157,17 @@ def test_nora_and_nystrom_lie_in_the_column_space():
         assert not b.any()
 
 
+def test_a_column_of_a_sketch_has_the_mean_norm_of_the_matrix():
+    """E‖W ω/√n‖² = ‖W‖_F²/n; over 150 columns of 200 directions chance is about 1 %."""
+    wide = draw(200, 150, seed=9)
+    for a, _ in (
+        initializers.nora(KEY, wide, 150, 2.0),
+        initializers.nystrom(KEY, wide, 150, 2.0),
+    ):
+        found = jnp.mean(jnp.sum(a**2, axis=0))
+        np.testing.assert_allclose(found, 4 * jnp.sum(wide**2) / 150, rtol=0.05)
+
+
 def test_tucker_starts_conserve_the_identity():
     made = initializers.tucker(KEY, (3, 8, 6), (2, 4, 3), 0.5)
     assert not made.core.any() and not made.product.any()

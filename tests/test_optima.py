@@ -193,6 +193,30 @@ def test_a_decay_beyond_the_gradient_learns_nothing(key):
     assert int(found.steps) == 0
 
 
+def test_steps_are_few_where_curvatures_differ_and_shrink_where_they_were_too_long():
+    """Diagonal data: each entry is a soft threshold, with curvatures g²/N from 4 to 1/400.
+
+    Plain steps would take about 4·400 ln(1e10) = 37,000. The first sample's target of −1 hides the
+    largest curvature from the power iteration, which finds a sixteenth of it.
+    """
+    gains, targets, decay = np.array([4.0, 1.0, 0.3, 0.1]), np.array([-1.0, 1.0, 1.0, 1.0]), 1e-3
+    features = jnp.asarray(gains[:, None, None] * np.eye(4)[:, :, None] * np.eye(4)[:, None, :])
+    problem = Linearized.from_features(features[:, None], jnp.asarray(targets)[:, None])
+    assert float(smoothness(problem)) < 0.3
+    found = optima.minimize(problem, decay)
+    slopes, curvatures = gains * targets / 4, gains**2 / 4
+    want = np.sign(slopes) * np.maximum(np.abs(slopes) - decay, 0) / curvatures
+    assert bool(found.converged) and int(found.steps) < 4000
+    np.testing.assert_allclose(found.update, np.diag(want), atol=1e-3)
+    assert float(found.certificate.objective) == pytest.approx(
+        float(np.mean((gains * want - targets) ** 2) / 2 + decay * np.abs(want).sum()), abs=1e-9
+    )
+    # From next to the end, along the stiffest entry alone, it is a matter of a few steps.
+    near = jnp.asarray(np.diag(want + 1e-3 * np.eye(4)[0]))
+    again = optima.minimize(problem, decay, start=near)
+    assert bool(again.converged) and int(again.steps) < int(found.steps) / 4
+
+
 def test_smoothness_is_never_above_the_constant(key):
     problem = make(key)
     gram = problem.kernel().reshape(problem.equations, -1) / SAMPLES
@@ -244,6 +268,8 @@ def test_structure_takes_any_smooth_loss(key):
     f = Factors(jnp.ones((6, 1)) * 0.9, jnp.ones((1, 5)))
     found = optima.structure(problem.full_gradient(f), f, 0.1)
     assert found.singular_values.shape == (1,)
+    # There the gradient is −0.1 · 1 1ᵀ, of norm 0.1 √30 and along the update: nothing is left.
+    assert float(optima.structure(problem.full_gradient(f), f, 0.1 * 30**0.5).outer) < 1e-12
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,10 @@ def test_any_function_of_spectra_is_a_rule():
     rule, values = ranks.rule(needy), spectrum(3.0, 2.0, 0.5)
     assert rule.noise == "none" and list(rule.options) == ["share"]
     assert int(rule(values, shape=(3, 3), samples=10, share=10.0).rank) == 2
+    batch = ranks.rule("c_over_n")(
+        jnp.stack([values, values / 4]), shape=(3, 3), samples=10, constant=10.0
+    )
+    assert batch.rank.tolist() == [2, 0] and batch.floor.shape == (2,)
     derived = ranks.rule("c_over_n")(values, shape=(4, 1), samples=9, noise=1.0)
     margin = ranks.edge_margin((4, 1))
     assert float(derived.floor) == pytest.approx((1 + margin) ** 0.5)

@@ -10,6 +10,7 @@ import pytest
 import lorajax
 from lorajax import initializers, spectra
 from lorajax.flows import start_of
+from lorajax.flows.plan import reduced_shape
 from lorajax.flows.sweeping import plan_flows
 from lorajax.problems import TwoLayer
 from lorajax.sweeps import open_sweep
@@ -102,6 +103,36 @@ def test_two_layers_and_functions_of_the_factors():
 
     seen = lorajax.sweep_flows(problem, "spectral", axes, TIMES, observe=size)
     assert seen["columns"].dims == ("scale", "rank", "time", "columns_0")
+
+
+def operations(function, start):
+    """What XLA counts."""
+    return jax.jit(function).lower(start).compile().cost_analysis()["flops"]
+
+
+def test_a_plan_counts_operations_as_xla_does(key):
+    """Within a factor of 4, of the order of magnitude that is promised."""
+    problem = lorajax.MatrixFactorization.from_spectrum(key, (20, 15), (4.0, 2.0, 1.0))
+    start = initializers.lora(key, problem.shape, 4, 0.1)
+    for times in (np.linspace(0, 12, 61), np.linspace(0, 240, 61)):
+        path, planned = lorajax.solve(problem, start, times)
+        one = operations(lambda x, problem=path.problem: problem.gradient(x), path.start)
+        counted = 13 * int(path.steps) * one  # Dopri8 looks at the field 13 times a step
+        assert planned.engine == "reduced ODE" and 0.25 < planned.flops / counted < 4
+    even = initializers.orthogonal(key, problem.shape, 4, 0.1)
+    counted = operations(lambda x: lorajax.balanced_flow(problem, x, TIMES).core, even)
+    assert 0.25 < lorajax.plan(problem, even, TIMES).flops / counted < 4
+    for shape in ((20, 15), (4, 15), (15, 5)):
+        thin = lorajax.MatrixFactorization.from_spectrum(key, shape, (4.0, 2.0, 1.0))
+        reduced = lorajax.exact.reduce(thin, initializers.lora(key, shape, 4))
+        assert reduced_shape(thin, 4) == reduced.problem.shape
+
+
+def test_a_start_along_the_gradient_of_a_loss_without_a_target():
+    """Minus the gradient of ½ (tr W)² at tr W = 2 is −2 I: each direction lowers the trace."""
+    problem = lorajax.TraceSquared(jnp.asarray(2.0), 6)
+    start = start_of(problem, "spectral", rank=3, scale=0.1)
+    assert float(jnp.trace(start.product)) == pytest.approx(-3 * 0.01, rel=1e-12)
 
 
 def test_a_start_that_is_not_what_its_group_is_fails(problem):

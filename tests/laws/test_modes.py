@@ -99,3 +99,5 @@ def test_spectral_hit_times_of_the_table():
     np.testing.assert_allclose(found, [1.949, 1.688, 1.379, 0.975], atol=1e-3)
     law = laws.spectral_flow(found, jnp.array([4.0, 3.0, 2.0, 1.0]), 0.0)
     np.testing.assert_allclose(law, 0.95 * np.array([4.0, 3.0, 2.0, 1.0]), rtol=1e-12)
+    # From σ0 = 0.04 on it is √σ0 = 0.2 earlier.
+    np.testing.assert_allclose(laws.spectral_hit_time(4.0, 0.04), 1.949 - 0.2, atol=1e-3)

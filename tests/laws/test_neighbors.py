@@ -45,6 +45,22 @@ def test_overlap_rate_of_one_neuron_is_the_arc_cosine_kernels_slope():
         return (jnp.sqrt(1 - m**2) + m * (jnp.pi - jnp.arccos(m))) / (2 * jnp.pi)
 
     np.testing.assert_allclose(found, jax.vmap(jax.grad(kernel))(overlap), rtol=1e-10)
+    # Several neurons: the slope of Σ a_i a_j E[relu relu'], an arc-cosine kernel of each pair.
+    weights = jnp.array([[0.5, -1.0], [0.3, 0.8], [1.2, 0.1]])
+    outputs, directions = jnp.array([1.0, -2.0, 0.5]), jnp.array([0.7, 1.5, -0.4])
+
+    def expected(m):
+        gram = weights @ weights.T
+        size = jnp.sqrt(jnp.diagonal(gram) + directions**2)
+        sizes = jnp.multiply.outer(size, size)
+        cosine = (gram + m * jnp.multiply.outer(directions, directions)) / sizes
+        return outputs @ (sizes * kernel(cosine)) @ outputs
+
+    found = laws.relu_overlap_rate(overlap, weights, outputs, directions)
+    slope = jax.vmap(jax.grad(expected))(overlap)
+    np.testing.assert_allclose(found, slope, rtol=1e-10)
+    velocity = laws.relu_overlap_velocity(overlap, weights, outputs, directions)
+    np.testing.assert_allclose(velocity, slope * (1 - overlap**2), rtol=1e-10)
 
 
 def test_one_step_error_falls_with_the_root_of_the_samples():

@@ -58,5 +58,9 @@ def test_a_balanced_start_of_trace_zero_falls_as_a_power_of_time(key):
     trace = np.trace(np.asarray(flow.product), axis1=1, axis2=2)
     first = float(jnp.sum(a**2))
     np.testing.assert_allclose(trace, first / (1 + 2 * first * TIMES), rtol=1e-9)
+    # Of entries ½ every sum is exact, and so is the double root.
+    exact = Factors(jnp.full((6, 3), 0.5), jnp.full((3, 6), 0.5))
+    angle = laws.trace_squared_angle(problem, exact, TIMES)
+    np.testing.assert_allclose(np.exp(-2 * angle), 1 / (1 + 9 * TIMES), rtol=1e-12)
     none = Factors(0 * a, 0 * a.T)
     np.testing.assert_array_equal(laws.trace_squared_angle(problem, none, TIMES), 0)

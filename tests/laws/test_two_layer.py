@@ -1,5 +1,6 @@
 """Laws of two frozen layers, on an instance whose growth rates are written down."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,3 +28,19 @@ def test_the_loss_decays_at_twice_the_residuals_rate():
     first, second = 1.0 + 0.15, 2.0 + 0.14
     squares = second**2 * (0.3**2 + 0.5**2) + first**2 * (0.7**2 + 0.2**2)
     np.testing.assert_allclose(laws.loss_decay(problem, end), 2 * squares, rtol=1e-12)
+
+
+def test_the_loss_decays_at_the_rayleigh_quotient_of_the_derivative():
+    w1, w2, shift, a1, b1, a2, b2 = (
+        jnp.asarray(np.random.default_rng(i).normal(size=shape))
+        for i, shape in enumerate(((3, 4), (5, 3), (5, 4), (3, 2), (2, 4), (5, 1), (1, 3)))
+    )
+    end = TwoLayerFactors(Factors(a1, b1), Factors(a2, b2))
+
+    def product(end):
+        return (w2 + end.second.a @ end.second.b) @ (w1 + end.first.a @ end.first.b)
+
+    unit = shift / jnp.linalg.norm(shift)
+    pulled = jax.vjp(product, end)[1](unit)[0]
+    want = 2 * sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(pulled))
+    np.testing.assert_allclose(laws.loss_decay(TwoLayer(w1, w2, shift), end), want, rtol=1e-12)

@@ -1,0 +1,1 @@
+"""What `python -m benchmarks mutants` is made of: alterations, processes and tables."""
