@@ -180,7 +180,7 @@ def abstract(config: Any, dtype: Any, param_dtype: Any) -> Model:
 
     def make() -> Model:
         rngs = nnx.Rngs(0)
-        rngs.default = _SameKey(0, tag="default")
+        rngs.default = _SameKey(0, tag="default")  # pyright: ignore[reportAttributeAccessIssue]
         return build(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
 
     return nnx.eval_shape(make)

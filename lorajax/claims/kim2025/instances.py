@@ -111,9 +111,9 @@ class Spurious(NamedTuple):
     values: np.ndarray
 
 
-def _pair(kind: Kind) -> Spurious:
-    h = curvature_of(kind.beta, kind.coupling)
-    return Spurious(h, np.array([0.0, 1.0]), np.array([(kind.coupling - DECAY) / h[0, 0]]))
+def _pair(beta: float, coupling: float) -> Spurious:
+    h = curvature_of(beta, coupling)
+    return Spurious(h, np.array([0.0, 1.0]), np.array([(coupling - DECAY) / h[0, 0]]))
 
 
 SHY, OFF = 0.01, 0.5
@@ -139,7 +139,8 @@ def _corner(beta: float) -> Spurious:
 def _instance(kind: Kind, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """Features (9, 1, 3, 3) and targets (9, 1) in random frames, and a start."""
     u, v = (np.linalg.qr(rng.standard_normal((SIZE, SIZE)))[0] for _ in range(2))
-    own = _corner(kind.beta) if kind.coupling is None else _pair(kind)
+    c = kind.coupling
+    own = _corner(kind.beta) if c is None else _pair(kind.beta, c)
     h = kind.beta * np.eye(SIZE**2)
     diagonal = np.arange(len(own.target)) * (SIZE + 1)
     h[np.ix_(diagonal, diagonal)] = own.curvature

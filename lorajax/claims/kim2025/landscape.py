@@ -185,7 +185,7 @@ def loud_failure(run: Run, constant: float = 2.0) -> Evidence:
     rows = wide[:, None] & (instances.betas() > 2 * ALPHA)
     found = instances.spurious(ends) & instances.local(ends) & rows
     beta = np.broadcast_to(instances.betas(), found.shape)[found]
-    values = ends.structure.singular_values[found][:, :2]
+    values = np.asarray(ends.structure.singular_values)[found][:, :2]
     share = values[:, 1] / values[:, 0]
     short = laws.spurious_share(ALPHA, beta, constant=constant) - share
     away = laws.spurious_away(ALPHA, beta, values, 1, constant=constant)
