@@ -43,9 +43,12 @@ def test_every_extension_runs_in_few_lines(subtests, tmp_path, monkeypatch):
             run(page, code)
 
 
-def test_the_first_examples_of_the_readme_run():
+def test_the_first_examples_of_the_readme_run_and_print_what_it_says(capsys):
     path = ROOT / "README.md"
-    run(path, blocks(path.read_text(encoding="utf-8"))[:2])
+    text = path.read_text(encoding="utf-8")
+    run(path, blocks(text)[:2])
+    stated = re.search(r"abs\(simulated - predicted\)\.max\(\)\)  # (\S+)", text)
+    assert float(capsys.readouterr().out.split()[-1]) == pytest.approx(float(stated[1]), rel=0.05)
 
 
 def test_a_page_that_fails_is_caught():

@@ -57,8 +57,8 @@ def at_least(least: int) -> Demand:
 
 def shown(value: Any) -> str:
     """A value in a few words."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        if getattr(value, "shape", None) == () and not is_traced(value):
+    if _is_array(value):
+        if value.shape == () and not is_traced(value):
             return f"{value} ({value.dtype})"
         return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
     try:
@@ -76,7 +76,8 @@ def is_traced(value: Any) -> bool:
 
 
 def _is_array(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype")
+    # A problem of this package has a shape and a dtype as well.
+    return all(hasattr(value, name) for name in ("shape", "dtype", "ndim"))
 
 
 def _kind(value: Any) -> str:
