@@ -43,7 +43,7 @@ def called(
         ("matrix", jnp.ones(3), r"matrix is an array of shape \(3,\) .* of shape \(m, n\)"),
         ("matrix", jnp.ones((2, 2), complex), "floating-point array"),
         ("matrix", "x", r"matrix is 'x'; it must be a floating-point array of shape \(m, n\)"),
-        ("eta", float("nan"), "eta is nan; it must be finite"),
+        ("eta", float("nan"), "eta is nan; it must be positive and finite"),
         ("eta", 0.0, "eta is 0.0; it must be positive and finite"),
         ("eta", jnp.float64(-1.0), r"eta is -1.0 \(float64\); it must be positive"),
         ("eta", True, "eta is True; it must be a number"),

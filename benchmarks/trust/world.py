@@ -258,7 +258,7 @@ _MAKERS: dict[str, Any] = {
     "tucker": lambda w: lorajax.TuckerFactors(array(2, 2, 2), (array(4, 2),) * 3),
     "attention": lambda w: lorajax.LinearAttention(array(3)[1:] * 0 + 2.0, 9 + abs(array(1))[0]),
     "trace": lambda w: lorajax.TraceSquared.from_weight(array(4, 4)),
-    "diagonal": lambda w: lorajax.DiagonalFactorization(abs(array(2)), (4, 3)),
+    "diagonal": lambda w: lorajax.DiagonalFactorization(w.problem.singular_values, (4, 3)),
     "module": _module,
     "vit": _vit,
     "config": _config,

@@ -106,7 +106,7 @@ def _scalar(kind: str) -> Judge:
         found = _kind(value)
         right = found in _ALLOWED[kind] and getattr(value, "shape", ()) == ()
         if right and found == "f" and not is_traced(value) and not math.isfinite(value):
-            return "finite"
+            return "a finite number"
         return None if right else _NUMBER_WORDS[kind]
 
     return judge
@@ -156,6 +156,9 @@ def _union(parts: list[Judge]) -> Judge:
             if (said := part(value)) is None:
                 return None
             wanted.append(said)
+        whole = _NUMBER_WORDS["i"]
+        if {"a finite number", _NUMBER_WORDS["f"]} & {*wanted}:
+            wanted = [words for words in wanted if words != whole]
         return " or ".join(dict.fromkeys(wanted))
 
     return judge
@@ -331,10 +334,11 @@ def judged(function: Any = None, /, **demands: Demand) -> Any:
     def check(name: str, value: Any) -> None:
         if value is defaults.get(name, judges):
             return
-        if name in judges and (wanted := judges[name](value)) is not None:
-            raise refused(name, value, wanted)
+        # What numbers must be says more than that they must be finite.
         if name in demands and not _fulfilled(demands[name], value):
             raise refused(name, value, demands[name].words)
+        if name in judges and (wanted := judges[name](value)) is not None:
+            raise refused(name, value, wanted)
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:

@@ -123,7 +123,7 @@ def _below(pattern: str, path: str) -> bool:
     return any(paths.matches(pattern, "/".join(keys[: i + 1])) for i in range(len(keys)))
 
 
-@judged
+@judged(scale=POSITIVE)
 def check_start(start: str | Callable[..., Any], scale: float | int | None = None) -> Any:
     """A start with its scale, judged on a layer of a moment before any long work.
 

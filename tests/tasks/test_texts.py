@@ -77,7 +77,7 @@ def test_filling_changes_nothing_and_batches_have_few_shapes():
         np.testing.assert_allclose(getattr(together, name), want, atol=1e-6)
     assert together.count.tolist() == [1] * 8
     assert tasks.takes(model) == "texts" and tasks.takes(object()) == "images"
-    with pytest.raises(ValueError, match="smoothing is 1.0; it must lie in"):
+    with pytest.raises(ValueError, match="smoothing is 1.0; it must be at least 0 and less"):
         tasks.Texts(smoothing=1.0)
 
 
