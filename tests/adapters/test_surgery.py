@@ -286,7 +286,10 @@ def test_adapting_inside_jit(model):
     def run(state):
         return adapters.adapt(nnx.merge(graphdef, state), "**/up", key=KEY, rank=2)(TOKENS)
 
-    np.testing.assert_allclose(run(state), model(TOKENS), atol=1e-6)
+    wanted = model(TOKENS)
+    # One program rounds otherwise than many: some thirty roundings of the largest entry.
+    rounding = 32 * np.finfo(np.float32).eps * float(abs(wanted).max())
+    np.testing.assert_allclose(run(state), wanted, atol=rounding)
 
 
 def test_a_training_step_lowers_the_loss_and_traces_once(model, traces):
