@@ -42,6 +42,7 @@ from lorajax.adapters.linearization import linearized, updates_of
 from lorajax.adapters.methods import PeftLayer, PeftMethod
 from lorajax.adapters.moments import input_moments
 from lorajax.adapters.optimizers import allora, lora_plus, scale_beside
+from lorajax.adapters.preconditioned import by_part, lora_rite, reflora, riemannian, spectral
 from lorajax.adapters.paths import Trainable
 from lorajax.adapters.peft import load_peft, save_peft, save_peft_start
 from lorajax.adapters.selection import Selected, Selection, select_ranks
@@ -83,6 +84,7 @@ __all__ = [
     "activate",
     "adapt",
     "allora",
+    "by_part",
     "cubic_budget",
     "describe",
     "effective_kernel",
@@ -95,15 +97,19 @@ __all__ = [
     "load_checkpoint",
     "load_peft",
     "lora_plus",
+    "lora_rite",
     "merge",
     "names",
     "orthogonality",
+    "reflora",
     "remove",
+    "riemannian",
     "save_checkpoint",
     "save_peft",
     "save_peft_start",
     "scale_beside",
     "select_ranks",
+    "spectral",
     "trainable",
     "unmerge",
     "updates_of",
