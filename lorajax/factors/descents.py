@@ -34,7 +34,11 @@ def _power(gram: Array, damping: float | int | Array, exponent: float | int) -> 
 
 
 def riemannian(
-    gradient: Factors, factors: Factors, *, damping: float | int | Array = 0.0, exponent: float | int = 1.0
+    gradient: Factors,
+    factors: Factors,
+    *,
+    damping: float | int | Array = 0.0,
+    exponent: float | int = 1.0,
 ) -> Factors:
     """Scaled gradients: `∂A (BBᵀ + εI)⁻¹` and `(AᵀA + εI)⁻¹ ∂B`.
 

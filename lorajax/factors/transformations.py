@@ -132,9 +132,7 @@ def rite_of(
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         _given("lora_rite", params)
         gradients, values = pairs.take(updates), _wide(pairs.take(params))
-        found = {
-            name: unmagnified(each, values[name]) for name, each in _wide(gradients).items()
-        }
+        found = {name: unmagnified(each, values[name]) for name, each in _wide(gradients).items()}
         found = _bounded(found, clip, skip)
         steps = {
             name: rite(each, state[name], decays=decays, eps=eps, escape=escape)
@@ -147,7 +145,9 @@ def rite_of(
     return optax.GradientTransformation(init, update)
 
 
-def _bounded(found: dict[str, Unmagnified], clip: float | int, skip: float | int) -> dict[str, Unmagnified]:
+def _bounded(
+    found: dict[str, Unmagnified], clip: float | int, skip: float | int
+) -> dict[str, Unmagnified]:
     """Leaves out gradients of too large a root mean square, and bounds the norm of the rest."""
     gradients = {name: each.gradients for name, each in found.items()}
     if skip:

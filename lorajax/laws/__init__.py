@@ -18,7 +18,7 @@ from lorajax.laws.base import (
     mode_law,
 )
 from lorajax.laws.conservation import imbalance_decay, lora_plus_level, tucker_level
-from lorajax.laws.descents import scaled_gd_error
+from lorajax.laws.descents import adam_first_step, riemannian_mode, scaled_gd_error
 from lorajax.laws.early import (
     early_descent,
 )
@@ -78,6 +78,7 @@ __all__ = [
     "MODE_LAWS",
     "ModeLaw",
     "Real",
+    "adam_first_step",
     "alignment_exponent",
     "allora_time",
     "attention_plateaus",
@@ -104,6 +105,7 @@ __all__ = [
     "relu_overlap_rate",
     "relu_overlap_velocity",
     "loss_decay",
+    "riemannian_mode",
     "scaled_gd_error",
     "slow_layer_exponent",
     "spectral_flow",
