@@ -42,9 +42,9 @@ from lorajax.adapters.linearization import linearized, updates_of
 from lorajax.adapters.methods import PeftLayer, PeftMethod
 from lorajax.adapters.moments import input_moments
 from lorajax.adapters.optimizers import allora, lora_plus, scale_beside
-from lorajax.adapters.preconditioned import by_part, lora_rite, reflora, riemannian, spectral
 from lorajax.adapters.paths import Trainable
 from lorajax.adapters.peft import load_peft, save_peft, save_peft_start
+from lorajax.adapters.preconditioned import by_part, lora_rite, reflora, riemannian, spectral
 from lorajax.adapters.selection import Selected, Selection, select_ranks
 from lorajax.adapters.starts import Site
 from lorajax.adapters.surgery import (

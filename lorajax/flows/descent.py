@@ -139,7 +139,6 @@ def spectral_descent(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTra
 
     Source: Jordan et al. 2024 (Muon), recalled; its flow is in theory section 2.5 (derived).
     """
-
     return optax.chain(
         optax.stateless(lambda u, p: jax.tree.map(polar, u)),
         optax.scale_by_learning_rate(learning_rate),

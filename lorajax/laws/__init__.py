@@ -22,6 +22,11 @@ from lorajax.laws.descents import adam_first_step, riemannian_mode, scaled_gd_er
 from lorajax.laws.early import (
     early_descent,
 )
+from lorajax.laws.intruders import (
+    gaussian_intruder,
+    gaussian_intruder_overlap,
+    gaussian_threshold,
+)
 from lorajax.laws.landscape import (
     outer_bound,
     rank_count,
@@ -86,6 +91,9 @@ __all__ = [
     "deflated_amplitudes",
     "early_descent",
     "escape_slope",
+    "gaussian_intruder",
+    "gaussian_intruder_overlap",
+    "gaussian_threshold",
     "growth_rates",
     "half_time",
     "imbalance_decay",
