@@ -27,6 +27,7 @@ in bfloat16 with adapters in float32 (their default) is the path for mixed preci
 from lorajax.adapters.budget import RankBudget, cubic_budget, orthogonality
 from lorajax.adapters.checkpoints import load_checkpoint, save_checkpoint
 from lorajax.adapters.gradients import Gradient, gradients
+from lorajax.adapters.intruders import Intruder, Intruders, intruders
 from lorajax.adapters.kinds import (
     AdaLoRA,
     AdaLoRASpec,
@@ -68,6 +69,8 @@ __all__ = [
     "Description",
     "Frozen",
     "Gradient",
+    "Intruder",
+    "Intruders",
     "LoRA",
     "LoRASpec",
     "RankBudget",
@@ -90,6 +93,7 @@ __all__ = [
     "effective_kernel",
     "gradients",
     "input_moments",
+    "intruders",
     "kernel_of",
     "layers",
     "layout",

@@ -38,6 +38,7 @@ def _factor_of(names: tuple[str, ...]) -> tuple[tuple[str, ...], str] | None:
 
 
 def check_found(count: int, what: str, wanted: str = "LoRA factors") -> None:
+    """Raises ValueError unless the parameters hold something that `what` acts on."""
     if not count:
         raise ValueError(
             f"{what} finds no {wanted} in the parameters; build the optimizer with "

@@ -48,8 +48,8 @@ def _measured(key: Any, weights: np.ndarray, thetas: list[float]) -> np.ndarray:
     "intruders2026.gaussian",
     source=SOURCE,
     standing="recalled",
-    tolerance="standard errors of a mean over draws, as many as chance exceeds in any of four means "
-    "in 1 of 1000 cases (`claims.SAMPLING_RISK`), and the order 1/n of finite size: the "
+    tolerance="standard errors of a mean over draws, as many as chance exceeds in any of four "
+    "means in 1 of 1000 cases (`claims.SAMPLING_RISK`), and the order 1/n of finite size: the "
     "change of the mean from half the size, with its own standard errors",
     control=Control("θ becomes 1.05 θ in the law", {"constant": 1.05}),
 )
@@ -105,8 +105,8 @@ def gaussian(run: Run, constant: float = 1.0) -> Evidence:
     "intruders2026.threshold",
     source=SOURCE,
     standing="recalled",
-    tolerance="standard errors of the extrapolated mean over draws, as many as chance exceeds in 1 of "
-    "1000 cases, and the order after the one that is extrapolated, the square of that one",
+    tolerance="standard errors of the extrapolated mean over draws, as many as chance exceeds in "
+    "1 of 1000 cases, and the order after the one that is extrapolated, the square of that one",
     control=Control("the threshold c^{1/4} becomes 1.05 times it", {"constant": 1.05}),
 )
 def threshold(run: Run, constant: float = 1.0) -> Evidence:

@@ -98,10 +98,13 @@ def run(args: argparse.Namespace) -> int:
             observer=lines,
             test_batch=2 * at_once,
         )
+    tuned = trainer.model(found.state)
     judged = finetune.judge(trainer, found.state, begun.data.test, args.metric, 2 * at_once)
     found.history["metrics"] = judged
-    written = _write(args, folder, trainer.model(found.state), found.history, heads)
+    written = _write(args, folder, tuned, found.history, heads)
     _report(begun, trainer, found.history)
+    if lora:
+        print(f"\nUpdates against the thresholds of their weights:\n{adapters.intruders(tuned)}")
     print(f"Written to {folder}: {', '.join([*sheet, *written])}")
     return 0
 

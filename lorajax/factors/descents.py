@@ -106,9 +106,9 @@ def rebalanced(factors: Factors) -> Factors:
 def reflora(gradient: Factors, factors: Factors, *, exponent: float | int = 1.0) -> Factors:
     """RefLoRA's directions: `∂A S` and `S⁻¹ ∂B`, with S the matrix for which `S BBᵀ S = AᵀA`.
 
-    With `A = Qa Ra`, `Bᵀ = Qb Rb` and `Ra Rbᵀ = U Σ Vᵀ` it is `S = Raᵀ U Σ⁻¹ Uᵀ Ra`, and its inverse
-    `Rbᵀ V Σ⁻¹ Vᵀ Rb` (derived here): no square root of a Gram matrix, which would square what the
-    factors lose to rounding. Where A B has a rank below r, Σ⁻¹ is a pseudo-inverse.
+    With `A = Qa Ra`, `Bᵀ = Qb Rb` and `Ra Rbᵀ = U Σ Vᵀ` it is `S = Raᵀ U Σ⁻¹ Uᵀ Ra`, and its
+    inverse `Rbᵀ V Σ⁻¹ Vᵀ Rb` (derived here): no square root of a Gram matrix, which would square
+    what the factors lose to rounding. Where A B has a rank below r, Σ⁻¹ is a pseudo-inverse.
 
     Args:
       gradient: ∂A and ∂B, shapes (..., m, r) and (..., r, n).

@@ -1,12 +1,12 @@
 """Running a problem from a start: gradient flow, discrete descent, and `solve`, which chooses.
 
-* `gradient_flow` integrates by diffrax, in the reduced frames wherever the problem has them, plainly
-  or in a metric (Riemannian LoRA, RefLoRA).
+* `gradient_flow` integrates by diffrax, in the reduced frames wherever the problem has them,
+  plainly or in a metric (Riemannian LoRA, RefLoRA).
 * `descend` runs any optax transformation; `lora_plus`, `allora`, `scaled_gradient`,
   `spectral_descent`, `reflora_descent` and `lora_rite` are the descents of the LoRA literature in
   that form.
-* `balanced_flow` is the closed form, `reflora_flow` that of RefLoRA, `solve` picks the cheapest of all that is exact and says
-which; `plan` says it without running.
+* `balanced_flow` is the closed form, `reflora_flow` that of RefLoRA, `solve` picks the cheapest of
+  all that is exact and says which; `plan` says it without running.
 * `sweeping.sweep_flows` (`lorajax.sweep_flows`) runs many of them over named axes by the engines of
 `lanes`.
 """

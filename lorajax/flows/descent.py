@@ -94,9 +94,9 @@ def scaled_gradient(
 ) -> optax.GradientTransformation:
     """ScaledGD, Riemannian descent: each gradient is preconditioned by the other factor's Gram.
 
-    `∂A (BBᵀ + εI)⁺` and `(AᵀA + εI)⁺ ∂B` for a pair of factors, `∂X (XᵀX + εI)⁺` for a lone symmetric
-    factor. The pseudo-inverse (not the inverse) makes the step defined where a factor is 0 or
-    rank-deficient.
+    `∂A (BBᵀ + εI)⁺` and `(AᵀA + εI)⁺ ∂B` for a pair of factors, `∂X (XᵀX + εI)⁺` for a lone
+    symmetric factor. The pseudo-inverse (not the inverse) makes the step defined where a factor is
+    0 or rank-deficient.
 
     Args:
       learning_rate: step size; 1 is Gauss–Newton-like for a pair, ½ for a symmetric factor.

@@ -169,8 +169,9 @@ def gradient_flow(
         gradients), "reflora", or a function `metric(gradient, factors) -> Factors` of your own that
         commutes with rotations from the left of A and the right of B where `reduced` is not False;
         plain gradient flow if None.
-      interpolate: whether the times may lie within a step; False ends a step at each of them. Dopri8
-        interpolates to fewer digits than it integrates: to about 1e-9 where a step is good to 1e-12.
+      interpolate: whether the times may lie within a step; False ends a step at each of them.
+        Dopri8 interpolates to fewer digits than it integrates: to about 1e-9 where a step is good
+        to 1e-12.
       reduced: whether to flow in the frames of `exact.reduce`; None does wherever there are any.
       solver: a diffrax solver; Dopri8 if None.
       max_steps: the flow ends with status "max steps" beyond so many.

@@ -1,9 +1,9 @@
 """Intruders: when an update puts a new singular direction on top of a weight's own.
 
 `W + θ u vᵀ` with u and v generic has a singular value outside W's bulk iff θ is above a threshold,
-which the spectrum of W alone says (Benaych-Georges, Nadakuditi 2012). What the spectrum enters by is
-`D(z) = φ(z) (c φ(z) + (1 − c)/z)`, `φ(z) = mean z/(z² − t²)` over W's singular values t, and c ≤ 1
-the ratio of the shape's sides.
+which the spectrum of W alone says (Benaych-Georges, Nadakuditi 2012). What the spectrum enters by
+is `D(z) = φ(z) (c φ(z) + (1 − c)/z)`, `φ(z) = mean z/(z² − t²)` over W's singular values t, and
+c ≤ 1 the ratio of the shape's sides.
 """
 
 from collections.abc import Sequence

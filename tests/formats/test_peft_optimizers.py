@@ -38,7 +38,7 @@ def theirs(inner):
     b.data = torch.randn_like(b) * 0.3
     start = a.detach().numpy().T.copy(), b.detach().numpy().T.copy()
     rule = create_riemannian_optimizer(
-        model, getattr(torch.optim, inner), lr=RATE, reg=DAMPING, **({"weight_decay": 0.0})
+        model, getattr(torch.optim, inner), lr=RATE, reg=DAMPING, weight_decay=0.0
     )
     for _ in range(STEPS):
         rule.zero_grad()
@@ -52,7 +52,9 @@ def test_ten_steps_are_those_of_peft(inner, ours):
     start, want = theirs(inner)
     x, y, weight = data()
     rule = optax.chain(adapters.riemannian(DAMPING), ours)
-    params = {"layer": {"adapters": {"default": dict(zip("ab", map(jnp.asarray, start)))}}}
+    params = {
+        "layer": {"adapters": {"default": dict(zip("ab", map(jnp.asarray, start), strict=True))}}
+    }
     state = rule.init(params)
 
     def loss(params):
