@@ -2,9 +2,12 @@
 
 The formulas are those of Benaych-Georges, Nadakuditi 2012 (arXiv:1103.2221), recalled.
 
-Changed after a first run, in which two controls were confirmed as well: `gaussian` altered the 1 of
-1 + θ², which its finite size hides, and now alters θ; `threshold` compared the mean at one size,
-whose order n^{−1/3} is as large as its alteration, and now takes that order out by a second size.
+Changed after a first run: `gaussian` altered the 1 of 1 + θ² in its control, which finite size
+hides (the control was confirmed), and now alters θ. A third claim, that the mean of
+`ranks.intruder_threshold` over spectra of two sizes extrapolates to c^{1/4} with an order n^{−1/3},
+was refuted at seed 0 (0.797 against 0.841; 0.933 and 0.865 at 25 and 200 rows) and withdrawn: that
+order was assumed here, not derived. What the threshold of a single spectrum is worth stands in its
+docstring, and its limit in the tests.
 """
 
 from typing import Any
@@ -56,7 +59,7 @@ def _measured(key: Any, weights: np.ndarray, thetas: list[float]) -> np.ndarray:
 def gaussian(run: Run, constant: float = 1.0) -> Evidence:
     """An update θ u vᵀ of a Gaussian weight above the threshold c^{1/4} has its top singular value
     at √((1 + θ²)(c + θ²))/θ and a left vector of squared cosine 1 − c(1 + θ²)/(θ²(θ² + c))."""
-    draws = run.pick(400, 4000)
+    draws = run.pick(300, 4000)
     thetas = [k * float(laws.gaussian_threshold(RATIO)) for k in MULTIPLES]
 
     def simulate() -> list[np.ndarray]:
@@ -102,59 +105,6 @@ def gaussian(run: Run, constant: float = 1.0) -> Evidence:
 
 
 @claim(
-    "intruders2026.threshold",
-    source=SOURCE,
-    standing="recalled",
-    tolerance="standard errors of the extrapolated mean over draws, as many as chance exceeds in "
-    "1 of 1000 cases, and the order after the one that is extrapolated, the square of that one",
-    control=Control("the threshold c^{1/4} becomes 1.05 times it", {"constant": 1.05}),
-)
-def threshold(run: Run, constant: float = 1.0) -> Evidence:
-    """The threshold 1/√D_W(b⁺), read off the spectrum of a weight alone, is c^{1/4} for Gaussian
-    ones, in the limit of large ones: the gap at the edge adds an order n^{−1/3}, which two sizes
-    take out."""
-    sizes, draws = (25, 200), run.pick((3000, 1000), (12000, 4000))
-
-    def simulate() -> list[np.ndarray]:
-        found = []
-        for i, (n, count) in enumerate(zip(sizes, draws, strict=True)):
-            several = []
-            for part in range(0, count, 50):
-                key = jax.random.fold_in(run.key(94 + i), part)
-                weights = _weights(key, n, 50)
-                squares = np.linalg.eigvalsh(weights @ weights.transpose(0, 2, 1))
-                values = np.sqrt(np.maximum(squares, 0))
-                several += [ranks.intruder_threshold(x, weights.shape[1:]) for x in values]
-            found.append(np.array(several))
-        return found
-
-    found = run.once("thresholds", simulate)
-    law = float(laws.gaussian_threshold(RATIO, constant=constant))
-    means = [float(x.mean()) for x in found]
-    bars = [float(x.std(ddof=1)) / len(x) ** 0.5 for x in found]
-    # At eight times the size the order n^{−1/3} is half of what it was.
-    limit, order = 2 * means[1] - means[0], means[0] / means[1] - 1
-    bar = float(np.hypot(2 * bars[1], bars[0]))
-    allowed = standard_errors(1, min(draws) - 1) * bar + order**2 * means[1]
-
-    def draw(ax):
-        ax.hist(found[1], bins=30, density=True, alpha=0.6, label=f"{sizes[1]} rows")
-        ax.hist(found[0], bins=60, density=True, alpha=0.4, label=f"{sizes[0]} rows")
-        ax.axvline(law, color="black", linestyle="--", label="c^{1/4}")
-        ax.set(xlabel="threshold from the spectrum", ylabel="density")
-        ax.legend()
-
-    return Evidence(
-        measured={"limit": limit, "at_sizes": means, "spread": [float(x.std()) for x in found]},
-        predicted={"limit": law},
-        error=abs(limit - law),
-        tolerance=allowed,
-        draw=draw,
-        caption="What a single spectrum says scatters with the gap below its largest value.",
-    )
-
-
-@claim(
     "intruders2026.spectrum",
     source=SOURCE,
     standing="recalled",
@@ -166,7 +116,7 @@ def threshold(run: Run, constant: float = 1.0) -> Evidence:
 def spectrum(run: Run, power: float = 2.0) -> Evidence:
     """For a weight of any spectrum, here one that decays as a power, the top singular value under
     an update θ u vᵀ of random direction is where D_W(z) = 1/θ²: its spectrum alone decides."""
-    n, m, draws = 100, 200, run.pick(400, 4000)
+    n, m, draws = 100, 200, run.pick(200, 4000)
     values = np.arange(1, n + 1) ** -DECAY
     thetas = [k * ranks.intruder_threshold(values, (n, m)) for k in MULTIPLES]
     # Rotations of W do nothing that those of u and v do not.

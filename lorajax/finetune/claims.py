@@ -369,7 +369,7 @@ def _kernels() -> dict[str, np.ndarray]:
 def intruders(run: Run, power: float = 2.0) -> Evidence:
     """On pretrained kernels, too, the spectrum of the weight alone says where an update of random
     direction, twice as strong as the threshold, puts its singular value: D_W(z) = 1/θ²."""
-    draws = run.pick(100, 1000)
+    draws = run.pick(50, 1000)
 
     def simulate() -> dict[str, tuple[np.ndarray, float, np.ndarray, tuple[int, ...]]]:
         found = {}
@@ -382,8 +382,11 @@ def intruders(run: Run, power: float = 2.0) -> Evidence:
                 for key, n in zip(keys, weight.shape, strict=True)
             )
             u, v = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (u, v))
+            if weight.shape[0] > weight.shape[1]:
+                weight, u, v = weight.T, v, u
             merged = weight + theta * u[:, :, None] * v[:, None, :]
-            tops = np.linalg.svd(merged, compute_uv=False)[:, 0]
+            squares = np.linalg.eigvalsh(merged @ merged.transpose(0, 2, 1))
+            tops = np.sqrt(squares[:, -1])
             found[path] = values, theta, tops, weight.shape
         return found
 
