@@ -92,7 +92,7 @@ def reflora_of(pairs: Pairs, warmup: int) -> optax.GradientTransformation:
         pairs.take(params)
         return WarmUp(jnp.zeros((), jnp.int32))
 
-    def update(updates: Any, state: WarmUp, params: Any = None) -> tuple[Any, WarmUp]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         _given("reflora", params)
         gradients, values = pairs.take(updates), _wide(pairs.take(params))
 

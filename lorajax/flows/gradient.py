@@ -82,7 +82,7 @@ class _Run(eqx.Module):
         controller: Any = diffrax.PIDController(rtol=self.rtol, atol=self.atol)
         if not self.interpolate:
             controller = diffrax.ClipStepSizeController(controller, step_ts=self.times)
-        term = diffrax.ODETerm(lambda t, y, args: field(args[0], y, *args[1:], self.metric))
+        term = diffrax.ODETerm(lambda t, y, args: field(args[0], y, args[1], args[2], self.metric))
         return diffrax.diffeqsolve(
             term,
             self.solver,

@@ -96,7 +96,8 @@ def intruder_value(
     if _transform(low, values, c, len(values))[0] < goal:
         return low
     find = lambda z: _transform(z, values, c, len(values))[0] - goal  # noqa: E731
-    return float(brentq(find, low, high, xtol=1e-13 * top))
+    found: Any = brentq(find, low, high, xtol=1e-13 * top)
+    return float(found)
 
 
 def intruder_overlaps(
