@@ -172,9 +172,9 @@ def by_part(
       >>> optimizer = adapters.by_part(optax.chain(adapters.spectral(), rate), optax.adam(1e-3))
     """
 
-    def labels(params: Any) -> Any:
+    def parts(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
             lambda path, _: "beside" if factor_of(path) is None else "factors", params
         )
 
-    return optax.multi_transform({"factors": factors, "beside": beside}, labels)
+    return optax.multi_transform({"factors": factors, "beside": beside}, parts)

@@ -98,13 +98,12 @@ def run(args: argparse.Namespace) -> int:
             observer=lines,
             test_batch=2 * at_once,
         )
+    found.history["metrics"] = finetune.judge(
+        trainer, found.state, begun.data.test, args.metric, 2 * at_once
+    )
     tuned = trainer.model(found.state)
-    judged = finetune.judge(trainer, found.state, begun.data.test, args.metric, 2 * at_once)
-    found.history["metrics"] = judged
     written = _write(args, folder, tuned, found.history, heads)
-    _report(begun, trainer, found.history)
-    if lora:
-        print(f"\nUpdates against the thresholds of their weights:\n{adapters.intruders(tuned)}")
+    _report(begun, trainer, tuned, found.history)
     print(f"Written to {folder}: {', '.join([*sheet, *written])}")
     return 0
 
@@ -125,8 +124,8 @@ def _sheet(begun: finetuning.Begun, trainer: Any, folder: Any) -> list[str]:
     return ["samples.png"]
 
 
-def _report(begun: finetuning.Begun, trainer: Any, history: dict[str, Any]) -> None:
-    from lorajax import finetune
+def _report(begun: finetuning.Begun, trainer: Any, tuned: Any, history: dict[str, Any]) -> None:
+    from lorajax import adapters, finetune
 
     last = {name: history[f"test_{name}"][-1] for name in ("loss", "accuracy")}
     rate = trainer.recipe.batch_size * len(history["step"]) / max(history["seconds"], 1e-9)
@@ -144,6 +143,8 @@ def _report(begun: finetuning.Begun, trainer: Any, history: dict[str, Any]) -> N
             f"stable rank of the updates: {stable.mean():.2f} on average, {stable.max():.2f} at "
             "most"
         )
+    if adapters.layers(tuned):
+        print(f"\nUpdates against the thresholds of their weights:\n{adapters.intruders(tuned)}")
 
 
 def _write(

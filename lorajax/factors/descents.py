@@ -182,12 +182,11 @@ class RiteState(NamedTuple):
 
 def rite_state(factors: Factors) -> RiteState:
     """LoRA-RITE's state before the first step."""
-    tall = tuple(jnp.zeros_like(x) for x in (factors.a, factors.b.mT))
-    square = tuple(jnp.zeros((*x.shape[:-2], x.shape[-1], x.shape[-1]), x.dtype) for x in tall)
-    none = tuple(jnp.zeros(x.shape[:-2], x.dtype) for x in tall)
-    return RiteState(
-        jnp.zeros((), jnp.int32), (tall[0], tall[1]), (square[0], square[1]), none, tall
-    )
+    a, b = (jnp.zeros_like(x) for x in (factors.a, factors.b.mT))
+    none = jnp.zeros(a.shape[:-2], a.dtype)
+    square = jnp.zeros((*none.shape, factors.rank, factors.rank), a.dtype)
+    count = jnp.zeros((), jnp.int32)
+    return RiteState(count, (a, b), (square, square), (none, none), (a, b))
 
 
 class Unmagnified(NamedTuple):

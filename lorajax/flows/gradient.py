@@ -127,6 +127,18 @@ def _integrate(run: _Run, problem: Problem, start: Any) -> tuple[Any, Array, Arr
     return core, status.astype(jnp.int32), steps, drift
 
 
+def _framed(problem: Problem, factors: Any, reduced: bool | None) -> tuple[Any, Any, Any]:
+    """A flow's problem and start in the frames of the reduction, if it has them and may."""
+    can_reduce = isinstance(problem, MatrixFactorization)
+    if reduced and not can_reduce:
+        raise ValueError(
+            f"reduced is True, but a {type(problem).__name__} has no reduction; leave it at None."
+        )
+    if can_reduce and reduced is not False:
+        return reduce(problem, factors)
+    return problem, factors, None
+
+
 def _metric_of(metric: str | Metric | None) -> Metric | None:
     if isinstance(metric, str):
         if metric not in METRICS:
@@ -165,13 +177,11 @@ def gradient_flow(
         the solver skip over the growth of a small start (an escape time off by 2.3 at 1e-20).
       weight_decay: w ≥ 0 on all factors, in units of 1/time.
       b_rate: ρ of LoRA+: Ḃ is multiplied by it.
-      metric: what the gradient of every pair of factors is turned into: "riemannian" (scaled
-        gradients), "reflora", or a function `metric(gradient, factors) -> Factors` of your own that
-        commutes with rotations from the left of A and the right of B where `reduced` is not False;
-        plain gradient flow if None.
-      interpolate: whether the times may lie within a step; False ends a step at each of them.
-        Dopri8 interpolates to fewer digits than it integrates: to about 1e-9 where a step is good
-        to 1e-12.
+      metric: "riemannian", "reflora" or a function `metric(gradient, factors) -> Factors` that turns
+        each pair's gradient (and commutes with rotations of A from the left and B from the right,
+        unless `reduced` is False); plain if None.
+      interpolate: whether times may lie within a step; False ends a step at each of them. Dopri8
+        interpolates to fewer digits than it integrates: 1e-9 where a step is good to 1e-12.
       reduced: whether to flow in the frames of `exact.reduce`; None does wherever there are any.
       solver: a diffrax solver; Dopri8 if None.
       max_steps: the flow ends with status "max steps" beyond so many.
@@ -202,14 +212,7 @@ def gradient_flow(
     dtype = jnp.result_type(*jax.tree.leaves(factors))
     rtol = DEFAULT_RTOL[str(dtype)] if rtol is None else rtol
     check_positive(rtol=rtol, b_rate=b_rate)
-    can_reduce = isinstance(problem, MatrixFactorization)
-    if reduced and not can_reduce:
-        raise ValueError(
-            f"reduced is True, but a {type(problem).__name__} has no reduction; leave it at None."
-        )
-    frames = None
-    if can_reduce and reduced is not False:
-        problem, factors, frames = reduce(problem, factors)
+    problem, factors, frames = _framed(problem, factors, reduced)
     run = _Run(
         times=jnp.asarray(times, dtype),
         rtol=jnp.asarray(rtol, dtype),
