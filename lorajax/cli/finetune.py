@@ -98,11 +98,9 @@ def run(args: argparse.Namespace) -> int:
             observer=lines,
             test_batch=2 * at_once,
         )
-    found.history["metrics"] = finetune.judge(
-        trainer, found.state, begun.data.test, args.metric, 2 * at_once
-    )
-    tuned = trainer.model(found.state)
-    written = _write(args, folder, tuned, found.history, heads)
+    judged = finetune.judge(trainer, found.state, begun.data.test, args.metric, 2 * at_once)
+    found.history["metrics"] = judged
+    written = _write(args, folder, tuned := trainer.model(found.state), found.history, heads)
     _report(begun, trainer, tuned, found.history)
     print(f"Written to {folder}: {', '.join([*sheet, *written])}")
     return 0

@@ -177,9 +177,8 @@ def gradient_flow(
         the solver skip over the growth of a small start (an escape time off by 2.3 at 1e-20).
       weight_decay: w ≥ 0 on all factors, in units of 1/time.
       b_rate: ρ of LoRA+: Ḃ is multiplied by it.
-      metric: "riemannian", "reflora" or a function `metric(gradient, factors) -> Factors` that turns
-        each pair's gradient (and commutes with rotations of A from the left and B from the right,
-        unless `reduced` is False); plain if None.
+      metric: "riemannian", "reflora", or a function of a pair's gradient and the pair (it commutes
+        with rotations of A from the left, B from the right if `reduced`); plain if None.
       interpolate: whether times may lie within a step; False ends a step at each of them. Dopri8
         interpolates to fewer digits than it integrates: 1e-9 where a step is good to 1e-12.
       reduced: whether to flow in the frames of `exact.reduce`; None does wherever there are any.
@@ -208,7 +207,6 @@ def gradient_flow(
     Source: theory sections 0, 1 and 8 (derived); metrics: theory section 9.
     """
     check_start(problem, factors, times)
-    metric = _metric_of(metric)
     dtype = jnp.result_type(*jax.tree.leaves(factors))
     rtol = DEFAULT_RTOL[str(dtype)] if rtol is None else rtol
     check_positive(rtol=rtol, b_rate=b_rate)
@@ -223,7 +221,7 @@ def gradient_flow(
         adjoint=diffrax.ForwardMode() if adjoint is None else adjoint,
         max_steps=max_steps,
         interpolate=interpolate,
-        metric=metric,
+        metric=_metric_of(metric),
     )
     core, status, steps, drift = _integrate(run, problem, factors)
     if frames is None:
