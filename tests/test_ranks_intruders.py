@@ -69,3 +69,11 @@ def test_orientation_and_units_do_not_matter():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_effective_rank_counts_equal_directions():
+    spectra = np.array([[2.0, 2.0, 2.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    np.testing.assert_allclose(ranks.effective_rank(spectra), [3.0, 1.0, 0.0], rtol=1e-12)
+    p = np.array([0.5, 0.3, 0.2])
+    want = np.exp(-np.sum(p * np.log(p)))
+    np.testing.assert_allclose(ranks.effective_rank(7 * p), want, rtol=1e-12)

@@ -18,7 +18,12 @@ from lorajax.laws.base import (
     mode_law,
 )
 from lorajax.laws.conservation import imbalance_decay, lora_plus_level, tucker_level
-from lorajax.laws.descents import adam_first_step, riemannian_mode, scaled_gd_error
+from lorajax.laws.descents import (
+    adam_first_step,
+    frame_gain,
+    riemannian_mode,
+    scaled_gd_error,
+)
 from lorajax.laws.early import (
     early_descent,
 )
@@ -91,6 +96,7 @@ __all__ = [
     "deflated_amplitudes",
     "early_descent",
     "escape_slope",
+    "frame_gain",
     "gaussian_intruder",
     "gaussian_intruder_overlap",
     "gaussian_threshold",

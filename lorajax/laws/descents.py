@@ -58,3 +58,21 @@ def adam_first_step(factor: Real, *, exponent: float = 1.0) -> tuple[Array, Arra
     """
     factor = jnp.asarray(factor)
     return factor**-exponent, factor**exponent
+
+
+def frame_gain(gram: Float[Array, "r r"], inputs: int, *, constant: float = 1.0) -> Array:
+    """How much of a quadratic loss the best first step of B takes away, the gradient unknown.
+
+    Args:
+      gram: `K = AᵀA`, shape (r, r).
+      inputs: m, the rows of A.
+      constant: the law's factor 1.
+
+    Returns:
+      `(tr K)²/(m tr K²)`, the mean over gradients of every direction at the best common rate; at
+      most r/m, which K ∝ I alone attains: orthonormal columns times any number, a tight frame.
+
+    Source: tight frames, theory section 9 (abstract); this form is derived here: the step takes
+    `η ‖AᵀG‖² − ½ η² ‖AAᵀG‖²`, with means η tr K and η² tr K² times ‖G‖²/m.
+    """
+    return constant * jnp.trace(gram) ** 2 / (inputs * jnp.sum(gram**2))
