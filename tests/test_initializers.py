@@ -138,6 +138,13 @@ def test_lora_one_recovers_a_planted_update_from_one_step_of_data():
     assert float(jnp.linalg.norm(zero.product - target) / jnp.linalg.norm(target)) == 1
 
 
+def test_gora_takes_the_step_within_the_columns_of_a():
+    a, b = initializers.gora(jax.random.key(0), G, 4, 0.3, gamma=0.2, scaling=2.0)
+    project = np.asarray(a) @ np.linalg.inv(a.T @ a) @ np.asarray(a).T
+    np.testing.assert_allclose(2.0 * a @ b, -0.2 * project @ np.asarray(G), atol=1e-12)
+    assert float(jnp.sum((2.0 * a @ b) * G)) < 0  # the loss falls
+
+
 def test_lora_ga_takes_disjoint_directions():
     made = initializers.lora_ga(G, 4)
     u, _, vt = np.linalg.svd(G, full_matrices=False)

@@ -27,6 +27,7 @@ in bfloat16 with adapters in float32 (their default) is the path for mixed preci
 from lorajax.adapters.budget import RankBudget, cubic_budget, orthogonality
 from lorajax.adapters.checkpoints import load_checkpoint, save_checkpoint
 from lorajax.adapters.gradients import Gradient, gradients
+from lorajax.adapters.intruders import Intruder, Intruders, intruders
 from lorajax.adapters.kinds import (
     AdaLoRA,
     AdaLoRASpec,
@@ -44,6 +45,7 @@ from lorajax.adapters.moments import input_moments
 from lorajax.adapters.optimizers import allora, lora_plus, scale_beside
 from lorajax.adapters.paths import Trainable
 from lorajax.adapters.peft import load_peft, save_peft, save_peft_start
+from lorajax.adapters.preconditioned import by_part, lora_rite, reflora, riemannian, spectral
 from lorajax.adapters.selection import Selected, Selection, select_ranks
 from lorajax.adapters.starts import Site
 from lorajax.adapters.surgery import (
@@ -67,6 +69,8 @@ __all__ = [
     "Description",
     "Frozen",
     "Gradient",
+    "Intruder",
+    "Intruders",
     "LoRA",
     "LoRASpec",
     "RankBudget",
@@ -83,11 +87,13 @@ __all__ = [
     "activate",
     "adapt",
     "allora",
+    "by_part",
     "cubic_budget",
     "describe",
     "effective_kernel",
     "gradients",
     "input_moments",
+    "intruders",
     "kernel_of",
     "layers",
     "layout",
@@ -95,15 +101,19 @@ __all__ = [
     "load_checkpoint",
     "load_peft",
     "lora_plus",
+    "lora_rite",
     "merge",
     "names",
     "orthogonality",
+    "reflora",
     "remove",
+    "riemannian",
     "save_checkpoint",
     "save_peft",
     "save_peft_start",
     "scale_beside",
     "select_ranks",
+    "spectral",
     "trainable",
     "unmerge",
     "updates_of",

@@ -15,7 +15,7 @@ from lorajax.environment.judging import POSITIVE, judged
 from lorajax.factors import Factors, check_positive, column_rates
 
 
-def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+def names_of(path: tuple[Any, ...]) -> tuple[str, ...]:
     """The keys of a tree path as strings, whatever kind of node they come from."""
     names = []
     for entry in path:
@@ -27,9 +27,9 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(name for name in names if name not in ("value", "raw_value"))
 
 
-def _factor(path: tuple[Any, ...]) -> tuple[tuple[str, ...], str] | None:
+def factor_of(path: tuple[Any, ...]) -> tuple[tuple[str, ...], str] | None:
     """The adapter that a leaf belongs to and which factor it is; None for other leaves."""
-    return _factor_of(_names(path))
+    return _factor_of(names_of(path))
 
 
 def _factor_of(names: tuple[str, ...]) -> tuple[tuple[str, ...], str] | None:
@@ -38,7 +38,8 @@ def _factor_of(names: tuple[str, ...]) -> tuple[tuple[str, ...], str] | None:
     return names[:-1], names[-1]
 
 
-def _check_found(count: int, what: str, wanted: str = "LoRA factors") -> None:
+def check_found(count: int, what: str, wanted: str = "LoRA factors") -> None:
+    """Raises ValueError unless the parameters hold something that `what` acts on."""
     if not count:
         raise ValueError(
             f"{what} finds no {wanted} in the parameters; build the optimizer with "
@@ -49,8 +50,8 @@ def _check_found(count: int, what: str, wanted: str = "LoRA factors") -> None:
 def _check_second(params: Any, what: str) -> None:
     """Raises ValueError unless a second factor B is among the parameters, which `what` acts on."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    factors = [found for path, _ in leaves if (found := _factor(path)) is not None]
-    _check_found(len(factors), what)
+    factors = [found for path, _ in leaves if (found := factor_of(path)) is not None]
+    check_found(len(factors), what)
     if not any(which == "b" for _, which in factors):
         raise ValueError(
             f"{what} is given {'/'.join(factors[0][0])!r} with A alone, and acts on B; leave it "
@@ -58,9 +59,9 @@ def _check_second(params: Any, what: str) -> None:
         )
 
 
-def _check_pairs(params: Any, what: str) -> None:
+def check_pairs(params: Any, what: str) -> None:
     """Raises ValueError for a B whose A is not among the parameters, or not all of its update."""
-    names = {_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    names = {names_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
     for place, which in filter(None, map(_factor_of, names)):
         if which == "b" and (*place, "a") not in names:
             raise ValueError(
@@ -105,7 +106,7 @@ def lora_plus(ratio: float | int = 16.0) -> optax.GradientTransformation:
         del params
 
         def scaled(path: tuple[Any, ...], leaf: Array) -> Array:
-            found = _factor(path)
+            found = factor_of(path)
             return leaf * ratio if found is not None and found[1] == "b" else leaf
 
         return jax.tree_util.tree_map_with_path(scaled, updates), state
@@ -136,15 +137,15 @@ def scale_beside(factor: float | int) -> optax.GradientTransformation:
 
     def init(params: Any) -> optax.EmptyState:
         leaves = jax.tree_util.tree_leaves_with_path(params)
-        found = sum("adapters" in _names(path) for path, _ in leaves)
-        _check_found(found, "scale_beside", "adapter")
+        found = sum("adapters" in names_of(path) for path, _ in leaves)
+        check_found(found, "scale_beside", "adapter")
         return optax.EmptyState()
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
 
         def scaled(path: tuple[Any, ...], leaf: Array) -> Array:
-            return leaf if "adapters" in _names(path) else leaf * factor
+            return leaf if "adapters" in names_of(path) else leaf * factor
 
         return jax.tree_util.tree_map_with_path(scaled, updates), state
 
@@ -179,15 +180,15 @@ def allora(eta: float | int = 1.0) -> optax.GradientTransformation:
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
             raise ValueError("allora needs the parameters: call update(grads, state, params).")
-        _check_pairs(params, "allora")
+        check_pairs(params, "allora")
         factors = {
             found: leaf
             for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-            if (found := _factor(path)) is not None
+            if (found := factor_of(path)) is not None
         }
 
         def scaled(path: tuple[Any, ...], leaf: Array) -> Array:
-            found = _factor(path)
+            found = factor_of(path)
             if found is None or found[1] != "b":
                 return leaf
             pair = Factors(factors[found[0], "a"], factors[found[0], "b"])

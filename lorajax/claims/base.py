@@ -29,8 +29,8 @@ PROFILES: tuple[Profile, ...] = ("quick", "full")
 SAMPLING_RISK = 1e-3
 """Probability that chance alone takes a true claim over its tolerance, all its statements together.
 
-Every sampling term of a tolerance follows from it. Nine claims of `lorajax validate` have one, so
-that a run of all of them shows a wrong verdict by chance in at most 9 of 1000 cases.
+Every sampling term of a tolerance follows from it. Twelve claims of `lorajax validate` have one,
+so that a run of all of them shows a wrong verdict by chance in at most 12 of 1000 cases.
 """
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float
 
 from lorajax.claims.base import Evidence, Run
-from lorajax.factors import Factors
+from lorajax.factors import Factors, orthonormal_frame
 from lorajax.flows import Path, gradient_flow
 from lorajax.initializers import lora
 from lorajax.problems import MatrixFactorization, Problem
@@ -18,6 +19,8 @@ SPECTRUM = (4.0, 2.0, 1.0)
 RANK = 5
 RTOL = 1e-10
 """Relative tolerance of a solver step wherever a claim integrates."""
+FINE_RTOL = 3e-13
+"""That of the claims that hold to 1e-9, see `landed_flow`."""
 
 
 def factorization(run: Run, spectrum: tuple[float, ...] = SPECTRUM) -> MatrixFactorization:
@@ -38,6 +41,41 @@ def tight_flow(
 ) -> Path:
     """Gradient flow at the tolerance of the claims."""
     return gradient_flow(problem, start, times, rtol=RTOL, **options)
+
+
+def refactored(run: Run, spread: float = 3.0) -> tuple[Factors, Factors]:
+    """Generic factors of rank 3 away from 0, and others of the same product, (A R, R⁻¹B).
+
+    The singular values of R are `spread`, 1 and its inverse, so that its condition is known.
+    """
+    keys = [run.key(index) for index in (80, 81, 82, 83)]
+    a = 0.1 * jax.random.normal(keys[0], (SHAPE[0], 3))
+    b = 0.1 * jax.random.normal(keys[1], (3, SHAPE[1]))
+    left, right = (orthonormal_frame(key, (3, 3), a.dtype) for key in keys[2:])
+    sizes = np.array([spread, 1.0, 1 / spread])
+    turn, back = (left * sizes[None]) @ right.T, (right / sizes[None]) @ left.T
+    return Factors(a, b), Factors(a @ turn, back @ b)
+
+
+def landed_flow(problem: Problem, start: Any, last: float, **options: Any) -> Path:
+    """A flow to 3e-13 a step at 101 times from 0 to `last`, each the end of a step.
+
+    Between the ends of its steps the solver interpolates, to about 1e-9 only.
+    """
+    times = np.linspace(0.0, last, 101)
+    return gradient_flow(problem, start, times, rtol=FINE_RTOL, interpolate=False, **options)
+
+
+def product_error(*paths: Path, rtol: float = FINE_RTOL) -> float:
+    """Bound of what integration adds to products, over s_1: 2 · rtol · ‖A‖ ‖B‖ for each step.
+
+    Each step is off by at most rtol relative to each factor, which need not be balanced.
+    """
+    total = 0.0
+    for path in paths:
+        sizes = [np.linalg.norm(np.asarray(x), ord=2, axis=(1, 2)) for x in path.core]
+        total += 2 * rtol * int(path.steps) * float((sizes[0] * sizes[1]).max())
+    return total / SPECTRUM[0]
 
 
 def solver_error(*paths: Path, rtol: float = RTOL) -> float:

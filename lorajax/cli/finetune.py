@@ -104,7 +104,8 @@ def _run(args: argparse.Namespace) -> int:
         )
     judged = finetune.judge(trainer, found.state, begun.data.test, args.metric, 2 * at_once)
     found.history["metrics"] = judged
-    written = outcomes.write(args, folder, trainer.model(found.state), found.history, heads)
-    outcomes.report(begun, trainer, found.history)
+    tuned = trainer.model(found.state)
+    written = outcomes.write(args, folder, tuned, found.history, heads)
+    outcomes.report(begun, trainer, tuned, found.history)
     print(f"Written to {folder}: {', '.join([*sheet, *written])}")
     return 0

@@ -57,9 +57,9 @@ def sheet(begun: Begun, trainer: Any, folder: Path) -> list[str]:
     return ["samples.png"]
 
 
-def report(begun: Begun, trainer: Any, history: dict[str, Any]) -> None:
+def report(begun: Begun, trainer: Any, tuned: Any, history: dict[str, Any]) -> None:
     """Prints how a run ended."""
-    from lorajax import finetune
+    from lorajax import adapters, finetune
 
     last = {name: history[f"test_{name}"][-1] for name in ("loss", "accuracy")}
     rate = trainer.recipe.batch_size * len(history["step"]) / max(history["seconds"], 1e-9)
@@ -77,6 +77,8 @@ def report(begun: Begun, trainer: Any, history: dict[str, Any]) -> None:
             f"stable rank of the updates: {stable.mean():.2f} on average, {stable.max():.2f} at "
             "most"
         )
+    if adapters.layers(tuned):
+        print(f"\nUpdates against the thresholds of their weights:\n{adapters.intruders(tuned)}")
 
 
 def write(

@@ -9,6 +9,9 @@ from typing import Any
 from lorajax.cli import finetuning
 from lorajax.cli.finetuning import MOST, bounded
 
+OF_PAIRS = ("lora-plus", "riemannian", "reflora", "lora-rite", "spectral")
+"""Optimizers that act on adapters' pairs."""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options of training."""
@@ -49,8 +52,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--optimizer",
-        choices=("adamw", "adam", "sgd", "lora-plus"),
-        help="default lora-plus (B learns 4 times as fast as A); full: adamw",
+        choices=("adamw", "adam", "sgd", *OF_PAIRS),
+        help="default lora-plus (B learns 4 times as fast as A); full: adamw, adam or sgd",
     )
     add(
         "--learning-rate",
@@ -89,8 +92,8 @@ def check(args: argparse.Namespace) -> None:
     bounded(args, "weight_decay", 0)
     if not 0 <= args.smoothing < 1:
         raise ValueError(f"--smoothing is {args.smoothing}; it must lie in [0, 1).")
-    if args.method == "full" and (args.beside is not None or args.optimizer == "lora-plus"):
-        given = f"--beside is {args.beside}" if args.beside else "--optimizer is lora-plus"
+    if args.method == "full" and (args.beside is not None or args.optimizer in OF_PAIRS):
+        given = f"--beside is {args.beside}" if args.beside else f"--optimizer is {args.optimizer}"
         raise ValueError(f"{given} with --method full; it goes with lora.")
     if args.weight_decay and (args.optimizer or "") != "adamw" and args.method == "lora":
         raise ValueError(

@@ -15,8 +15,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
-from lorajax import adapters, data, finetune, initializers, laws, models, spectra, tasks
-from lorajax.claims.base import Assumption, Control, Evidence, Run, claim
+from lorajax import adapters, data, finetune, initializers, laws, models, ranks, spectra, tasks
+from lorajax.claims.base import Assumption, Control, Evidence, Run, claim, standard_errors
 from lorajax.factors import Factors
 from lorajax.finetune.contest import Contestant, contest
 
@@ -342,4 +342,78 @@ def rank_rule(run: Run, contestant: str = "rule") -> Evidence:
         ),
         draw=draw,
         caption="Test accuracy of each seed, its mean with the 95 % interval, and the parameters.",
+    )
+
+
+def _kernels() -> dict[str, np.ndarray]:
+    """Every attention and MLP kernel of the embedded ViT as a matrix (inputs, outputs)."""
+    model = models.load("vit-fashion-mnist")
+    adapted = finetune.adapt(model, "blocks/**", key=jax.random.key(0), rank=1)
+    found = adapters.layers(adapted).items()
+    bases = {path: layer.base for path, layer in found}
+    return {
+        path: np.asarray(adapters.layout(base).matrix(adapters.kernel_of(base)), np.float64)
+        for path, base in bases.items()
+    }
+
+
+@claim(
+    "finetuning.intruders",
+    source="arXiv:2607.23711 (abstract read); Benaych-Georges, Nadakuditi 2012; theory §9",
+    standing="recalled",
+    tolerance="standard errors of a mean over directions, as many as chance exceeds in any layer "
+    "in 1 of 1000 cases, and the order 1/n of finite size, twice the variance over the value",
+    control=Control("the exponent 2 of θ becomes 2.1", {"power": 2.1}),
+    on_request=True,
+)
+def intruders(run: Run, power: float = 2.0) -> Evidence:
+    """On pretrained kernels, too, the spectrum of the weight alone says where an update of random
+    direction, twice as strong as the threshold, puts its singular value: D_W(z) = 1/θ²."""
+    draws = run.pick(50, 1000)
+
+    def simulate() -> dict[str, tuple[np.ndarray, float, np.ndarray, tuple[int, ...]]]:
+        found = {}
+        for i, (path, weight) in enumerate(_kernels().items()):
+            values = np.linalg.svd(weight, compute_uv=False)
+            theta = 2 * ranks.intruder_threshold(values, weight.shape)
+            keys = jax.random.split(run.key(3100 + i))
+            u, v = (
+                np.asarray(jax.random.normal(key, (draws, n)), np.float64)
+                for key, n in zip(keys, weight.shape, strict=True)
+            )
+            u, v = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (u, v))
+            if weight.shape[0] > weight.shape[1]:
+                weight, u, v = weight.T, v, u
+            merged = weight + theta * u[:, :, None] * v[:, None, :]
+            squares = np.linalg.eigvalsh(merged @ merged.transpose(0, 2, 1))
+            tops = np.sqrt(squares[:, -1])
+            found[path] = values, theta, tops, weight.shape
+        return found
+
+    found = run.once("intruders", simulate)
+    law = np.array(
+        [ranks.intruder_value(v, shape, t, power=power) for v, t, _, shape in found.values()]
+    )
+    tops = np.array([x[2] for x in found.values()])
+    mean, variance = tops.mean(axis=1), tops.var(axis=1, ddof=1)
+    quantile = standard_errors(len(law), draws - 1)
+    allowed = quantile * np.sqrt(variance / draws) + 2 * variance / law
+    share = np.abs(mean - law) / allowed
+    worst = int(np.argmax(share))
+
+    def draw(ax):
+        places = np.arange(len(law))
+        ax.errorbar(places, mean, np.sqrt(variance), fmt="o", label="simulated, one direction")
+        ax.plot(places, law, "k_", markersize=12, label="law")
+        ax.plot(places, [x[0][0] for x in found.values()], "x", label="top of the weight")
+        ax.set(xlabel="layer", ylabel="top singular value")
+        ax.legend()
+
+    return Evidence(
+        measured={"values": mean.tolist(), "worst_share_of_tolerance": float(share[worst])},
+        predicted={"values": law.tolist()},
+        error=float(np.abs(mean - law)[worst]),
+        tolerance=float(allowed[worst]),
+        draw=draw,
+        caption=f"Each of {len(law)} kernels of the embedded ViT, {draws} random directions.",
     )

@@ -7,9 +7,10 @@ import jax
 import optax
 
 from lorajax.adapters.optimizers import lora_plus, scale_beside
+from lorajax.adapters.preconditioned import by_part, lora_rite, reflora, riemannian, spectral
 from lorajax.environment.judging import NOT_NEGATIVE, POSITIVE, SEED, at_least, judged
 
-OPTIMIZERS = ("adamw", "adam", "sgd", "lora-plus")
+OPTIMIZERS = ("adamw", "adam", "sgd", "lora-plus", "riemannian", "reflora", "lora-rite", "spectral")
 SCHEDULES = ("constant", "linear", "cosine")
 RATIO = 4.0
 """Learning rate of B over that of A in the tuned LoRA+, and of what trains beside them."""
@@ -33,7 +34,9 @@ class Recipe:
       steps: in all.
       batch_size: samples a step.
       optimizer: "adamw", "adam", "sgd" (with `momentum`), or "lora-plus" (Adam with B's learning
-        rate multiplied by `ratio`).
+        rate multiplied by `ratio`); "riemannian" and "reflora" (their gradients, then Adam; RefLoRA
+        takes plain ones during `warmup`), "lora-rite" and "spectral" (of A and B; Adam of the
+        rest).
       learning_rate: at its peak.
       schedule: "constant", or "linear" or "cosine" to zero, after the warm-up.
       warmup: steps in which the learning rate rises linearly from zero.
@@ -115,8 +118,15 @@ class Recipe:
             core = optax.adam(rate)
         elif self.optimizer == "sgd":
             core = optax.sgd(rate, momentum=self.momentum or None)
-        else:
+        elif self.optimizer == "lora-plus":
             core = optax.chain(optax.adam(rate), lora_plus(self.ratio))
+        elif self.optimizer in ("riemannian", "reflora"):
+            turned = riemannian() if self.optimizer == "riemannian" else reflora(self.warmup)
+            core = optax.chain(turned, optax.adam(rate))
+        else:
+            inner = lora_rite() if self.optimizer == "lora-rite" else spectral()
+            pairs = optax.chain(inner, optax.scale_by_learning_rate(rate))
+            core = by_part(pairs, optax.adam(rate))
         if self.beside != 1:
             core = optax.chain(core, scale_beside(self.beside))
         return optax.chain(optax.clip_by_global_norm(self.clip), core) if self.clip else core

@@ -9,9 +9,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from lorajax.environment.judging import POSITIVE, at_least, judged
+from lorajax.environment.judging import NOT_NEGATIVE, POSITIVE, at_least, judged
 from lorajax.exact import reduce
 from lorajax.factors import Factors, check_positive, column_rates, is_adapter, is_traced
+from lorajax.factors.descents import polar, riemannian
 from lorajax.flows.path import Path, drift_of, finite_status
 from lorajax.problems import MatrixFactorization, Problem, check_start
 
@@ -91,31 +92,38 @@ def allora(
     )
 
 
-@judged(learning_rate=POSITIVE)
-def scaled_gradient(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    """ScaledGD: each gradient is preconditioned by the other factor's Gram matrix.
+@judged(learning_rate=POSITIVE, damping=NOT_NEGATIVE)
+def scaled_gradient(
+    learning_rate: optax.ScalarOrSchedule, damping: float | int = 0.0
+) -> optax.GradientTransformation:
+    """ScaledGD, Riemannian descent: each gradient is preconditioned by the other factor's Gram.
 
-    `∂A (BBᵀ)⁺` and `(AᵀA)⁺ ∂B` for a pair of factors, `∂X (XᵀX)⁺` for a lone symmetric factor. The
-    pseudo-inverse (not the inverse) makes the step defined where a factor is 0 or rank-deficient.
+    `∂A (BBᵀ + εI)⁺` and `(AᵀA + εI)⁺ ∂B` for a pair of factors, `∂X (XᵀX + εI)⁺` for a lone
+    symmetric factor. The pseudo-inverse (not the inverse) makes the step defined where a factor is
+    0 or rank-deficient.
 
     Args:
       learning_rate: step size; 1 is Gauss–Newton-like for a pair, ½ for a symmetric factor.
+      damping: ε ≥ 0, in the square of the factors' unit.
 
     Returns:
       A gradient transformation that needs `params`.
 
-    Source: Tong, Ma, Chi 2021 (arXiv:2005.08898), recalled; convergence in theory section 2.5.
-    """
+    Raises:
+      ValueError: for a negative damping.
 
-    def inverse(gram: Array) -> Array:
-        return jnp.linalg.pinv(gram, hermitian=True)
+    Source: Tong, Ma, Chi 2021 (arXiv:2005.08898), recalled; convergence in theory section 2.5.
+    Riemannian LoRA: Zhang, Pilanci 2024 (arXiv:2402.02347). Its flow is
+    `gradient_flow(..., metric="riemannian")`; for models: `adapters.riemannian`.
+    """
+    if not 0 <= damping < float("inf"):
+        raise ValueError(f"damping is {damping}; it must be at least 0 and finite.")
 
     def precondition(update: Any, value: Any) -> Any:
         if isinstance(update, Factors):
-            return Factors(
-                update.a @ inverse(value.b @ value.b.T), inverse(value.a.T @ value.a) @ update.b
-            )
-        return update @ inverse(value.T @ value)
+            return riemannian(update, value, damping=damping)
+        gram = value.T @ value + damping * jnp.eye(value.shape[1], dtype=value.dtype)
+        return update @ jnp.linalg.pinv(gram, hermitian=True)
 
     return optax.chain(
         optax.stateless(lambda u, p: _over_adapters(precondition, u, p)),
@@ -136,12 +144,6 @@ def spectral_descent(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTra
 
     Source: Jordan et al. 2024 (Muon), recalled; its flow is in theory section 2.5 (derived).
     """
-
-    def polar(gradient: Array) -> Array:
-        u, s, vt = jnp.linalg.svd(gradient, full_matrices=False)
-        keep = s > max(gradient.shape) * jnp.finfo(s.dtype).eps * s[0]
-        return (u * keep.astype(s.dtype)[None, :]) @ vt
-
     return optax.chain(
         optax.stateless(lambda u, p: jax.tree.map(polar, u)),
         optax.scale_by_learning_rate(learning_rate),

@@ -1,5 +1,6 @@
 """Gradient flow by diffrax."""
 
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -12,11 +13,18 @@ from jaxtyping import Array, Float
 from lorajax.environment.judging import NOT_NEGATIVE, POSITIVE, at_least, judged
 from lorajax.exact import reduce
 from lorajax.factors import Factors, check_positive, is_adapter, is_traced
+from lorajax.factors.descents import reflora, riemannian
 from lorajax.flows.path import CONVERGED, FAILED, MAX_STEPS, NON_FINITE, Path, drift_of
 from lorajax.problems import MatrixFactorization, Problem, check_start
 
 DEFAULT_RTOL = {"float64": 1e-8, "float32": 1e-5}
 DEFAULT_MAX_STEPS = 2**17
+
+Metric = Callable[[Factors, Factors], Factors]
+"""From the gradient of a pair and the pair to what it descends along instead."""
+
+METRICS: dict[str, Metric] = {"riemannian": riemannian, "reflora": reflora}
+"""Metrics of the literature by name; see `lorajax.factors.descents`."""
 
 
 def amplitude(start: Any) -> Float[Array, ""]:
@@ -40,10 +48,17 @@ def _absolute(rtol: float | Array, start: Any) -> Array:
     return jnp.maximum(jnp.asarray(rtol, scale.dtype) * scale, jnp.finfo(scale.dtype).tiny)
 
 
-def field(problem: Problem, state: Any, weight_decay: Array, b_rate: Array) -> Any:
-    """Right-hand side of the flow: minus the gradient, with B's part times `b_rate`, and decay."""
+def field(
+    problem: Problem, state: Any, weight_decay: Array, b_rate: Array, metric: Metric | None = None
+) -> Any:
+    """Right-hand side of the flow: minus the gradient, with B's part times `b_rate`, and decay.
+
+    A metric turns the gradient of every pair before that.
+    """
 
     def one(gradient: Any, value: Any) -> Any:
+        if metric is not None and isinstance(gradient, Factors):
+            gradient = metric(gradient, value)
         flow = jax.tree.map(lambda g, x: -(g + weight_decay * x), gradient, value)
         return Factors(flow.a, b_rate * flow.b) if isinstance(flow, Factors) else flow
 
@@ -61,9 +76,14 @@ class _Run(eqx.Module):
     solver: diffrax.AbstractSolver
     adjoint: diffrax.AbstractAdjoint
     max_steps: int = eqx.field(static=True)
+    interpolate: bool = eqx.field(static=True, default=True)
+    metric: Metric | None = eqx.field(static=True, default=None)
 
     def solve(self, problem: Problem, start: Any) -> diffrax.Solution:
-        term = diffrax.ODETerm(lambda t, y, args: field(args[0], y, args[1], args[2]))
+        controller: Any = diffrax.PIDController(rtol=self.rtol, atol=self.atol)
+        if not self.interpolate:
+            controller = diffrax.ClipStepSizeController(controller, step_ts=self.times)
+        term = diffrax.ODETerm(lambda t, y, args: field(args[0], y, args[1], args[2], self.metric))
         return diffrax.diffeqsolve(
             term,
             self.solver,
@@ -73,7 +93,7 @@ class _Run(eqx.Module):
             y0=start,
             args=(problem, self.decay, self.rate),
             saveat=diffrax.SaveAt(ts=self.times),
-            stepsize_controller=diffrax.PIDController(rtol=self.rtol, atol=self.atol),
+            stepsize_controller=controller,
             max_steps=self.max_steps,
             adjoint=self.adjoint,
             throw=False,
@@ -103,7 +123,29 @@ def _integrate(run: _Run, problem: Problem, start: Any) -> tuple[Any, Array, Arr
     )
     steps = jnp.asarray(solution.stats["num_steps"], jnp.int32)
     drift = drift_of(core, start, run.times, run.decay, run.rate)
+    # No metric but the plain one is known to conserve anything.
+    drift = drift if run.metric is None else jnp.full_like(drift, jnp.nan)
     return core, status.astype(jnp.int32), steps, drift
+
+
+def _framed(problem: Problem, factors: Any, reduced: bool | None) -> tuple[Any, Any, Any]:
+    """A flow's problem and start in the frames of the reduction, if it has them and may."""
+    can_reduce = isinstance(problem, MatrixFactorization)
+    if reduced and not can_reduce:
+        raise ValueError(
+            f"reduced is True, but a {type(problem).__name__} has no reduction; leave it at None."
+        )
+    if can_reduce and reduced is not False:
+        return reduce(problem, factors)
+    return problem, factors, None
+
+
+def _metric_of(metric: str | Metric | None) -> Metric | None:
+    if isinstance(metric, str):
+        if metric not in METRICS:
+            raise ValueError(f"metric is {metric!r}; it must be one of {', '.join(METRICS)}.")
+        return METRICS[metric]
+    return metric
 
 
 @judged(
@@ -118,6 +160,8 @@ def gradient_flow(
     atol: float | Float[Array, ""] | None = None,
     weight_decay: float | Float[Array, ""] = 0.0,
     b_rate: float | Float[Array, ""] = 1.0,
+    metric: str | Metric | None = None,
+    interpolate: bool = True,
     reduced: bool | None = None,
     solver: diffrax.AbstractSolver | None = None,
     max_steps: int = DEFAULT_MAX_STEPS,
@@ -137,6 +181,10 @@ def gradient_flow(
         the solver skip over the growth of a small start (an escape time off by 2.3 at 1e-20).
       weight_decay: w ≥ 0 on all factors, in units of 1/time.
       b_rate: ρ of LoRA+: Ḃ is multiplied by it.
+      metric: "riemannian", "reflora", or a function of a pair's gradient and the pair (it commutes
+        with rotations of A from the left, B from the right if `reduced`); plain if None.
+      interpolate: whether times may lie within a step; False ends a step at each of them. Dopri8
+        interpolates to fewer digits than it integrates: 1e-9 where a step is good to 1e-12.
       reduced: whether to flow in the frames of `exact.reduce`; None does wherever there are any.
       solver: a diffrax solver; Dopri8 if None.
       max_steps: the flow ends with status "max steps" beyond so many.
@@ -160,20 +208,13 @@ def gradient_flow(
       >>> path.factors.a.shape, path.converged
       ((5, 64, 4), True)
 
-    Source: theory sections 0, 1 and 8 (derived).
+    Source: theory sections 0, 1 and 8 (derived); metrics: theory section 9.
     """
     check_start(problem, factors, times)
     dtype = jnp.result_type(*jax.tree.leaves(factors))
     rtol = DEFAULT_RTOL[str(dtype)] if rtol is None else rtol
     check_positive(rtol=rtol, b_rate=b_rate)
-    can_reduce = isinstance(problem, MatrixFactorization)
-    if reduced and not can_reduce:
-        raise ValueError(
-            f"reduced is True, but a {type(problem).__name__} has no reduction; leave it at None."
-        )
-    frames = None
-    if can_reduce and reduced is not False:
-        problem, factors, frames = reduce(problem, factors)
+    problem, factors, frames = _framed(problem, factors, reduced)
     run = _Run(
         times=jnp.asarray(times, dtype),
         rtol=jnp.asarray(rtol, dtype),
@@ -183,6 +224,8 @@ def gradient_flow(
         solver=diffrax.Dopri8() if solver is None else solver,
         adjoint=diffrax.ForwardMode() if adjoint is None else adjoint,
         max_steps=max_steps,
+        interpolate=interpolate,
+        metric=_metric_of(metric),
     )
     core, status, steps, drift = _integrate(run, problem, factors)
     if frames is None:

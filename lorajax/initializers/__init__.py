@@ -9,7 +9,8 @@ the libraries are plain numbers, which `SCALES` lists, so any `scale` may also b
 | start | looks at | file |
 |---|---|---|
 | `lora`, `orthogonal`, `small`, `balanced` | a key alone | `blind` |
-| `spectral`, `nystrom`, `lora_one`, `lora_ga`, `eva` | a gradient, a target, inputs | `directed` |
+| `spectral`, `nystrom`, `lora_one`, `lora_ga`, `gora` | a gradient, a target | `directed` |
+| `eva` | a layer's inputs | `directed` |
 | `pissa`, `milora`, `olora`, `nora` | the pretrained weight | `weights` |
 | `tucker`, `hosvd`, `superdiagonal` | a key, a gradient; for tensors | `tensors` |
 
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from lorajax.factors import TuckerFactors
 from lorajax.initializers.blind import balanced, lora, orthogonal, small
-from lorajax.initializers.directed import eva, lora_ga, lora_one, nystrom, spectral
+from lorajax.initializers.directed import eva, gora, lora_ga, lora_one, nystrom, spectral
 from lorajax.initializers.starts import asks_for, call, name_of, offered, resolve
 from lorajax.initializers.tensors import hosvd, superdiagonal, tucker
 from lorajax.initializers.units import (
@@ -51,6 +52,7 @@ __all__ = [
     "eva",
     "hosvd",
     "lora",
+    "gora",
     "lora_ga",
     "lora_one",
     "milora",

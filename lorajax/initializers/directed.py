@@ -169,6 +169,49 @@ def lora_ga(
     return Start(factors, factors)
 
 
+@judged(rank=at_least(1), gamma=POSITIVE, scaling=POSITIVE)
+def gora(
+    key: PRNGKey,
+    gradient: Float[Array, "m n"],
+    rank: int,
+    scale: float | str | Float[Array, ""] = 1.0,
+    *,
+    gamma: float | Float[Array, ""] = 1.0,
+    scaling: float | Float[Array, ""] = 1.0,
+) -> Factors:
+    """GoRA's start: A random, and the B whose product is the gradient's step within A's columns.
+
+    Args:
+      key: a PRNG key.
+      gradient: G = ∇_W L at the pretrained weight, shape (m, n).
+      rank: r, at least 1 and at most min(m, n).
+      scale: root-mean-square norm of a column of A. May be traced.
+      gamma: the step γ, in the unit of weight per gradient. May be traced.
+      scaling: the adapter's factor s (alpha/r, or alpha/√r for rsLoRA).
+
+    Returns:
+      A with Gaussian entries and `B = −(γ/s) (AᵀA)⁻¹Aᵀ G`, so that `s A B = −γ P G` with P the
+      projection on A's columns: no offset, and the function moves at the start. The loss falls to
+      first order by `γ ‖P G‖²`, in the mean r/m of what a full step gives.
+
+    Raises:
+      ValueError: for a bad rank, scale, gamma or scaling, or a gradient that is zero or not finite.
+
+    Source: He et al. 2025 (arXiv:2502.12171), recalled by theory section 9, which leaves sign and
+    scale open: the sign here is the one that descends, and the scale is a step γ as in `lora_one`.
+    """
+    check_finite(gradient=gradient)
+    check_rank(rank, gradient.shape)
+    check_positive(gamma=gamma, scaling=scaling)
+    _check_nonzero(gradient)
+    m, dtype = gradient.shape[0], gradient.dtype
+    norm = jnp.asarray(resolve_scale(scale), dtype) / jnp.asarray(m, dtype) ** 0.5
+    a = norm * jax.random.normal(key, (m, rank), dtype)
+    q, r = jnp.linalg.qr(a)
+    b = jax.scipy.linalg.solve_triangular(r, q.T @ gradient)
+    return Factors(a, -jnp.asarray(gamma / scaling, dtype) * b)
+
+
 @judged(rank=at_least(1), outputs=at_least(1))
 def eva(
     inputs: Float[Array, "m _"],

@@ -18,9 +18,19 @@ from lorajax.laws.base import (
     mode_law,
 )
 from lorajax.laws.conservation import imbalance_decay, lora_plus_level, tucker_level
-from lorajax.laws.descents import scaled_gd_error
+from lorajax.laws.descents import (
+    adam_first_step,
+    frame_gain,
+    riemannian_mode,
+    scaled_gd_error,
+)
 from lorajax.laws.early import (
     early_descent,
+)
+from lorajax.laws.intruders import (
+    gaussian_intruder,
+    gaussian_intruder_overlap,
+    gaussian_threshold,
 )
 from lorajax.laws.landscape import (
     outer_bound,
@@ -78,6 +88,7 @@ __all__ = [
     "MODE_LAWS",
     "ModeLaw",
     "Real",
+    "adam_first_step",
     "alignment_exponent",
     "allora_time",
     "attention_plateaus",
@@ -85,6 +96,10 @@ __all__ = [
     "deflated_amplitudes",
     "early_descent",
     "escape_slope",
+    "frame_gain",
+    "gaussian_intruder",
+    "gaussian_intruder_overlap",
+    "gaussian_threshold",
     "growth_rates",
     "half_time",
     "imbalance_decay",
@@ -104,6 +119,7 @@ __all__ = [
     "relu_overlap_rate",
     "relu_overlap_velocity",
     "loss_decay",
+    "riemannian_mode",
     "scaled_gd_error",
     "slow_layer_exponent",
     "spectral_flow",

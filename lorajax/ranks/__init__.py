@@ -4,6 +4,7 @@
   `random_signs`, `energy`, `noise_constant`, and `allocate` for many layers at once.
 * `rules`: the rules that studies, `adapters.select_ranks` and the command know by name. One is one
   function there, and `rule(…)` takes a name or any function of that form.
+* `intruders`: how strong an update may be before it stands on top of a weight's own directions.
 """
 
 from lorajax.ranks.estimates import (
@@ -14,6 +15,7 @@ from lorajax.ranks.estimates import (
     c_over_n,
     edge_margin,
     edge_mean,
+    effective_rank,
     energy,
     noise_constant,
     random_signs,
@@ -23,6 +25,7 @@ from lorajax.ranks.estimates import (
     stable_rank,
 )
 from lorajax.ranks.finding import FACTS, Rule, rule, rules
+from lorajax.ranks.intruders import intruder_overlaps, intruder_threshold, intruder_value
 
 __all__ = [
     "FACTS",
@@ -34,7 +37,11 @@ __all__ = [
     "c_over_n",
     "edge_margin",
     "edge_mean",
+    "effective_rank",
     "energy",
+    "intruder_overlaps",
+    "intruder_threshold",
+    "intruder_value",
     "noise_constant",
     "random_signs",
     "rounding_floor",

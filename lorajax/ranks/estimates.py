@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -333,6 +334,25 @@ def stable_rank(singular_values: Float[Array, "*batch k"]) -> Float[Array, "*bat
     squares = singular_values**2
     top = jnp.max(squares, axis=-1)
     return jnp.where(top > 0, jnp.sum(squares, axis=-1) / jnp.where(top > 0, top, 1), 0)
+
+
+@judged
+def effective_rank(singular_values: Float[Array, "*batch k"]) -> Float[Array, "*batch"]:
+    """Effective rank `exp(−Σ p ln p)` with `p = σ / Σ σ`, the exponential of a spectrum's entropy.
+
+    Args:
+      singular_values: in any order, not negative.
+
+    Returns:
+      Same dtype, one number a spectrum: between 1 (one direction) and their count (all equal), 0
+      for zeros.
+
+    Source: Roy, Vetterli 2007, recalled; RaLoRA's measure of a gradient, theory section 9.
+    """
+    total = jnp.sum(singular_values, axis=-1, keepdims=True)
+    share = singular_values / jnp.where(total > 0, total, 1)
+    entropy = -jnp.sum(jax.scipy.special.xlogy(share, share), axis=-1)
+    return jnp.where(total[..., 0] > 0, jnp.exp(entropy), 0)
 
 
 @judged(budget=at_least(0))

@@ -150,7 +150,7 @@ class TestTraining:
             ({"learning_rate": float("nan")}, "learning_rate is nan"),
             ({"steps": 2**31}, "steps is 2147483648"),
             ({"beside": 0.0}, "beside is 0"),
-            ({"optimizer": "lion"}, "must be one of adamw, adam, sgd, lora-plus"),
+            ({"optimizer": "lion"}, "must be one of adamw, adam, sgd, lora-plus, riem"),
             ({"schedule": "wave"}, "must be one of constant, linear, cosine"),
             ({"optimizer": "sgd", "weight_decay": 0.1}, "weight_decay is 0.1"),
         ],
