@@ -325,6 +325,19 @@ class Record(NamedTuple):
 
 
 @judged
+def order_of(table: data.Table, recipe: Recipe) -> data.Order | data.Buckets:
+    """Which samples of a table each step of a recipe takes.
+
+    Raises:
+      ValueError: for a batch larger than the table, or a window where no length differs.
+    """
+    if not recipe.window:
+        return data.Order(len(table), recipe.batch_size, recipe.seed)
+    lengths = data.text.lengths(table)
+    return data.Buckets(lengths, recipe.batch_size, recipe.seed, recipe.window)
+
+
+@judged
 def fit(
     trainer: Trainer,
     table: data.Table,
@@ -352,7 +365,7 @@ def fit(
     """
     state = trainer.init() if state is None else state
     recipe = trainer.recipe
-    order = data.Order(len(table), recipe.batch_size, recipe.seed)
+    order = order_of(table, recipe)
     last = recipe.steps if until is None else min(until, recipe.steps)
     for step in range(int(state.step), last):
         state, metrics = trainer.step(state, table[order(step)])
