@@ -103,6 +103,7 @@ class Trainer:
         self._step = jax.jit(self.advance, donate_argnums=0)
         self._compiled: set[tuple[tuple[int, ...], ...]] = set()
         self._evaluate = jax.jit(self.sums)
+        self._predict = jax.jit(self._predictions)
         # One program: leaf by leaf, each new shape would compile a handful of small ones.
         self._begin = jax.jit(self._beginning)
 
@@ -262,25 +263,23 @@ class Trainer:
         Raises:
           ValueError: for a task that offers no predictions (`tasks.Predicts`).
         """
-        task = self.task
-        if not isinstance(task, tasks.Predicts):
+        if not isinstance(self.task, tasks.Predicts):
             raise ValueError(
-                f"task is {type(task).__name__}, which offers no predictions to judge; measure its "
+                f"task is {type(self.task).__name__}, which offers no predictions to judge; measure its "
                 "loss by evaluate."
             )
-
-        @jax.jit
-        def program(state, frozen, batch):
-            model = self._merged(state.params, state.rest, frozen)
-            model.eval()
-            return task.predictions(model, task.prepare(batch))
-
         found = []
         for batch, weights in data.batches(table, min(batch_size, len(table))):
-            pair = program(state, self.frozen, self._placed(batch))
+            pair = self._predict(state, self.frozen, self._placed(batch))
             found.append([np.asarray(each)[weights > 0] for each in pair])
         predictions, answers = map(np.concatenate, zip(*found, strict=True))
         return predictions, answers
+
+    def _predictions(self, state: State, frozen: Any, batch: Batch) -> Any:
+        model = self._merged(state.params, state.rest, frozen)
+        model.eval()
+        task: Any = self.task
+        return task.predictions(model, task.prepare(batch))
 
     def model(self, state: State) -> Any:
         """A model with the parameters of a state, which shares the frozen base's arrays."""

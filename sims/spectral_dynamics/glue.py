@@ -21,7 +21,9 @@ from typing import Any
 os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+import optax  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from lorajax import adapters, data, finetune, models, plots, tasks  # noqa: E402
@@ -72,7 +74,7 @@ PROFILES = {
     "quick": Profile(("cola",), 1, 1, 256, 128, 16, 64),
     "full": Profile(("cola", "stsb", "qnli", "sst2"), 5, 3, 0, 0, 128, 1024),
 }
-CHOICE = Profile(("cola", "stsb"), 1, 2, 2000, 500, 64, 512)
+CHOICE = Profile(("cola", "stsb"), 1, 2, 2000, 500, 64, 256)
 """Of the learning rates: so many training samples, and so many others, set aside, to judge by."""
 GRID = {"rule": (5e-4, 1e-3, 2e-3), "full": (5e-5, 1e-4, 2e-4)}
 
@@ -154,6 +156,7 @@ class Bench:
         self.parameters = _size(nnx.state(model, nnx.Param))
         self.model = finetune.fit_head(model, self.task, self.train, epochs=1, batch_size=BATCH)
         self.targets, self.heads = finetune.targets_of(self.model)
+        self._trainers: dict[tuple[str, int], tuple[finetune.Trainer, Any]] = {}
 
     @functools.cached_property
     def selection(self) -> adapters.Selection:
@@ -178,27 +181,42 @@ class Bench:
         spent = sum(rank * costs[path] for path, rank in chosen.items())
         return dict.fromkeys(costs, max(1, round(spent / sum(costs.values()))))
 
+    def _adapted(self, method: str, seed: int) -> Any:
+        """The model that a run of a method begins with."""
+        if method == "full":
+            return self.model
+        key = jax.random.key(seed)
+        return finetune.adapt(self.model, self.ranks(method), key=key, start="orthogonal")
+
+    def trainer(self, method: str, steps: int) -> tuple[finetune.Trainer, Any]:
+        """Of a method, at a learning rate of 1, with the filter of what trains."""
+        if (method, steps) not in self._trainers:
+            model, options = self._adapted(method, 0), {"batch_size": BATCH, "learning_rate": 1.0}
+            if method == "full":
+                wrt, recipe = nnx.Param, recipes.full(steps, **options)
+            else:
+                wrt = adapters.trainable(model, heads=self.heads)
+                recipe = recipes.lora(steps, **options)
+            transformation = rated(recipe.transformation())
+            made = finetune.Trainer(model, wrt, self.task, recipe, transformation=transformation)
+            self._trainers[method, steps] = made, wrt
+        return self._trainers[method, steps]
+
     def __call__(self, run: Run) -> dict[str, Any]:
         """Trains and measures."""
         begin = time.perf_counter()
         steps = max(1, round(run.epochs * (len(self.train) // BATCH)))
-        options = {"batch_size": BATCH, "learning_rate": run.rate, "seed": run.seed}
-        options["window"] = WINDOW
-        if run.method == "full":
-            model, wrt = nnx.clone(self.model), nnx.Param
-            model.train()
-            recipe = recipes.full(steps, **options)
-            ranks = {}
-        else:
-            ranks = self.ranks(run.method)
-            key = jax.random.key(run.seed)
-            model = finetune.adapt(self.model, ranks, key=key, start="orthogonal")
-            wrt, recipe = (
-                adapters.trainable(model, heads=self.heads),
-                recipes.lora(steps, **options),
-            )
-        trainer = finetune.Trainer(model, wrt, self.task, recipe)
-        state = finetune.fit(trainer, self.train)
+        trainer, wrt = self.trainer(run.method, steps)
+        params = nnx.split(self._adapted(run.method, run.seed), wrt, ...)[1]
+        state = trainer.init()
+        state = state._replace(
+            params=jax.tree.map(jnp.copy, params),  # a step gives its state up
+            optimizer=(state.optimizer[0], jnp.float32(run.rate)),
+        )
+        recipe = dataclasses.replace(trainer.recipe, seed=run.seed, window=WINDOW)
+        order = finetune.order_of(self.train, recipe)
+        for step in range(steps):
+            state, _ = trainer.step(state, self.train[order(step)])
         found = finetune.judge(trainer, state, self.test, [self.metric], 128)
         return {
             "score": found[self.metric],
@@ -206,9 +224,23 @@ class Bench:
             "parameters": trainer.parameters,
             "share": trainer.parameters / self.parameters,
             "steps": steps,
-            "ranks": ranks,
+            "ranks": {} if run.method == "full" else self.ranks(run.method),
             "seconds": time.perf_counter() - begin,
         }
+
+
+def rated(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimizer whose learning rate is part of its state, so that all share one program."""
+
+    def init(params: Any) -> Any:
+        return inner.init(params), jnp.float32(1)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        # Updates of all recipes are linear in the learning rate.
+        updates, after = inner.update(updates, state[0], params)
+        return jax.tree.map(lambda u: u * state[1].astype(u.dtype), updates), (after, state[1])
+
+    return optax.GradientTransformation(init, update)
 
 
 def _size(state: Any) -> int:
