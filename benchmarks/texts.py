@@ -1,8 +1,8 @@
 """A LoRA step on language models: lorajax against PEFT with torch, on this machine and in this run.
 
 `python -m benchmarks texts` needs the extras `benchmark` and `text`, and the folder LORAJAX_DATA:
-MiniLM answers CoLA (32 texts of 64 tokens, two classes by its pooler), SmolLM2, where the folder has
-it, continues tinyshakespeare (4 rows of 256 tokens). Both engines read one checkpoint and one
+MiniLM answers CoLA (32 texts of 64 tokens, two classes by its pooler), and SmolLM2, where the
+folder has it, continues tinyshakespeare (4 rows of 256 tokens). Both engines read one checkpoint and one
 started adapter (rank 16 on query and value; MiniLM's head trains, too) and take the same batches
 with AdamW, so that their losses can be compared step by step. Each runs in a process of its own, in
 turn and several times over, so that a busy machine slows both alike; the processor time tells how
@@ -197,6 +197,9 @@ def run_rounds(
                 check=True,
                 stdout=subprocess.PIPE,
                 text=True,
+                # On a busy machine threads that wait for each other would else spin, and torch's
+                # processor time be several times what it computes.
+                env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
             )
             found[engine].append(json.loads(done.stdout.splitlines()[-1]))
             last = found[engine][-1]
@@ -246,8 +249,8 @@ def summary(name: str, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]
     }
     print(
         f"lorajax takes {result['time']:.2f} of PEFT's time, {result['processor_time']:.2f} of its "
-        f"processor time and {result['memory']:.2f} of its memory; over {len(ours['losses'])} steps "
-        f"losses differ by {gap:.1e} at most"
+        f"processor time and {result['memory']:.2f} of its memory; over {len(ours['losses'])} "
+        f"steps losses differ by {gap:.1e} at most"
     )
     return result
 

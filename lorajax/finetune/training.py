@@ -265,8 +265,8 @@ class Trainer:
         """
         if not isinstance(self.task, tasks.Predicts):
             raise ValueError(
-                f"task is {type(self.task).__name__}, which offers no predictions to judge; measure its "
-                "loss by evaluate."
+                f"task is {type(self.task).__name__}, which offers no predictions to judge; "
+                "measure its loss by evaluate."
             )
         found = []
         for batch, weights in data.batches(table, min(batch_size, len(table))):

@@ -349,12 +349,16 @@ def choice_table(records: Sequence[dict[str, Any]]) -> tuple[str, dict[str, floa
         lines += ["|---|" + "---|" * len(rates)]
         for task in CHOICE.tasks:
             row = [
-                np.mean([r["score"] for r in of if r["run"]["rate"] == x and r["run"]["task"] == task])
+                np.mean(
+                    [r["score"] for r in of if r["run"]["rate"] == x and r["run"]["task"] == task]
+                )
                 for x in rates
             ]
             means[task] = row
             metric = TASKS[task].metric
-            lines.append(f"| {task}, {metric} | " + " | ".join(f"{100 * x:.2f}" for x in row) + " |")
+            lines.append(
+                f"| {task}, {metric} | " + " | ".join(f"{100 * x:.2f}" for x in row) + " |"
+            )
         mean = np.mean(list(means.values()), axis=0)
         lines += ["| mean | " + " | ".join(f"{100 * x:.2f}" for x in mean) + " |", ""]
         best[method] = rates[int(np.argmax(mean))]
@@ -401,7 +405,9 @@ def write(out: pathlib.Path, records: Sequence[dict[str, Any]], profile: str) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--profile", choices=PROFILES, default="quick")
-    parser.add_argument("--seeds", type=int, help="of each task and method (default: the profile's)")
+    parser.add_argument(
+        "--seeds", type=int, help="of each task and method (default: the profile's)"
+    )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: the profile's")
     parser.add_argument("--choose", action="store_true", help="learning rates, on held-out samples")
     parser.add_argument("--rule-rates", nargs="+", type=float, default=GRID["rule"])
