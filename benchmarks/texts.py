@@ -2,11 +2,11 @@
 
 `python -m benchmarks texts` needs the extras `benchmark` and `text`, and the folder LORAJAX_DATA:
 MiniLM answers CoLA (32 texts of 64 tokens, two classes by its pooler), and SmolLM2, where the
-folder has it, continues tinyshakespeare (4 rows of 256 tokens). Both engines read one checkpoint and one
-started adapter (rank 16 on query and value; MiniLM's head trains, too) and take the same batches
-with AdamW, so that their losses can be compared step by step. Each runs in a process of its own, in
-turn and several times over, so that a busy machine slows both alike; the processor time tells how
-busy it was. Memory is the largest resident set of the process.
+folder has it, continues tinyshakespeare (4 rows of 256 tokens). Both engines read one checkpoint
+and one started adapter (rank 16 on query and value; MiniLM's head trains, too) and take the same
+batches with AdamW, so that their losses can be compared step by step. Each runs in a process of
+its own, in turn and several times over, so that a busy machine slows both alike; the processor time
+tells how busy it was. Memory is the largest resident set of the process.
 """
 
 import argparse

@@ -348,17 +348,11 @@ def choice_table(records: Sequence[dict[str, Any]]) -> tuple[str, dict[str, floa
         lines += [f"| {method}, learning rate | " + " | ".join(f"{x:g}" for x in rates) + " |"]
         lines += ["|---|" + "---|" * len(rates)]
         for task in CHOICE.tasks:
-            row = [
-                np.mean(
-                    [r["score"] for r in of if r["run"]["rate"] == x and r["run"]["task"] == task]
-                )
-                for x in rates
-            ]
+            named = [((r["run"]["task"], r["run"]["rate"]), r["score"]) for r in of]
+            row = [np.mean([score for at, score in named if at == (task, x)]) for x in rates]
             means[task] = row
-            metric = TASKS[task].metric
-            lines.append(
-                f"| {task}, {metric} | " + " | ".join(f"{100 * x:.2f}" for x in row) + " |"
-            )
+            numbers = " | ".join(f"{100 * x:.2f}" for x in row)
+            lines.append(f"| {task}, {TASKS[task].metric} | {numbers} |")
         mean = np.mean(list(means.values()), axis=0)
         lines += ["| mean | " + " | ".join(f"{100 * x:.2f}" for x in mean) + " |", ""]
         best[method] = rates[int(np.argmax(mean))]

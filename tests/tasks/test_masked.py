@@ -81,7 +81,7 @@ def test_a_bert_learns_which_words_stand_beside_which():
     [
         ({"mask": 7}, "mask is 7; it must be a token below vocabulary = 7"),
         ({"special": (9,)}, "special is 9"),
-        ({"share": 1.0}, "share is 1.0; it must lie in"),
+        ({"share": 1.0}, "share is 1.0; it must be"),
     ],
 )
 def test_options_are_checked(options, message):
