@@ -3,9 +3,9 @@
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
+from jaxtyping import Integer
 
 from lorajax.data.table import Table
 from lorajax.environment.judging import SEED, at_least, judged
@@ -141,7 +141,7 @@ class Buckets:
     batches of the epoch are shuffled. A large window saves most; a small one mixes lengths better.
 
     Attributes:
-      lengths: of the samples, integers of shape (n,).
+      lengths: of the samples.
       batch_size: samples a step, as for `Order`.
       seed: of the shuffles.
       window: batches that are sorted together.
@@ -158,7 +158,7 @@ class Buckets:
       [[1, 2], [3, 7], [8, 9]]
     """
 
-    lengths: Any
+    lengths: Integer[np.ndarray, " n"]
     batch_size: int
     seed: int = 0
     window: int = 32
@@ -166,14 +166,7 @@ class Buckets:
     def __post_init__(self):
         if self.window < 1:
             raise ValueError(f"window is {self.window}; it must be at least 1.")
-        lengths = np.asarray(self.lengths)
-        if lengths.ndim != 1 or not np.issubdtype(lengths.dtype, np.integer):
-            raise ValueError(
-                f"lengths have shape {lengths.shape} and dtype {lengths.dtype}; they must be "
-                "integers of shape (n,)."
-            )
-        object.__setattr__(self, "lengths", lengths)
-        Order(len(lengths), self.batch_size, self.seed)  # judges what the two have in common
+        Order(len(self.lengths), self.batch_size, self.seed)  # judges what the two have in common
         object.__setattr__(self, "_epoch", functools.lru_cache(maxsize=1)(self._sorted))
 
     @property
