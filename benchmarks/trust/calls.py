@@ -73,6 +73,7 @@ EXEMPT = {
     "lorajax.problems.check_flow": "itself a check",
     "lorajax.data.text.pack": "takes rows of tokens that `tables` makes",
     "lorajax.data.text.tables": "takes what read_texts and a tokenizer made",
+    "lorajax.data.text.lengths": "takes tables that `tables` makes",
     "lorajax.data.text.Ragged": "takes rows of tokens that `tables` makes",
 }
 
@@ -193,6 +194,7 @@ CALLS: dict[str, dict[str, Any]] = {
         "data.ImageFiles": {"sources": lambda w: [png()]},
         "data.Rows": {"column": lambda w: np.zeros((4, 2)), "index": np.arange(2)},
         "data.Table": {"columns": {"x": np.zeros((4, 2))}},
+        "data.Buckets": {"lengths": np.arange(5), "batch_size": 2, "seed": 0, "window": 2},
         "data.hold_out": {"count": 3},
         "data.load": {"source": "mnist-sample"},
         "data.policy": {"name": "crop", "size": (8, 8)},
@@ -349,6 +351,7 @@ CALLS: dict[str, dict[str, Any]] = {
         "sweeps.sweep": {"function": lambda w: swept, "axes": {"x": [1.0, 2.0]}},
         "sweeps.open_sweep": {"path": lambda w: w.store},
         "sweeps.identity": {},
+        "tasks.MaskedTokens": {"vocabulary": 9, "mask": 3, "special": (1, 2)},
         "tasks.Images": {"mean": (0.5,), "std": (0.25,), "channels": 1},
         "tasks.classified": {"logits": lambda w: array(4, 3), "classes": np.zeros(4, np.int32)},
         "tasks.totals": {"scores": lambda w: lorajax.tasks.Scores(*[array(3)] * 4)},

@@ -56,6 +56,7 @@ def _run(args: argparse.Namespace) -> int:
         begun = finetuning.begin(args)
         task, at_once = begun.task, begun.at_once
         recipe = training.recipe(args, len(begun.data.train), task.unit, begun.rates)
+        finetune.order_of(begun.data.train, recipe)
         finetune.check_metrics(task, args.metric)
         sharding.check_batch(recipe.batch_size, recipe.accumulate, args.devices)
         rank = None if args.rank == "auto" else int(args.rank)

@@ -43,13 +43,13 @@ def going_on(out: str) -> Iterator[Stop]:
 
 def sheet(begun: Begun, trainer: Any, folder: Path) -> list[str]:
     """Writes the first batch of images as the model sees it; the file's name, none for texts."""
-    from lorajax import data, plots, tasks
+    from lorajax import finetune, plots, tasks
     from lorajax.plots import finetune as figures
 
     if not isinstance(begun.task, tasks.Images):
         return []
     recipe, train = trainer.recipe, begun.data.train
-    batch = train[data.Order(len(train), recipe.batch_size, recipe.seed)(0)]
+    batch = train[finetune.order_of(train, recipe)(0)]
     titles = [begun.data.classes[label] for label in batch["labels"]]
     pixels = trainer.seen(batch)["pixels"]
     figure = figures.sheet(pixels, titles, begun.task.mean, begun.task.std)

@@ -12,7 +12,7 @@ RATES = {"lora": 1e-3, "full": 5e-5}
 """Learning rates for pretrained language models by method; usual ones, not tuned here."""
 AT_ONCE = {"tokens": 8, "classes": 64, "numbers": 64}
 """Samples that are measured at a time; logits of next tokens are large."""
-_OPTIONS = ("test", "text", "label", "kind", "max_length", "tokenizer", "pack")
+_OPTIONS = ("test", "text", "label", "kind", "max_length", "tokenizer", "pack", "window")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

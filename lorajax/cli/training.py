@@ -42,13 +42,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--alpha", type=float, help="numerator of the scaling alpha/rank (default: scaling 1)")
     add("--epochs", type=float, default=6.0, help="times through the data (default 6)")
-    add("--batch-size", type=int, help="samples a step (default 50)")
+    add("--batch-size", type=int, help="samples a step (default 50, or what --devices divide)")
     add(
         "--accumulate",
         type=int,
         default=1,
         metavar="N",
         help="parts that a batch is taken through in, to save memory; the step is the same",
+    )
+    add(
+        "--window",
+        type=int,
+        metavar="BATCHES",
+        help="of texts, sorted by length together so that batches hold little filling (default 0: "
+        "shuffled whatever their length)",
     )
     add(
         "--optimizer",
@@ -89,6 +96,7 @@ def check(args: argparse.Namespace) -> None:
     for name in ("batch_size", "accumulate", "probes", "checkpoints", "devices"):
         bounded(args, name, 0, MOST, above=True)
     bounded(args, "warmup", 0, MOST)
+    bounded(args, "window", 0, MOST)
     bounded(args, "weight_decay", 0)
     if not 0 <= args.smoothing < 1:
         raise ValueError(f"--smoothing is {args.smoothing}; it must lie in [0, 1).")
@@ -117,6 +125,18 @@ def naming_options() -> Iterator[None]:
         raise ValueError(text) from error
 
 
+def _default_batch(usual: int, samples: int, args: argparse.Namespace) -> int:
+    """The usual batch size, or the next multiple that devices and parts divide; says so then."""
+    usual, parts = min(usual, samples), args.devices * args.accumulate
+    found = -(-usual // parts) * parts
+    if found > samples:
+        found = max(samples // parts * parts, parts)
+    if found != usual:
+        of = f"{args.devices} devices" + f" times {args.accumulate} parts" * (args.accumulate > 1)
+        print(f"batch size {found}: a multiple of {of}, instead of the usual {usual}")
+    return found
+
+
 def recipe(args: argparse.Namespace, samples: int, unit: str, rates: dict[str, float]) -> Any:
     """The library's tuned recipe with what was given in place of it.
 
@@ -129,7 +149,7 @@ def recipe(args: argparse.Namespace, samples: int, unit: str, rates: dict[str, f
     from lorajax.finetune import recipes
 
     tuned = recipes.lora if args.method == "lora" else recipes.full
-    batch = args.batch_size or min(tuned(1).batch_size, samples)
+    batch = args.batch_size or _default_batch(tuned(1).batch_size, samples, args)
     if batch > samples:
         raise ValueError(f"batch_size is {batch}; there are {samples:,} {unit} to train on.")
     steps = max(1, round(args.epochs * (samples // batch)))
@@ -146,6 +166,7 @@ def recipe(args: argparse.Namespace, samples: int, unit: str, rates: dict[str, f
         schedule=args.schedule,
         weight_decay=args.weight_decay,
         accumulate=args.accumulate,
+        window=args.window or 0,
         seed=args.seed,
         **given,
     )

@@ -3,7 +3,7 @@
 from lorajax.data import text
 from lorajax.data.augment import POLICIES, policy, resize
 from lorajax.data.folders import shows_images
-from lorajax.data.order import Order, batches, hold_out
+from lorajax.data.order import Buckets, Order, batches, hold_out
 from lorajax.data.packs import read_idx
 from lorajax.data.pictures import ImageFiles
 from lorajax.data.sets import NAMED, load
@@ -12,6 +12,7 @@ from lorajax.data.table import Column, Dataset, Rows, Table, stacked
 __all__ = [
     "NAMED",
     "POLICIES",
+    "Buckets",
     "Column",
     "Dataset",
     "ImageFiles",

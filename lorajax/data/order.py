@@ -5,6 +5,7 @@ import functools
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Integer
 
 from lorajax.data.table import Table
 from lorajax.environment.judging import SEED, at_least, judged
@@ -128,6 +129,65 @@ def _shares(labels: np.ndarray, count: int) -> dict[int, int]:
     rest = np.argsort(-(exact - shares), kind="stable")[: count - shares.sum()]
     shares[rest] += 1
     return dict(zip(classes.tolist(), np.minimum(shares, sizes - 1).tolist(), strict=True))
+
+
+@judged(batch_size=at_least(1), seed=SEED, window=at_least(1))
+@dataclasses.dataclass(frozen=True, eq=False)
+class Buckets:
+    """An `Order` whose batches hold samples of similar length, so that little of them is filling.
+
+    An epoch takes the very samples that `Order` takes, in its order. Each `window` batches of it
+    are sorted by length, equal lengths staying as shuffled, and cut into batches again, and the
+    batches of the epoch are shuffled. A large window saves most; a small one mixes lengths better.
+
+    Attributes:
+      lengths: of the samples.
+      batch_size: samples a step, as for `Order`.
+      seed: of the shuffles.
+      window: batches that are sorted together.
+
+    Raises:
+      ValueError: for a batch size out of range, or a window below 1.
+
+    Example:
+      >>> import numpy as np
+      >>> from lorajax.data import Buckets
+      >>> lengths = np.array([9, 1, 8, 2, 7, 3])
+      >>> order = Buckets(lengths, batch_size=2, window=3)
+      >>> sorted(sorted(lengths[order(step)].tolist()) for step in range(3))
+      [[1, 2], [3, 7], [8, 9]]
+    """
+
+    lengths: Integer[np.ndarray, " n"]
+    batch_size: int
+    seed: int = 0
+    window: int = 32
+
+    def __post_init__(self):
+        if self.window < 1:
+            raise ValueError(f"window is {self.window}; it must be at least 1.")
+        Order(len(self.lengths), self.batch_size, self.seed)  # judges what the two have in common
+        object.__setattr__(self, "_epoch", functools.lru_cache(maxsize=1)(self._sorted))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the data set."""
+        return len(self.lengths) // self.batch_size
+
+    def _sorted(self, epoch: int) -> np.ndarray:
+        """The batches of an epoch, shape (steps, batch)."""
+        count = self.steps_per_epoch
+        shuffle = permutation(self.seed, epoch, len(self.lengths))[: count * self.batch_size]
+        size = self.window * self.batch_size
+        several = np.split(shuffle, range(size, len(shuffle), size))
+        rows = [each[np.argsort(self.lengths[each], kind="stable")] for each in several]
+        # Shuffled anew: sorted, each window would begin with its short texts.
+        return np.concatenate(rows).reshape(count, -1)[permutation(self.seed + 1, epoch, count)]
+
+    def __call__(self, step: int) -> np.ndarray:
+        """Indices of the samples of a step, counted from 0 through all epochs."""
+        epoch, i = divmod(step, self.steps_per_epoch)
+        return self._epoch(epoch)[i]
 
 
 @judged(batch_size=at_least(1))

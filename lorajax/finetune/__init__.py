@@ -36,7 +36,7 @@ from lorajax.finetune.runs import (
     widened,
 )
 from lorajax.finetune.setup import adapt, fit_head, gradients_of, moments_of, select_ranks
-from lorajax.finetune.training import Metrics, Record, State, Trainer, fit
+from lorajax.finetune.training import Metrics, Record, State, Trainer, fit, order_of
 
 __all__ = [
     "Footprint",
@@ -68,6 +68,7 @@ __all__ = [
     "mask",
     "measure",
     "moments_of",
+    "order_of",
     "paths",
     "picked",
     "prepare",

@@ -24,6 +24,7 @@ _MOST = 2**31 - 1  # steps are counted in int32
     weight_decay=NOT_NEGATIVE,
     ratio=POSITIVE,
     accumulate=at_least(1),
+    window=at_least(0),
     seed=SEED,
 )
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Recipe:
         memory; `batch_size` is a multiple of it. Their gradients of Σ objective are added up and
         divided by Σ count, so that the update is that of the whole batch; only what a forward pass
         changes (batch statistics, dropout) sees the parts.
+      window: batches whose samples are sorted by length together (`data.Buckets`), for texts; 0
+        shuffles them whatever their length.
       seed: of the order of samples and of augmentations.
 
     Raises:
@@ -67,6 +70,7 @@ class Recipe:
     beside: float = 1.0
     clip: float = 0.0
     accumulate: int = 1
+    window: int = 0
     seed: int = 0
 
     def __post_init__(self):
@@ -75,7 +79,7 @@ class Recipe:
         for name in ("batch_size", "learning_rate", "ratio", "beside", "accumulate"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
-        for name in ("warmup", "weight_decay", "momentum", "clip", "seed"):
+        for name in ("warmup", "weight_decay", "momentum", "clip", "window", "seed"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative.")
         if self.batch_size % self.accumulate:

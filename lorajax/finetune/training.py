@@ -103,6 +103,7 @@ class Trainer:
         self._step = jax.jit(self.advance, donate_argnums=0)
         self._compiled: set[tuple[tuple[int, ...], ...]] = set()
         self._evaluate = jax.jit(self.sums)
+        self._predict = jax.jit(self._predictions)
         # One program: leaf by leaf, each new shape would compile a handful of small ones.
         self._begin = jax.jit(self._beginning)
 
@@ -262,25 +263,23 @@ class Trainer:
         Raises:
           ValueError: for a task that offers no predictions (`tasks.Predicts`).
         """
-        task = self.task
-        if not isinstance(task, tasks.Predicts):
+        if not isinstance(self.task, tasks.Predicts):
             raise ValueError(
-                f"task is {type(task).__name__}, which offers no predictions to judge; measure its "
-                "loss by evaluate."
+                f"task is {type(self.task).__name__}, which offers no predictions to judge; "
+                "measure its loss by evaluate."
             )
-
-        @jax.jit
-        def program(state, frozen, batch):
-            model = self._merged(state.params, state.rest, frozen)
-            model.eval()
-            return task.predictions(model, task.prepare(batch))
-
         found = []
         for batch, weights in data.batches(table, min(batch_size, len(table))):
-            pair = program(state, self.frozen, self._placed(batch))
+            pair = self._predict(state, self.frozen, self._placed(batch))
             found.append([np.asarray(each)[weights > 0] for each in pair])
         predictions, answers = map(np.concatenate, zip(*found, strict=True))
         return predictions, answers
+
+    def _predictions(self, state: State, frozen: Any, batch: Batch) -> Any:
+        model = self._merged(state.params, state.rest, frozen)
+        model.eval()
+        task: Any = self.task
+        return task.predictions(model, task.prepare(batch))
 
     def model(self, state: State) -> Any:
         """A model with the parameters of a state, which shares the frozen base's arrays."""
@@ -325,6 +324,19 @@ class Record(NamedTuple):
 
 
 @judged
+def order_of(table: data.Table, recipe: Recipe) -> data.Order | data.Buckets:
+    """Which samples of a table each step of a recipe takes.
+
+    Raises:
+      ValueError: for a batch larger than the table, or a window where no length differs.
+    """
+    if not recipe.window:
+        return data.Order(len(table), recipe.batch_size, recipe.seed)
+    lengths = data.text.lengths(table)
+    return data.Buckets(lengths, recipe.batch_size, recipe.seed, recipe.window)
+
+
+@judged
 def fit(
     trainer: Trainer,
     table: data.Table,
@@ -352,7 +364,7 @@ def fit(
     """
     state = trainer.init() if state is None else state
     recipe = trainer.recipe
-    order = data.Order(len(table), recipe.batch_size, recipe.seed)
+    order = order_of(table, recipe)
     last = recipe.steps if until is None else min(until, recipe.steps)
     for step in range(int(state.step), last):
         state, metrics = trainer.step(state, table[order(step)])

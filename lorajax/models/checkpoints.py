@@ -1,5 +1,6 @@
 """Loading of models: this package's own files and the public formats of each family."""
 
+import contextlib
 import json
 import os
 import re
@@ -191,7 +192,8 @@ def abstract(
     """The model that `load` would give, without its numbers: shapes and types alone.
 
     Args:
-      source: a published network by name, as for `models.config`, or a checkpoint as for `load`.
+      source: a published network by name, as for `models.config`; a checkpoint as for `load`; or a
+        folder with the config.json of a BERT, RoBERTa or Llama, and no weights.
       classes: as for `load`, and so are the others.
       dtype: of the computation.
       param_dtype: of the weights.
@@ -217,7 +219,8 @@ def abstract(
     known = next((f for f in catalog.families().values() if f.find(name) is not None), None)
     if known is not None and not Path(name).exists():
         return catalog.abstract(catalog.config(name, **changes), dtype, param_dtype)
-    with opened(_find(source)) as read:
+    path = _find(source)
+    with contextlib.nullcontext(_outlined(path)) if _weightless(path) else opened(path) as read:
         if read.metadata.get("format") == "lorajax":
             family, config = _restored(read)
         else:
@@ -225,6 +228,35 @@ def abstract(
             given = family.options(changes)
             config = _infer(family, form, read._replace(tensors=tensors), given)
     return catalog.abstract(catalog.replace(config, **family.options(changes)), dtype, param_dtype)
+
+
+def _weightless(path: Path) -> bool:
+    """Whether a folder has a configuration and no weights."""
+    weights = ("model.safetensors", "model.safetensors.index.json")
+    return (path / "config.json").is_file() and not any((path / each).exists() for each in weights)
+
+
+def _outlined(path: Path) -> Source:
+    """A checkpoint as its config.json describes it, whose tensors cannot be read."""
+
+    def read() -> np.ndarray:
+        raise ValueError(f"{path} has no weights")
+
+    stated = Source(path, {}, {}).json("config.json")
+    stated = {name: value for name, value in stated.items() if value is not None}
+    for family in catalog.families().values():
+        for form in family.formats:
+            try:
+                shapes = form.outline(stated)
+            except _UNREADABLE as error:
+                raise ValueError(f"{path} describes no {family.name}: {said(error)}.") from error
+            if shapes is not None:
+                tensors = {name: Tensor(shape, "float32", read) for name, shape in shapes.items()}
+                return Source(path, tensors, {})
+    raise ValueError(
+        f"{path} has no weights, and its config.json states model_type = "
+        f"{stated.get('model_type')!r}; without weights a BERT, RoBERTa or Llama can be planned."
+    )
 
 
 def _find(source: str | os.PathLike) -> Path:

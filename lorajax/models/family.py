@@ -106,6 +106,10 @@ def _no_files(config: Any) -> dict[str, dict[str, Any]]:
     return {}
 
 
+def _no_outline(said: dict[str, Any]) -> None:
+    """Needs the weights."""
+
+
 @judged
 @dataclasses.dataclass(frozen=True)
 class Format:
@@ -130,6 +134,8 @@ class Format:
       side: names of the JSON files beside the weights that `infer` reads.
       modules: rules with the names of the torch model that the checkpoint is loaded into, where
         they are not those of the file; for adapters, which name its modules.
+      outline: shapes of the tensors that `signature` and `infer` look at, by what a `config.json`
+        states; None where it states another model. For plans without weights.
     """
 
     layout: str
@@ -146,6 +152,7 @@ class Format:
     beside: Callable[[Any], dict[str, dict[str, Any]]] = _no_files
     side: tuple[str, ...] = ("config.json",)
     modules: Callable[[Any], Iterable[Rule]] | None = None
+    outline: Callable[[dict[str, Any]], dict[str, tuple[int, ...]] | None] = _no_outline
 
     def names(self, tensors: Mapping[str, Any]) -> dict[str, str] | None:
         """The layout's names → a checkpoint's own, or None if it is in another format.
@@ -328,6 +335,22 @@ def classes(shapes: Mapping[str, Any], name: str, axis: int = 0) -> int | Untold
     if name in shapes:
         return shapes[name].shape[axis]
     return Untold("it has no classification head; say how many classes to make one for")
+
+
+DEEPEST = 10_000
+"""Blocks of a model that is planned by its configuration alone; a hostile one could state any."""
+
+
+def stated(said: Mapping[str, Any], name: str, most: int = 2**40) -> int:
+    """A whole number of a `config.json`, where there are no tensors that show it.
+
+    Raises:
+      ValueError: if it is not there, or lies outside 1 … most.
+    """
+    value = said.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise ValueError(f"its config.json states {name} = {value!r}; it must lie in 1 … {most}")
+    return value
 
 
 def agree(stated: Mapping[str, Any], shown: Mapping[str, Any]) -> None:

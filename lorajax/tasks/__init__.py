@@ -16,6 +16,7 @@ from lorajax.tasks.base import (
     totals,
 )
 from lorajax.tasks.images import SMOOTHING, Images
+from lorajax.tasks.masked import MaskedTokens
 from lorajax.tasks.metrics import METRICS
 from lorajax.tasks.shapes import expected
 from lorajax.tasks.texts import NextToken, Regression, Texts, takes
@@ -25,6 +26,7 @@ __all__ = [
     "SMOOTHING",
     "Batch",
     "Images",
+    "MaskedTokens",
     "NextToken",
     "Predicts",
     "Regression",

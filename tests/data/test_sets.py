@@ -255,6 +255,36 @@ class TestOrder:
         with pytest.raises(ValueError, match=message):
             data.Order(samples, batch, seed)
 
+    @pytest.mark.parametrize("window", [1, 3, 100])
+    def test_buckets_hold_similar_lengths_of_the_very_samples(self, window):
+        lengths = np.random.default_rng(0).integers(1, 50, 103)
+        plain = data.Order(103, 4, seed=3)
+        plan = data.Buckets(lengths, 4, seed=3, window=window)
+        assert plan.steps_per_epoch == plain.steps_per_epoch == 25
+        epochs = []
+        for epoch in range(2):
+            steps = range(25 * epoch, 25 * (epoch + 1))
+            batches = np.stack([plan(step) for step in steps])
+            taken = np.concatenate([plain(step) for step in steps])
+            assert sorted(batches.ravel()) == sorted(taken)
+            spread = np.ptp(lengths[batches], axis=1).sum()
+            assert spread <= sum(np.ptp(lengths[plain(step)]) for step in steps)
+            epochs.append(batches)
+        assert (epochs[0] != epochs[1]).any()
+        again = data.Buckets(lengths, 4, seed=3, window=window)
+        np.testing.assert_array_equal(again(30), plan(30))
+        if window == 100:
+            low, high = lengths[epochs[0]].min(axis=1), lengths[epochs[0]].max(axis=1)
+            order = np.lexsort([high, low])
+            assert (high[order][:-1] <= low[order][1:]).all()
+
+    def test_buckets_refuse(self):
+        lengths = np.arange(1, 6)
+        with pytest.raises(ValueError, match="batch_size is 6; for 5 samples"):
+            data.Buckets(lengths, 6)
+        with pytest.raises(ValueError, match="window is 0; it must be at least 1"):
+            data.Buckets(lengths, 2, window=0)
+
     def test_samples_are_held_out_in_the_same_way_each_time(self, tmp_path):
         table = data.Table({"images": np.arange(20).reshape(20, 1, 1, 1), "labels": np.arange(20)})
         rest, aside = data.hold_out(table, 5)

@@ -1,11 +1,9 @@
 """BERT and RoBERTa: the committed files of transformers, what is refused, random shapes."""
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
 import shutil
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -236,18 +234,6 @@ def test_adapters_are_named_as_torch_names_the_modules():
 # From here on: against transformers itself.
 
 
-def references():
-    for name in ("torch", "transformers"):
-        pytest.importorskip(name, exc_type=(ImportError, RuntimeError))
-    path = pathlib.Path(__file__).with_name("text_references.py")
-    spec = importlib.util.spec_from_file_location("lorajax_text_references", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def drawn(seed):
     """A random tiny configuration of transformers, with every switch drawn."""
     rng = np.random.default_rng(seed)
@@ -278,8 +264,7 @@ def padded(name, settings):
 
 @pytest.mark.formats
 @pytest.mark.parametrize("seed", range(8))
-def test_logits_loss_and_gradients_of_random_configurations(seed, tmp_path):
-    library = references()
+def test_logits_loss_and_gradients_of_random_configurations(seed, tmp_path, library):
     settings = drawn(seed)
     theirs = library.bert(seed=seed, **settings)
     theirs.save_pretrained(tmp_path)
@@ -315,8 +300,7 @@ def test_logits_loss_and_gradients_of_random_configurations(seed, tmp_path):
 
 @pytest.mark.formats
 @pytest.mark.parametrize("name", NAMES)
-def test_transformers_loads_what_is_written(name, tmp_path):
-    library = references()
+def test_transformers_loads_what_is_written(name, tmp_path, library):
     model = load(name, **({"pool": "cls"} if name == "bert_encoder" else {}))
     models.save(model, tmp_path / "model.safetensors", layout="huggingface")
     kind = getattr(
@@ -334,8 +318,7 @@ def test_transformers_loads_what_is_written(name, tmp_path):
 @pytest.mark.formats
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("name", ["bert_classes", "bert_encoder", "roberta_words"])
-def test_an_adapter_goes_to_peft_under_the_names_of_the_base(name, tmp_path):
-    library = references()
+def test_an_adapter_goes_to_peft_under_the_names_of_the_base(name, tmp_path, library):
     peft = pytest.importorskip("peft")
     model = load(name)
     adapted = adapters.adapt(model, ["**/query", "**/value"], key=jax.random.key(0), rank=2)

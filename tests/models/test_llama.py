@@ -1,10 +1,8 @@
 """Llama: the committed files of transformers, positions, what is refused, random shapes."""
 
-import importlib.util
 import json
 import pathlib
 import shutil
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -193,18 +191,6 @@ def test_what_makes_no_model():
 # From here on: against transformers itself.
 
 
-def references():
-    for name in ("torch", "transformers"):
-        pytest.importorskip(name, exc_type=(ImportError, RuntimeError))
-    path = pathlib.Path(__file__).with_name("text_references.py")
-    spec = importlib.util.spec_from_file_location("lorajax_text_references", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def drawn(seed, library):
     """A random tiny configuration of transformers, with every switch drawn."""
     rng = np.random.default_rng(seed)
@@ -232,8 +218,7 @@ def drawn(seed, library):
 
 @pytest.mark.formats
 @pytest.mark.parametrize("seed", range(6))
-def test_logits_loss_and_gradients_of_random_configurations(seed, tmp_path):
-    library = references()
+def test_logits_loss_and_gradients_of_random_configurations(seed, tmp_path, library):
     theirs = library.llama(seed=seed, **drawn(seed, library))
     theirs.save_pretrained(tmp_path)
     model = models.load(tmp_path)
@@ -264,8 +249,7 @@ def test_logits_loss_and_gradients_of_random_configurations(seed, tmp_path):
 
 @pytest.mark.formats
 @pytest.mark.parametrize("kind", ["default", "llama3"])
-def test_positions_of_a_hundred_thousand_tokens(kind):
-    library = references()
+def test_positions_of_a_hundred_thousand_tokens(kind, library):
     from transformers.models.llama import modeling_llama
 
     from lorajax.models.llama.model import frequencies
@@ -285,8 +269,7 @@ def test_positions_of_a_hundred_thousand_tokens(kind):
 
 @pytest.mark.formats
 @pytest.mark.parametrize("name", NAMES)
-def test_transformers_loads_what_is_written(name, tmp_path):
-    library = references()
+def test_transformers_loads_what_is_written(name, tmp_path, library):
     models.save(load(name), tmp_path / "model.safetensors", layout="huggingface")
     kind = library.transformers.LlamaForCausalLM
     again, told = kind.from_pretrained(tmp_path, output_loading_info=True)
@@ -300,8 +283,7 @@ def test_transformers_loads_what_is_written(name, tmp_path):
 
 @pytest.mark.formats
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_an_adapter_goes_to_peft_under_the_names_of_the_base(tmp_path):
-    library = references()
+def test_an_adapter_goes_to_peft_under_the_names_of_the_base(tmp_path, library):
     peft = pytest.importorskip("peft")
     model = load("llama_scaled")
     targets = ["**/query", "**/value", "**/down"]

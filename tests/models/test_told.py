@@ -1,11 +1,13 @@
 """What no tensor shows: read from the files beside the weights, asked for by name, or refused."""
 
+import dataclasses
 import json
 import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from lorajax import models
@@ -288,3 +290,45 @@ class TestHuggingFace:
         model = models.load(FIXTURES / "huggingface_vit", mean=(0.1, 0.2, 0.3), std=(0.4,))
         models.save(model, tmp_path / "model.safetensors", layout="huggingface")
         assert models.load(tmp_path).config == model.config
+
+
+class TestConfigurationAlone:
+    """A plan needs no weights: a folder with config.json has the shapes of the whole checkpoint."""
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "bert_classes",
+            "bert_words",
+            "roberta_regression",
+            "roberta_words",
+            "llama_tied",
+            "llama_scaled",
+        ],
+    )
+    def test_it_is_the_model_of_the_checkpoint(self, name, tmp_path):
+        shutil.copy(FIXTURES / name / "config.json", tmp_path)
+        given, whole = models.abstract(tmp_path), models.abstract(FIXTURES / name)
+        ends = {"ends": whole.config.ends} if hasattr(whole.config, "ends") else {}
+        assert dataclasses.replace(given.config, **ends) == whole.config
+        assert nnx.state(given) == nnx.state(whole)
+
+    @pytest.mark.parametrize(
+        ("config", "message"),
+        [
+            ({"model_type": "gpt2"}, "has no weights, and its config.json states .*'gpt2'"),
+            ({"model_type": "llama"}, "states vocab_size = None; it must lie in 1"),
+            (
+                {
+                    "model_type": "llama",
+                    **{"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8},
+                    **{"num_attention_heads": 2, "num_hidden_layers": 10**9},
+                },
+                "states num_hidden_layers = 1000000000; it must lie in 1",
+            ),
+        ],
+    )
+    def test_refusals(self, config, message, tmp_path):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=message):
+            models.abstract(tmp_path)

@@ -81,6 +81,23 @@ def test_filling_changes_nothing_and_batches_have_few_shapes():
         tasks.Texts(smoothing=1.0)
 
 
+def test_a_window_brings_texts_of_similar_length_together():
+    table = texts(np.arange(8, dtype=np.int32) % 3)
+    part = table.take(np.array([1, 0, 4, 5, 2, 7]))
+    assert text.lengths(table).tolist() == [5, 17, 3, 9, 20, 2, 4, 6]
+    assert text.lengths(part).tolist() == [17, 5, 20, 2, 3, 6]
+    recipe = finetune.Recipe(steps=3, batch_size=2, window=3)
+    order = finetune.order_of(part, recipe)
+    lengths = sorted(sorted(text.lengths(part)[order(step)].tolist()) for step in range(3))
+    assert lengths == [[2, 3], [5, 6], [17, 20]]
+    trainer = finetune.Trainer(Reader(3, nnx.Rngs(0)), nnx.Param, tasks.Texts(), recipe)
+    seen = []
+    finetune.fit(trainer, part, callback=lambda record: seen.append(record.step))
+    assert seen == [1, 2, 3]
+    with pytest.raises(ValueError, match="none of which is Ragged"):
+        finetune.order_of(data.Table({"images": np.zeros((4, 2))}), recipe)
+
+
 def test_numbers_train_in_units_of_their_spread_and_are_reported_in_their_own():
     labels = np.float32([0, 5, 2.5, 1, 4, 3, 2, 0.5])
     task = tasks.Regression(mean=float(labels.mean()), std=float(labels.std()), within=1.0)

@@ -4,7 +4,7 @@ Reading needs nothing more; tokenizers and chat templates need the extra `text`.
 """
 
 from lorajax.data.text.chat import Template, chat_template
-from lorajax.data.text.columns import Ragged, pack, sizes
+from lorajax.data.text.columns import Ragged, lengths, pack, sizes
 from lorajax.data.text.load import KINDS, Asked, Limits, read_texts, tables
 from lorajax.data.text.sheets import SUFFIXES, Columns, Sheet, choose, is_text, read_sheet
 from lorajax.data.text.tokens import Encoded, Tokenizer
@@ -23,6 +23,7 @@ __all__ = [
     "chat_template",
     "choose",
     "is_text",
+    "lengths",
     "pack",
     "read_sheet",
     "read_texts",

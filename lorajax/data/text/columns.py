@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from lorajax.data.table import Column, Rows, Table
 from lorajax.environment.judging import judged
 
 
@@ -75,6 +76,35 @@ class Ragged:
         inside = places < counts[:, None]
         taken = np.where(inside, starts[:, None] + places, 0)
         return np.where(inside, self._flat[taken], np.asarray(self.fill, self._flat.dtype))
+
+
+@judged
+def lengths(table: Table) -> np.ndarray:
+    """How many entries each sample of a table has in its longest column of sequences.
+
+    Args:
+      table: with a `Ragged` column, or rows of one.
+
+    Returns:
+      int64 array of shape (n,).
+
+    Raises:
+      ValueError: for a table whose samples are all of one length.
+    """
+    found = [each for each in map(_counts, table.columns.values()) if each is not None]
+    if not found:
+        raise ValueError(
+            f"the table has the columns {', '.join(table.columns)}, none of which is Ragged; its "
+            "samples cannot be ordered by length."
+        )
+    return np.max(found, axis=0)
+
+
+def _counts(column: Column) -> np.ndarray | None:
+    if isinstance(column, Rows):
+        inside = _counts(column.column)
+        return None if inside is None else inside[column.index]
+    return column.counts if isinstance(column, Ragged) else None
 
 
 @judged

@@ -146,6 +146,28 @@ def _infer(source: Source) -> dict[str, Any]:
     }
 
 
+def _outline(said: dict[str, Any]) -> dict[str, tuple[int, ...]] | None:
+    if said.get("model_type") not in _STYLES:
+        return None
+    style = _STYLES[said["model_type"]]
+    width, hidden = (family.stated(said, name) for name in ("hidden_size", "intermediate_size"))
+    rows = {"word": "vocab_size", "position": "max_position_embeddings"}
+    shapes = {
+        f"embeddings.{theirs}_embeddings.weight": (family.stated(said, name), width)
+        for theirs, name in (rows | {"token_type": "type_vocab_size"}).items()
+    }
+    for i in range(family.stated(said, "num_hidden_layers", family.DEEPEST)):
+        shapes[f"encoder.layer.{i}.attention.self.query.weight"] = (width, width)
+    shapes["encoder.layer.0.intermediate.dense.weight"] = (hidden, width)
+    (kind, *_) = said.get("architectures") or [""]
+    if kind.endswith(_CLASS["classes"]):
+        last = "classifier.weight" if style == "bert" else "classifier.out_proj.weight"
+        shapes[last] = (len(said.get("id2label") or (0, 1)), width)
+    if kind.endswith(_CLASS["words"]):
+        shapes[f"{_WORDS[style][0]}.weight"] = (width, width)
+    return shapes
+
+
 def _useless(*theirs: str) -> Iterator[Rule]:
     """Tensors that a file may have, one by one, and that no array comes of."""
     for name in theirs:
@@ -244,5 +266,6 @@ HUGGINGFACE = Format(
     express=_express,
     beside=_beside,
     modules=_modules,
+    outline=_outline,
 )
 """Files of transformers' BertModel, RobertaModel, and those with heads, with their config.json."""

@@ -114,6 +114,27 @@ def _infer(source: Source) -> dict[str, Any]:
     }
 
 
+def _outline(said: dict[str, Any]) -> dict[str, tuple[int, ...]] | None:
+    if said.get("model_type") != "llama":
+        return None
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")
+    vocabulary, width, hidden, heads = (family.stated(said, name) for name in names)
+    features = said.get("head_dim") or width // heads
+    groups = said.get("num_key_value_heads") or heads
+    shapes = {_TABLE: (vocabulary, width)}
+    for i in range(family.stated(said, "num_hidden_layers", family.DEEPEST)):
+        shapes[f"model.layers.{i}.self_attn.q_proj.weight"] = (heads * features, width)
+    shapes[f"{_FIRST}.self_attn.k_proj.weight"] = (groups * features, width)
+    shapes |= {f"{_FIRST}.mlp.{name}.weight": (hidden, width) for name in ("gate_proj", "up_proj")}
+    if said.get("attention_bias"):
+        shapes[f"{_FIRST}.self_attn.q_proj.bias"] = (heads * features,)
+    if said.get("mlp_bias"):
+        shapes[f"{_FIRST}.mlp.up_proj.bias"] = (hidden,)
+    if not said.get("tie_word_embeddings", False):
+        shapes[_HEAD] = (vocabulary, width)
+    return shapes
+
+
 def _rules(config: LlamaConfig) -> Iterator[Rule]:
     yield family.one(_TABLE, "embeddings.embedding")
     for i in range(config.depth):
@@ -185,5 +206,6 @@ HUGGINGFACE = Format(
     beside=_beside,
     side=("config.json", "generation_config.json"),
     modules=_modules,
+    outline=_outline,
 )
 """Files of `LlamaForCausalLM`, in one piece or in shards, with their config.json."""
