@@ -69,7 +69,7 @@ def write_case(case: Case, shelf: pathlib.Path, out: pathlib.Path, steps: int) -
         with open(shelf / "tinyshakespeare.txt", encoding="utf-8") as file:
             (encoded,) = tokenizer.encode([file.read(6 * rows * width)])
         batch = {"tokens": encoded.tokens[: rows * width].reshape(rows, width)}
-    np.savez(out / "batches.npz", **batch)
+    np.savez(out / "batches.npz", allow_pickle=False, **batch)
 
 
 def batches_of(case: Case, out: pathlib.Path) -> Callable[[int], dict[str, np.ndarray]]:

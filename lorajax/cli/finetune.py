@@ -34,11 +34,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return planning.run(args)
     folder = output_folder(args.out)
-    if outcomes.saved(args.out) and not args.resume:
-        raise ValueError(
-            f"--out is {args.out!r}, which holds a run already; give --resume to go on with it, or "
-            "another folder."
-        )
+    outcomes.check_free(args)
     prepare_jax(x64=False)
 
     import jax

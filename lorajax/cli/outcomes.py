@@ -18,6 +18,15 @@ def saved(out: str) -> bool:
     return states.is_dir() and any(each.name.isdecimal() for each in states.iterdir())
 
 
+def check_free(args: argparse.Namespace) -> None:
+    """Raises ValueError for a folder that holds a run which is not to be gone on with."""
+    if saved(args.out) and not args.resume:
+        raise ValueError(
+            f"--out is {args.out!r}, which holds a run already; give --resume to go on with it, or "
+            "another folder."
+        )
+
+
 def left(out: str) -> str:
     """How to go on with a run whose folder is `out`."""
     again = " with --resume" if saved(out) else ""

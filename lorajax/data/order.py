@@ -187,7 +187,7 @@ class Buckets:
     def __call__(self, step: int) -> np.ndarray:
         """Indices of the samples of a step, counted from 0 through all epochs."""
         epoch, i = divmod(step, self.steps_per_epoch)
-        return self._epoch(epoch)[i]
+        return self._epoch(epoch)[i]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @judged(batch_size=at_least(1))

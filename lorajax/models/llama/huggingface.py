@@ -121,7 +121,7 @@ def _outline(said: dict[str, Any]) -> dict[str, tuple[int, ...]] | None:
     vocabulary, width, hidden, heads = (family.stated(said, name) for name in names)
     features = said.get("head_dim") or width // heads
     groups = said.get("num_key_value_heads") or heads
-    shapes = {_TABLE: (vocabulary, width)}
+    shapes: dict[str, tuple[int, ...]] = {_TABLE: (vocabulary, width)}
     for i in range(family.stated(said, "num_hidden_layers", family.DEEPEST)):
         shapes[f"model.layers.{i}.self_attn.q_proj.weight"] = (heads * features, width)
     shapes[f"{_FIRST}.self_attn.k_proj.weight"] = (groups * features, width)
