@@ -1,5 +1,6 @@
 """What a spectrum alone says of updates that stand out: against Gaussian limits and matrices."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -72,8 +73,8 @@ def test_bad_input_is_named(call, message):
 
 
 def test_effective_rank_counts_equal_directions():
-    spectra = np.array([[2.0, 2.0, 2.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    spectra = jnp.array([[2.0, 2.0, 2.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     np.testing.assert_allclose(ranks.effective_rank(spectra), [3.0, 1.0, 0.0], rtol=1e-12)
     p = np.array([0.5, 0.3, 0.2])
     want = np.exp(-np.sum(p * np.log(p)))
-    np.testing.assert_allclose(ranks.effective_rank(7 * p), want, rtol=1e-12)
+    np.testing.assert_allclose(ranks.effective_rank(jnp.asarray(7 * p)), want, rtol=1e-12)
