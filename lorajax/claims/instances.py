@@ -20,8 +20,8 @@ RANK = 5
 RTOL = 1e-10
 """Relative tolerance of a solver step wherever a claim integrates."""
 FINE_RTOL = 3e-13
-"""That of the claims that hold to 1e-9, see `landed_flow`. At 1e-12, where the errors were as small,
-their bounds came out above 1e-9: chosen after that was seen."""
+"""That of the claims that hold to 1e-9, see `landed_flow`. At 1e-12, with errors as small, their
+bounds came out above 1e-9: chosen after that was seen."""
 
 
 def factorization(run: Run, spectrum: tuple[float, ...] = SPECTRUM) -> MatrixFactorization:
