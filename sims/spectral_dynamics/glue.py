@@ -68,10 +68,11 @@ class Profile:
     tests: int
     length: int
     behind: int
+    methods: tuple[str, ...] = METHODS
 
 
 PROFILES = {
-    "quick": Profile(("cola",), 1, 1, 256, 128, 16, 64),
+    "quick": Profile(("cola",), 1, 1, 256, 128, 16, 64, ("rule", "full")),
     "full": Profile(("cola", "stsb", "qnli", "sst2"), 5, 3, 0, 0, 128, 1024),
 }
 CHOICE = Profile(("cola", "stsb"), 1, 2, 2000, 500, 64, 256)
@@ -259,7 +260,7 @@ def plan(profile: Profile, seeds: int) -> Iterator[Run]:
     shared = {name: getattr(profile, name) for name in ("epochs", "samples", "tests", "length")}
     for task in profile.tasks:
         for seed in range(seeds):
-            for method in METHODS:
+            for method in profile.methods:
                 rate = RATES["full" if method == "full" else "lora"]
                 yield Run(task, method, seed, rate, behind=profile.behind, **shared)
 
