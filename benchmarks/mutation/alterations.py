@@ -6,6 +6,7 @@ raise, strings, drawing, and stand-ins that `where` discards (`where(x == 0, 1, 
 """
 
 import ast
+import builtins
 import dataclasses
 from collections.abc import Iterator
 
@@ -361,7 +362,9 @@ class _Collector(ast.NodeVisitor):
         if called in UNTOUCHED or called.startswith(("check_", "_check")):
             return
         outer, self.context = self.context, "constant"
-        if called in PEERS:
+        # Python itself has min, max, any and all, and no mean.
+        known = isinstance(node.func, ast.Attribute) or PEERS.get(called) in dir(builtins)
+        if called in PEERS and known:
             self.note(node, "function", self.renamed(node, PEERS[called]))
         elif called in DROPPED and node.args:
             operator = "transpose" if called == "swapaxes" else "function"
