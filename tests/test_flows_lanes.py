@@ -9,7 +9,7 @@ import pytest
 
 import lorajax
 from lorajax import initializers
-from lorajax.flows import NON_FINITE, STATUS, lanes
+from lorajax.flows import NON_FINITE, STATUS, lanes, stepping
 from lorajax.problems import TwoLayer, TwoLayerFactors
 
 SCALES = jnp.array([1.0, 1e-3, 1e-8])
@@ -97,6 +97,32 @@ def test_two_layer_agrees_with_gradient_flow(rank_one):
         np.testing.assert_allclose(
             found.observed["entries"][i], jnp.concatenate(entries, axis=1), atol=1e-6
         )
+
+
+def test_a_step_beyond_the_tolerance_is_not_taken():
+    """v' = k(t)(1 − v), whose rate switches on: then the next step is too long by any factor.
+
+    A step may be off by atol + rtol in the root mean square of three entries, two of which are
+    exact: by 2 √3 rtol in v. What earlier steps left decays as v settles, so twice that is allowed.
+    """
+    onset, rtol = jnp.linspace(0.5, 3.0, 24), 1e-6
+
+    def field(state):
+        clock, value, at = state.T
+        rate = 40 * jax.nn.sigmoid(20 * (clock - at))
+        return jnp.stack([jnp.ones_like(clock), rate * (1 - value), jnp.zeros_like(at)], axis=1)
+
+    begin = jnp.full_like(onset, 1e-3)
+    start = jnp.stack([begin, jnp.zeros_like(onset), onset], axis=1)
+    times = jnp.array([1.0, 2.0, 3.0, 3.5])
+    atol = jnp.full_like(onset, rtol)
+    found = stepping.integrate(field, start, times, rtol, atol, lambda state: state[:, 1])
+
+    def integral(clock):
+        return 2 * np.logaddexp(0, 20 * (np.asarray(clock) - np.asarray(onset)[:, None]))
+
+    want = -np.expm1(integral(begin[:, None]) - integral(times[None] + 1e-3))
+    np.testing.assert_allclose(found.observed, want, rtol=0, atol=4 * 3**0.5 * rtol)
 
 
 def test_full_ode_runs_any_problem():
