@@ -100,7 +100,7 @@ def test_two_layer_agrees_with_gradient_flow(rank_one):
 
 
 def test_a_step_beyond_the_tolerance_is_not_taken():
-    """v' = k(t)(1 − v), whose rate switches on: then the next step is too long by any factor.
+    """Where the rate of v' = k(t)(1 − v) switches on, the next step is too long by any factor.
 
     A step may be off by atol + rtol in the root mean square of three entries, two of which are
     exact: by 2 √3 rtol in v. What earlier steps left decays as v settles, so twice that is allowed.
