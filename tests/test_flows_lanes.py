@@ -125,6 +125,23 @@ def test_a_step_beyond_the_tolerance_is_not_taken():
     np.testing.assert_allclose(found.observed, want, rtol=0, atol=4 * 3**0.5 * rtol)
 
 
+def test_tolerances_are_a_mean_over_entries_and_rise_together():
+    def steps(start, rtol, atol):
+        times = jnp.array([1.0, 4.0], start.dtype)
+        atol = jnp.full((1,), atol, start.dtype)
+        rtol = jnp.asarray(rtol, start.dtype)
+        return int(
+            stepping.integrate(lambda y: -4 * y, start, times, rtol, atol, lambda y: y).steps
+        )
+
+    # Copies of an entry leave the root mean square as it is.
+    once = steps(jnp.ones((1, 1)), 1e-6, 1e-6)
+    assert steps(jnp.ones((1, 4)), 1e-6, 1e-6) == once
+    # Below rounding, rtol is raised to 8 units of it, and atol by the same factor.
+    single, least = jnp.ones((1, 1), jnp.float32), 8 * float(jnp.finfo(jnp.float32).eps)
+    assert steps(single, least / 2**10, 2.0**-30) == steps(single, least, 2.0**-20)
+
+
 def test_full_ode_runs_any_problem():
     target = jnp.diag(jnp.array([2.0, 1.0, 0.5]))
     problem = lorajax.SymmetricFactorization(target)
