@@ -290,6 +290,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--module", default="", help="only modules whose name has this text")
     parser.add_argument("--only", default="", help="only alterations whose name has this text")
     parser.add_argument("--named", action="store_true", help="only those of named.toml")
+    parser.add_argument("--so-far", action="store_true", help="judge none; the table of the known")
     parser.add_argument("--again", action="store_true", help="try survivors again")
     parser.add_argument("--budget", type=float, default=90.0, help="seconds of tests for each")
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "out" / "mutants")
@@ -316,14 +317,23 @@ def main(argv: list[str]) -> int:
     chosen = list({m.name: m for m in reversed(chosen)}.values())[::-1]
     part = [m for m in chosen if options.module in m.module and options.only in m.name]
     part = part[: options.limit]
-    if own:
-        processes.preload(options.work.absolute() / "programs")
-    rows = campaign.run(part, options.budget, options.again)
+    if options.so_far:
+        known = campaign.results()
+        part = [
+            m
+            for m in part
+            if m.name in known and (m.name in reasons or not undecided(known[m.name], 1))
+        ]
+        rows = [{**known[m.name], "of_check": m.of_check, "named": m.named} for m in part]
+    else:
+        if own:
+            processes.preload(options.work.absolute() / "programs")
+        rows = campaign.run(part, options.budget, options.again)
     summary = tables.summary(rows, reasons)
     print(tables.figures(summary))
-    if own and len(part) == len(chosen) and not options.named:
+    if own and not options.named and (options.so_far or len(part) == len(chosen)):
         possible = sum(not m.of_check for m in campaign.candidates())
-        tables.write(ROOT, summary, possible, options.seed)
+        tables.write(ROOT, summary, possible, options.seed, len(chosen) - len(part))
     return int(bool(summary["unexplained"]))
 
 

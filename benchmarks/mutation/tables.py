@@ -167,8 +167,18 @@ apart, and most of those that nothing notices are of these two kinds.
 """
 
 
-def write(root: pathlib.Path, found: Mapping[str, Any], candidates: int, seed: int) -> None:
-    """docs/mutants.md and benchmarks/results/mutants.json."""
+def write(
+    root: pathlib.Path, found: Mapping[str, Any], candidates: int, seed: int, left: int
+) -> None:
+    """docs/mutants.md and benchmarks/results/mutants.json.
+
+    Args:
+      root: the repository.
+      found: as `summary` returns it.
+      candidates: how many alterations there could be.
+      seed: of the sample.
+      left: alterations of the sample that have not been judged.
+    """
     rows, count = found["rows"], sum(not row["named"] for row in found["rows"])
     text = HEAD.format(
         figures=figures(found),
@@ -177,6 +187,8 @@ def write(root: pathlib.Path, found: Mapping[str, Any], candidates: int, seed: i
         seed=seed,
         table="\n".join(table(rows)),
     )
+    if left:
+        text += f"\n{left} more of the sample have not been judged yet: `make mutants` goes on.\n"
     if found["unexplained"]:
         text += "\n## Missed\n\n"
         text += "".join(f"- {_code(name)}\n" for name in found["unexplained"])
@@ -195,6 +207,7 @@ def write(root: pathlib.Path, found: Mapping[str, Any], candidates: int, seed: i
     data = {
         "seed": seed,
         "candidates": candidates,
+        "not_judged": left,
         "figures": figures(found),
         "equivalent": found["equivalent"],
         "missed": found["unexplained"],
