@@ -34,7 +34,7 @@ help:
 	@echo "figures     run every simulation in sims/ with its quick profile"
 	@echo "notebooks   execute every notebook into out/notebooks/"
 	@echo "benchmarks  run every benchmark against its peers (large downloads)"
-	@echo "mutants     alter the theory's code and see whether the tests notice (about two hours)"
+	@echo "mutants     alter the theory's code and see whether the tests notice (about an hour)"
 	@echo "constraints pin the newest releases that pyproject.toml allows"
 	@echo "clean       remove environments, caches and results"
 

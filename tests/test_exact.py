@@ -159,7 +159,7 @@ def test_jacobi_goes_on_where_columns_are_nearly_orthogonal(columns):
     np.testing.assert_allclose(found, want, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("second", [(0.4, 1.3), (0.6, -0.7), (-0.4, 0.95)])
+@pytest.mark.parametrize("second", [(0.6, 0.9), (0.6, -0.7), (-0.4, 0.95)])
 def test_one_rotation_makes_two_columns_orthogonal(second):
     """So that the second sweep finds nothing, whichever is the longer and at whatever angle."""
     columns = jnp.array([(1.0, 0.0), second])[:, :, None]

@@ -455,7 +455,7 @@ def test_a_lane_fails_only_where_its_own_time_stands_still(dtype):
     steps = int(found.steps[0])
     accuracy = 1e-5 if dtype == "float32" else steps * 3e-10 * (1 + np.exp(4.0))
     np.testing.assert_allclose(found.observed[0, 1], np.exp(-4) * np.array([1, 2]), rtol=accuracy)
-    # A step that is taken at an error of 30 is far outside of this.
+    # The tolerance is that which was asked for, neither much finer nor coarser.
     exact = np.exp(-4.0 * np.array([0.3, 0.6, 1.0]))
     seen = stepping.integrate(
         lambda y: -4 * y,

@@ -9,7 +9,7 @@ import pytest
 
 import lorajax
 from lorajax import initializers
-from lorajax.flows import NON_FINITE, STATUS, lanes
+from lorajax.flows import NON_FINITE, STATUS, lanes, stepping
 from lorajax.problems import TwoLayer, TwoLayerFactors
 
 SCALES = jnp.array([1.0, 1e-3, 1e-8])
@@ -97,6 +97,48 @@ def test_two_layer_agrees_with_gradient_flow(rank_one):
         np.testing.assert_allclose(
             found.observed["entries"][i], jnp.concatenate(entries, axis=1), atol=1e-6
         )
+
+
+def test_a_step_beyond_the_tolerance_is_not_taken():
+    """Where the rate of v' = k(t)(1 − v) switches on, the next step is too long by any factor.
+
+    A step may be off by atol + rtol in the root mean square of three entries, two of which are
+    exact: by 2 √3 rtol in v. What earlier steps left decays as v settles, so twice that is allowed.
+    """
+    onset, rtol = jnp.linspace(0.5, 3.0, 24), 1e-6
+
+    def field(state):
+        clock, value, at = state.T
+        rate = 40 * jax.nn.sigmoid(20 * (clock - at))
+        return jnp.stack([jnp.ones_like(clock), rate * (1 - value), jnp.zeros_like(at)], axis=1)
+
+    begin = jnp.full_like(onset, 1e-3)
+    start = jnp.stack([begin, jnp.zeros_like(onset), onset], axis=1)
+    times = jnp.array([1.0, 2.0, 3.0, 3.5])
+    atol = jnp.full_like(onset, rtol)
+    found = stepping.integrate(field, start, times, rtol, atol, lambda state: state[:, 1])
+
+    def integral(clock):
+        return 2 * np.logaddexp(0, 20 * (np.asarray(clock) - np.asarray(onset)[:, None]))
+
+    want = -np.expm1(integral(begin[:, None]) - integral(times[None] + 1e-3))
+    np.testing.assert_allclose(found.observed, want, rtol=0, atol=4 * 3**0.5 * rtol)
+
+
+def test_tolerances_are_a_mean_over_entries_and_rise_together():
+    def steps(start, rtol, atol):
+        times = jnp.array([1.0, 4.0], start.dtype)
+        atol = jnp.full((1,), atol, start.dtype)
+        rtol = jnp.asarray(rtol, start.dtype)
+        found = stepping.integrate(lambda y: -4 * y, start, times, rtol, atol, lambda y: y)
+        return int(found.steps[0])
+
+    # Copies of an entry leave the root mean square as it is.
+    once = steps(jnp.ones((1, 1)), 1e-6, 1e-6)
+    assert steps(jnp.ones((1, 4)), 1e-6, 1e-6) == once
+    # Below rounding, rtol is raised to 8 units of it, and atol by the same factor.
+    single, least = jnp.ones((1, 1), jnp.float32), 8 * float(jnp.finfo(jnp.float32).eps)
+    assert steps(single, least / 2**10, 2.0**-30) == steps(single, least, 2.0**-20)
 
 
 def test_full_ode_runs_any_problem():

@@ -133,6 +133,10 @@ def test_a_start_along_the_gradient_of_a_loss_without_a_target():
     problem = lorajax.TraceSquared(jnp.asarray(2.0), 6)
     start = start_of(problem, "spectral", rank=3, scale=0.1)
     assert float(jnp.trace(start.product)) == pytest.approx(-3 * 0.01, rel=1e-12)
+    other = jnp.outer(jnp.arange(1.0, 7.0), jnp.arange(1.0, 6.0))
+    loss = lorajax.ProductLoss(lambda x, y: jnp.sum((x - y) ** 2) / 2, (6, 5), (other,))
+    start = start_of(loss, "spectral", rank=1, scale=0.1)
+    np.testing.assert_allclose(start.product, 0.01 * other / jnp.linalg.norm(other), atol=1e-15)
 
 
 def test_a_start_that_is_not_what_its_group_is_fails(problem):

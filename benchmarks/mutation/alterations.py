@@ -6,8 +6,8 @@ raise, strings, drawing, and stand-ins that `where` discards (`where(x == 0, 1, 
 """
 
 import ast
+import builtins
 import dataclasses
-import hashlib
 from collections.abc import Iterator
 
 TOLERANCE = 1e-3
@@ -58,8 +58,11 @@ ORDERED = {"where", "outer", "solve", "subtract", "divide", "power"}
 
 UNTOUCHED = {"isinstance", "issubclass", "warn", "TypeVar", "range", "getattr", "hasattr", "field"}
 SYMMETRIC = {"zip", "min", "max", "float", "int", "isinstance", "map", "sum", "dict", "getattr"}
-OF_CLAIMS = {"sign", "arithmetic", "comparison", "boolean", "exponent", "function", "transpose"}
-"""Operators for claims: any size, seed or time of an instance is right, so none is altered."""
+OF_CHECKS = {"sign", "arithmetic", "comparison", "boolean", "exponent", "function", "transpose"}
+"""Operators for the checks of claims: any size, seed or time of an instance is right."""
+
+CLAIMED = "claimed constant"
+"""The operator for what a claim says by number: the defaults that its control alters, too."""
 
 COMPOUND = (ast.If, ast.For, ast.While, ast.With)
 """Statements whose inner statements are looked at one by one."""
@@ -100,9 +103,9 @@ class Mutant:
         return f"{self.module}:{self.function}: {self.before} → {self.after}{again}"
 
     @property
-    def digest(self) -> str:
-        """A short form of the name."""
-        return hashlib.sha256(self.name.encode()).hexdigest()[:12]
+    def of_check(self) -> bool:
+        """Whether a check of a claim is altered: a test, which its own control has to catch."""
+        return _is_claim(self.module) and self.operator != CLAIMED
 
     def apply(self, source: str) -> str:
         """The module's source with the alteration."""
@@ -118,7 +121,7 @@ def mutants(module: str, source: str) -> list[Mutant]:
     seen: dict[tuple[str, str, str], int] = {}
     found = []
     for mutant in sorted(collector.found, key=lambda m: (m.start, m.end, m.after)):
-        if _is_claim(module) and mutant.operator not in OF_CLAIMS:
+        if mutant.of_check and mutant.operator not in OF_CHECKS:
             continue
         key = (mutant.function, mutant.before, mutant.after)
         seen[key] = seen.get(key, -1) + 1
@@ -128,6 +131,10 @@ def mutants(module: str, source: str) -> list[Mutant]:
 
 def _is_claim(module: str) -> bool:
     return ".claims." in module and not module.endswith(".base")
+
+
+def _is_register(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and _called(node) == "claim"
 
 
 def _called(node: ast.Call) -> str:
@@ -223,9 +230,12 @@ class _Collector(ast.NodeVisitor):
         if len(outer) == 2 and outer == (0, len(self.starts)):
             self.lines = (node.body[0].lineno, node.end_lineno or node.lineno)
         of_function = self.lines
+        if _is_claim(self.module) and any(_is_register(x) for x in node.decorator_list):
+            self.context = CLAIMED
         for default in [*node.args.defaults, *node.args.kw_defaults]:
             if default is not None:
                 self.visit(default)
+        self.context = "constant"
         for statement in node.body:
             self.statement(statement)
             self.lines = of_function
@@ -352,7 +362,9 @@ class _Collector(ast.NodeVisitor):
         if called in UNTOUCHED or called.startswith(("check_", "_check")):
             return
         outer, self.context = self.context, "constant"
-        if called in PEERS:
+        # Python itself has min, max, any and all, and no mean.
+        known = isinstance(node.func, ast.Attribute) or PEERS.get(called) in dir(builtins)
+        if called in PEERS and known:
             self.note(node, "function", self.renamed(node, PEERS[called]))
         elif called in DROPPED and node.args:
             operator = "transpose" if called == "swapaxes" else "function"

@@ -73,27 +73,40 @@ def summary(rows: Sequence[Mapping[str, Any]], reasons: Mapping[str, str]) -> di
       reasons: of the equivalent ones, by name; those of caught ones are left out.
 
     Returns:
-      The rows, and the names of caught, equivalent and unexplained ones.
+      The rows, and the names of equivalent and unexplained ones; those of checks apart.
     """
-    caught = [row["name"] for row in rows if row["caught"]]
-    survivors = [row["name"] for row in rows if not row["caught"]]
+    checks = [row for row in rows if row["of_check"]]
+    theory = [row for row in rows if not row["of_check"]]
+    survivors = [row["name"] for row in theory if not row["caught"]]
     return {
-        "rows": list(rows),
-        "caught": caught,
+        "rows": theory,
+        "checks": checks,
+        "caught": [row["name"] for row in theory if row["caught"]],
         "equivalent": {name: reasons[name] for name in survivors if name in reasons},
         "unexplained": [name for name in survivors if name not in reasons],
     }
 
 
+def by_value(row: Mapping[str, Any]) -> bool:
+    """Whether a number or an answer was wrong: else the altered code did not run at all."""
+    return row["reason"].lower().startswith("assert") or "Expected:" in row["reason"]
+
+
 def figures(found: Mapping[str, Any]) -> str:
-    """The numbers of a campaign in one sentence."""
+    """The numbers of a campaign in a few sentences."""
     total, caught, equal = (len(found[x]) for x in ("rows", "caught", "equivalent"))
     share = caught / max(total - equal, 1)
-    return (
-        f"{total} alterations: {caught} caught, {equal} equivalent, "
-        f"{len(found['unexplained'])} missed; {share:.1%} of those that alter anything are caught "
-        f"({caught / max(total, 1):.1%} of all)."
+    told = (
+        f"{total} alterations of the theory: {caught} caught, {equal} equivalent, "
+        f"{len(found['unexplained'])} missed; {share:.1%} of those that alter what is promised are "
+        f"caught, {caught / max(total, 1):.1%} of all. Of the caught ones "
+        f"{sum(row['caught'] and by_value(row) for row in found['rows'])} gave a wrong answer; the "
+        "others did not run, for shapes, types or time."
     )
+    if found["checks"]:
+        seen = sum(row["caught"] for row in found["checks"])
+        told += f" Of {len(found['checks'])} alterations of the claims' checks {seen} are noticed."
+    return told
 
 
 def room_of(module: str) -> str:
@@ -124,50 +137,85 @@ def _code(text: str) -> str:
     return "`" + text.replace("|", "\\|").replace("`", "'") + "`"
 
 
-def write(root: pathlib.Path, found: Mapping[str, Any], candidates: int, seed: int) -> None:
-    """docs/mutants.md and benchmarks/results/mutants.json."""
-    rows = found["rows"]
-    lines = [
-        "# Do the tests notice when the theory's code is wrong?",
-        "",
-        "Made by `make mutants` (`python -m benchmarks mutants`), which alters one constant, sign,",
-        "exponent, comparison, transpose or argument at a time and runs the tests and claims that",
-        "execute the altered line. No result here is typed by hand.",
-        "",
-        figures(found),
-        "",
-        f"The sample is one of {candidates} alterations, by module and by seed {seed}; `named` are",
-        "faults that the tests once missed. In claims no number is altered: any size, seed or time",
-        "of an instance is right.",
-        "",
-        *table(rows),
-        "",
-    ]
-    names = {row["name"]: row for row in rows}
+HEAD = """\
+# Do the tests notice when the theory's code is wrong?
+
+Made by `make mutants` (`python -m benchmarks mutants`), which alters one constant, sign, exponent,
+comparison, transpose or argument at a time and runs the tests and claims that execute the altered
+line. No result here is typed by hand.
+
+{figures}
+
+The sample holds {count} of {candidates} possible alterations, by module and by seed {seed}, and
+the faults that tests once missed (`named`). Not altered are docstrings, annotations, messages,
+checks of input that only raise, drawing, and the stand-ins that `where` discards.
+
+{table}
+"""
+
+CHECKS = """\
+## Checks of claims
+
+A claim's check is a test itself. What it claims by number is part of the table above (`claimed
+constant`); the rest of it is altered here, and only its verdict and its own control can see that.
+An alteration of an instance (its size, scale or noise) is as right as what it replaces, and one of
+how several errors become one shows only where just one of them is wrong. So these are counted
+apart, and most of those that nothing notices are of these two kinds.
+
+| alteration | noticed |
+|---|---|
+"""
+
+
+def write(
+    root: pathlib.Path, found: Mapping[str, Any], candidates: int, seed: int, left: int
+) -> None:
+    """docs/mutants.md and benchmarks/results/mutants.json.
+
+    Args:
+      root: the repository.
+      found: as `summary` returns it.
+      candidates: how many alterations there could be.
+      seed: of the sample.
+      left: alterations of the sample that have not been judged.
+    """
+    rows, count = found["rows"], sum(not row["named"] for row in found["rows"])
+    text = HEAD.format(
+        figures=figures(found),
+        count=count,
+        candidates=candidates,
+        seed=seed,
+        table="\n".join(table(rows)),
+    )
+    if left:
+        text += f"\n{left} more of the sample have not been judged yet: `make mutants` goes on.\n"
     if found["unexplained"]:
-        lines += ["## Missed", ""]
-        lines += [f"- {_code(name)}" for name in found["unexplained"]] + [""]
-    lines += ["## Equivalent", "", "Survivors that change nothing that is promised, and why.", ""]
-    lines += ["| alteration | why nothing can catch it |", "|---|---|"]
-    lines += [f"| {_code(name)} | {why} |" for name, why in found["equivalent"].items()]
-    lines += ["", "## Named faults", "", "| fault | caught by |", "|---|---|"]
-    lines += [
-        f"| {_code(name)} | {_code(str(row['by']))} |"
-        for name, row in names.items()
-        if row["named"]
-    ]
-    (root / "docs" / "mutants.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    keep = ("name", "operator", "named", "caught", "by", "reason")
+        text += "\n## Missed\n\n"
+        text += "".join(f"- {_code(name)}\n" for name in found["unexplained"])
+    text += "\n## Equivalent\n\nSurvivors that change nothing that is promised, and why.\n\n"
+    text += "| alteration | why nothing can catch it |\n|---|---|\n"
+    text += "".join(f"| {_code(name)} | {why} |\n" for name, why in found["equivalent"].items())
+    text += "\n## Named faults\n\n| fault | caught by |\n|---|---|\n"
+    for row in rows:
+        if row["named"]:
+            text += f"| {_code(row['name'])} | {_code(str(row['by']))} |\n"
+    text += "\n" + CHECKS
+    for row in found["checks"]:
+        text += f"| {_code(row['name'])} | {'yes' if row['caught'] else 'no'} |\n"
+    (root / "docs" / "mutants.md").write_text(text, encoding="utf-8")
+    keep = ("name", "operator", "named", "caught", "by", "reason", "left_out")
     data = {
         "seed": seed,
         "candidates": candidates,
+        "not_judged": left,
         "figures": figures(found),
         "equivalent": found["equivalent"],
         "missed": found["unexplained"],
         "mutants": [{k: row[k] for k in keep} for row in rows],
+        "checks": [{k: row[k] for k in keep} for row in found["checks"]],
     }
-    text = json.dumps(data, indent=1, ensure_ascii=False)
-    (root / "benchmarks" / "results" / "mutants.json").write_text(text + "\n", encoding="utf-8")
+    place = root / "benchmarks" / "results" / "mutants.json"
+    place.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def unknown(reasons: Mapping[str, str], sources: Mapping[str, str]) -> list[str]:
