@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
 ROOM = 100_000
 """Numbers of lines that each module has in a record of what was executed."""
 
@@ -185,9 +187,10 @@ class Watch:
 
     @staticmethod
     def short(report: Any) -> str:
-        """The last line that says what went wrong."""
-        lines = [x for x in str(report.longreprtext).splitlines() if x.startswith("E ")]
-        return lines[0][2:].strip()[:160] if lines else str(report.longreprtext)[-160:]
+        """The last line that says what went wrong, without the place of the checkout."""
+        text = str(report.longreprtext).replace(f"{ROOT}{os.sep}", "")
+        lines = [x for x in text.splitlines() if x.startswith("E ")]
+        return lines[0][2:].strip()[:160] if lines else text[-160:]
 
 
 def run_pytest(watch: Watch, arguments: Sequence[str], modules: Sequence[str]) -> int:
