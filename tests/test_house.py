@@ -381,8 +381,7 @@ def tracked_files() -> list[pathlib.Path]:
 
 
 PRIVATE = re.compile(
-    r"""(?<![\w.~])/(?:home|root|work|workspace|Users|mnt)/\w   # somebody's folder
-      | (?<![\w.~])/tmp/\w
+    r"""(?:(?<![\w.~])|(?<=\\n))/(?:home|root|work|workspace|Users|mnt|tmp)/\w  # somebody's folder
       | \b[A-Z]:\\Users\b
       | --(?:extra-)?index[-]url | --find[-]links | --trusted[-]host  # where packages come from
       | https?://[^\s/'"]+/(?:[^\s'"]*/)?simple/?(?=[\s'"]|$)
@@ -420,6 +419,7 @@ def test_tracked_files_name_no_private_path_and_no_package_index():
     [
         "open('/ho" + "me/someone/data.npz')",
         "see /wo" + "rk/notes.md",
+        '"reason": "E\\n/wo' + 'rk/notes.md"',
         "pip install --index" + "-url=x",
         "https://mirror.example" + "/simple/",
     ],
