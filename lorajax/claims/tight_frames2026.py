@@ -56,6 +56,7 @@ def orthonormal(run: Run, constant: float = 1.0) -> Evidence:
         ax.plot(places, law, "k_", markersize=16, label="law")
         ax.axhline(RANK / SHAPE[0], linestyle=":", label="r/m")
         ax.set(xticks=places, xticklabels=list(starts), ylabel="share of the loss")
+        ax.margins(x=0.2)
         ax.legend()
 
     return Evidence(

@@ -16,6 +16,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 STYLE: dict[str, Any] = {
     "axes.prop_cycle": cycler(
@@ -66,8 +67,22 @@ def save(fig: Figure, path: str | Path) -> Path:
     """Writes a figure to a file whose ending names the format, and returns the path."""
     path = Path(path)
     with style():
+        _thin(fig)
         fig.savefig(path, metadata=_plain(path.suffix))
     return path
+
+
+def _thin(fig: Figure) -> None:
+    """Keeps the labels of logarithmic axes apart: powers of ten, or 1, 2, 5 within a decade."""
+    for axes in fig.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() != "log":
+                continue
+            low, high = sorted(axis.get_view_interval())
+            if sum(low <= tick <= high for tick in axis.get_majorticklocs()) < 2:
+                axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(NullFormatter())
 
 
 def _plain(suffix: str) -> dict[str, Any]:
@@ -81,5 +96,6 @@ def to_png(draw: Callable[[Axes], None], *, size: tuple[float, float] = (5.2, 3.
     with style():
         fig, axes = figure(size=size)
         draw(axes)
+        _thin(fig)
         fig.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
