@@ -15,6 +15,8 @@ INSTALLED := $(VENV)/.installed
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # The flags that keep JAX right on CPU, for programs that are not the command itself.
 GUARDED = XLA_FLAGS="$$($(BIN)/python -m lorajax.environment)"
+# Threads of NumPy's products that wait for each other in every worker take what the tests need.
+ALONE = OPENBLAS_NUM_THREADS=1
 CHECK_VERSION = import sys; sys.version_info >= (3, 11) or sys.exit('lorajax needs Python 3.11 or \
 newer and $(PYTHON) is ' + sys.version.split()[0] + ': choose one with make PYTHON=...')
 SIMS = $(wildcard sims/*/[a-z]*.py)
@@ -54,7 +56,7 @@ validate: $(INSTALLED)
 	@$(BIN)/lorajax validate $(ARGS)
 
 test: $(INSTALLED)-test
-	@$(GUARDED) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(GUARDED) $(ALONE) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 lint: $(INSTALLED)-lint
 	@$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """A claim on starts that know no gradient: tight frames (ICML 2026, abstract; theory §9)."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lorajax import laws
@@ -42,9 +43,8 @@ def orthonormal(run: Run, constant: float = 1.0) -> Evidence:
         return found
 
     found = run.once("frames", simulate)
-    law = np.array(
-        [float(laws.frame_gain(a.T @ a, SHAPE[0], constant=constant)) for a in starts.values()]
-    )
+    grams = [jnp.asarray(a.T @ a) for a in starts.values()]
+    law = np.array([float(laws.frame_gain(k, SHAPE[0], constant=constant)) for k in grams])
     mean = np.array([x.mean() for x in found.values()])
     bars = np.array([x.std(ddof=1) for x in found.values()]) / draws**0.5
     share = np.abs(mean - law) / bars
