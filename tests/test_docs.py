@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from lorajax import claims
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs" / "extending").glob("*.md"))
 EXTENSIONS = {"start", "law", "claim", "rank_rule", "study", "adapter", "task", "model"}
@@ -31,6 +33,15 @@ def run(path: pathlib.Path, blocks: list[str]) -> None:
 
 def test_every_extension_has_a_page():
     assert {page.stem for page in PAGES} == EXTENSIONS
+
+
+@pytest.fixture(autouse=True)
+def no_claims_stay():
+    """What a page adds to the registry is gone after it: other tests count the claims."""
+    before = dict(claims.REGISTRY)
+    yield
+    claims.REGISTRY.clear()
+    claims.REGISTRY.update(before)
 
 
 def test_every_extension_runs_in_few_lines(subtests, tmp_path, monkeypatch):
