@@ -211,7 +211,7 @@ class Campaign:
             source = mutant.apply(self.sources[mutant.module])
             task = functools.partial(processes.judge, mutant.module, source, tests, self.packages)
             # CPU time ends what runs for ever; this one ends what waits for ever.
-            limit = 600 + 20 * sum(tests.values())
+            limit = 240 + 20 * sum(tests.values())
             log = self.work / "mutant.log"
             result, end = processes.in_child(task, log, limit)
             if result is None and "no test failed" in log.read_text(errors="replace"):
