@@ -1,5 +1,6 @@
 """Instances that several claims share, so that they also share what is compiled for them."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from jaxtyping import Array, Float
 
 from lorajax.claims.base import Evidence, Run
 from lorajax.factors import Factors, orthonormal_frame
-from lorajax.flows import Path, gradient_flow
+from lorajax.flows import Metric, Path, gradient_flow
 from lorajax.initializers import lora
 from lorajax.problems import MatrixFactorization, Problem
 
@@ -65,6 +66,12 @@ def landed_flow(problem: Problem, start: Any, last: float, **options: Any) -> Pa
     """
     times = np.linspace(0.0, last, 101)
     return gradient_flow(problem, start, times, rtol=FINE_RTOL, interpolate=False, **options)
+
+
+@functools.cache
+def metric_of(formula: Callable[..., Factors], exponent: float) -> Metric:
+    """A metric with another exponent; one function for each, as flows are compiled for it."""
+    return functools.partial(formula, exponent=exponent)
 
 
 def product_error(*paths: Path, rtol: float = FINE_RTOL) -> float:

@@ -1,7 +1,5 @@
 """Claims of RefLoRA (Zhang et al. 2025, arXiv:2505.18877; theory §9)."""
 
-import functools
-
 import numpy as np
 
 from lorajax.claims.base import Control, Evidence, Run, claim
@@ -10,22 +8,17 @@ from lorajax.claims.instances import (
     SHAPE,
     factorization,
     landed_flow,
+    metric_of,
     product_error,
     refactored,
 )
 from lorajax.factors.descents import reflora
-from lorajax.flows import Metric, reflora_flow
+from lorajax.flows import reflora_flow
 from lorajax.initializers import orthogonal
 from lorajax.spectra import singular_values
 
 SOURCE = "RefLoRA: Zhang et al. 2025 (arXiv:2505.18877); theory §9"
 LAST = 4.0
-
-
-@functools.cache
-def _metric(exponent: float) -> Metric:
-    # One function a law: the flow is compiled for it.
-    return functools.partial(reflora, exponent=exponent)
 
 
 @claim(
@@ -40,7 +33,7 @@ def balanced_flow(run: Run, exponent: float = 1.0) -> Evidence:
     product, whatever the factors; plain gradient flow from these factors is another."""
     problem = factorization(run)
     start = refactored(run)[1]
-    metric = _metric(exponent)
+    metric = metric_of(reflora, exponent)
     path = run.once(
         ("reflora_path", exponent),
         lambda: landed_flow(problem, start, LAST, metric=metric),
@@ -91,7 +84,7 @@ def warm_up(run: Run, warmup: float = 0.5) -> Evidence:
     end = type(start)(*(x[-1] for x in early.factors))
     late = run.once(
         "reflora_late",
-        lambda: landed_flow(problem, end, LAST, metric=_metric(1.0)),
+        lambda: landed_flow(problem, end, LAST, metric=metric_of(reflora, 1.0)),
     )
     times = np.asarray(late.times)
     law = reflora_flow(problem, start, lasts + times, warmup=warmup, rtol=FINE_RTOL)

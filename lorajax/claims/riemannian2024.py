@@ -1,25 +1,22 @@
 """Claims of Riemannian (scaled) LoRA (Zhang, Pilanci 2024, arXiv:2402.02347; theory §9)."""
 
-import functools
-
 import numpy as np
 
 from lorajax import laws
 from lorajax.claims.base import Control, Evidence, Run, claim
-from lorajax.claims.instances import factorization, landed_flow, product_error, refactored
+from lorajax.claims.instances import (
+    factorization,
+    landed_flow,
+    metric_of,
+    product_error,
+    refactored,
+)
 from lorajax.factors.descents import riemannian
-from lorajax.flows import Metric
 from lorajax.initializers import spectral
 from lorajax.spectra import hitting_times, singular_values
 
 SOURCE = "Zhang, Pilanci 2024 (arXiv:2402.02347); theory §9"
 LAST = 4.0
-
-
-@functools.cache
-def _metric(exponent: float) -> Metric:
-    # One function a law: the flow is compiled for it.
-    return functools.partial(riemannian, exponent=exponent)
 
 
 @claim(
@@ -33,7 +30,7 @@ def invariance(run: Run, exponent: float = 1.0) -> Evidence:
     """The path of A B under Riemannian gradient flow is the same from (A R, R⁻¹B) as from (A, B);
     that of plain gradient flow is not."""
     problem, starts = factorization(run), refactored(run)
-    metric = _metric(exponent)
+    metric = metric_of(riemannian, exponent)
     paths = run.once(
         ("riemannian_paths", exponent),
         lambda: [landed_flow(problem, x, LAST, metric=metric) for x in starts],
@@ -74,7 +71,7 @@ def one_rate(run: Run, rate: float = 2.0) -> Evidence:
     rate whatever s; under plain gradient flow the larger ones come first."""
     problem, scale = factorization(run), 0.1
     start = spectral(problem.target, 3, scale=scale)
-    metrics = _metric(1.0), None
+    metrics = metric_of(riemannian, 1.0), None
     path, plain = run.once(
         "riemannian_modes",
         lambda: [landed_flow(problem, start, LAST, metric=m) for m in metrics],
