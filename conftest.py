@@ -34,6 +34,9 @@ if not given.strip() or given.lstrip().startswith("-"):  # else it names a file 
     FLAGS = [flag for flag in FLAGS if flag.partition("=")[0] not in given]
     os.environ["XLA_FLAGS"] = " ".join([given, *FLAGS]).strip()
 
+# Tracing makes millions of small objects, few of them in cycles (as in lorajax/cli/output.py).
+gc.set_threshold(50_000, 50, 100)
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
