@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # The flags that keep JAX right on CPU, for programs that are not the command itself.
 GUARDED = XLA_FLAGS="$$($(BIN)/python -m lorajax.environment)"
-# Threads of NumPy's products that wait for each other in every worker take what the tests need.
+# Threads of small products in NumPy wait for each other, which costs where programs run side by side.
 ALONE = OPENBLAS_NUM_THREADS=1
 CHECK_VERSION = import sys; sys.version_info >= (3, 11) or sys.exit('lorajax needs Python 3.11 or \
 newer and $(PYTHON) is ' + sys.version.split()[0] + ': choose one with make PYTHON=...')
@@ -81,10 +81,10 @@ notebooks: $(INSTALLED)-notebooks
 
 $(SIMS):
 	@echo "$@"
-	@$(GUARDED) $(BIN)/python $@ --profile quick $(ARGS)
+	@$(GUARDED) $(ALONE) $(BIN)/python $@ --profile quick $(ARGS)
 
 $(NOTEBOOKS):
-	@$(GUARDED) $(BIN)/jupyter execute --kernel_name=python3 --timeout=600 \
+	@$(GUARDED) $(ALONE) $(BIN)/jupyter execute --kernel_name=python3 --timeout=600 \
 	  --output="$(CURDIR)/out/notebooks/$$(basename $@ .ipynb)" $@
 
 benchmarks: $(INSTALLED)-benchmark
