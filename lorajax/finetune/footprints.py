@@ -87,9 +87,8 @@ def footprint(
 
     Returns:
       The Footprint. Parameters and bytes of weights and optimizer are exact; activations are within
-      about a tenth of what XLA says of its own program without recomputation, which is what
-      `jax.jit(step).lower(…).compile().memory_analysis()` measures. On CPU, XLA of jaxlib 0.10
-      undoes recomputation.
+      about a tenth of what XLA says of its own program, `trainer.lower(state, batch).compile()
+      .memory_analysis()`, and those with recomputation within a fifth.
 
     Raises:
       ValueError: as `Trainer`, and for a batch that the devices do not divide.

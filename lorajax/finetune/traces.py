@@ -32,7 +32,7 @@ _WHOLE = {
     "cond",
     "dynamic_update_slice",
 }
-_REDUCED = {"gather", "argmax", "argmin"}
+_REDUCED = {"gather", "argmax", "argmin", "optimization_barrier"}
 # XLA computes these once and keeps them, rather than again for each reader.
 _DEAR = {
     *("div", "exp", "log", "tanh", "logistic", "erf", "pow", "sin", "cos", "sqrt", "rsqrt", "cbrt"),

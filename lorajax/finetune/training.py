@@ -100,7 +100,11 @@ class Trainer:
                 (self._params, self._rest, self.frozen), mesh, layout
             )
         self.transformation = transformation or recipe.transformation()
-        self._step = jax.jit(self.advance, donate_argnums=0)
+        # XLA's CPU backend else drops the barriers by which a model says what is kept for the
+        # backward pass and what is computed again (`models.layers.kept`, `--remat`).
+        keeping = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+        keeping = keeping if jax.default_backend() == "cpu" else None
+        self._step = jax.jit(self.advance, donate_argnums=0, compiler_options=keeping)
         self._compiled: set[tuple[tuple[int, ...], ...]] = set()
         self._evaluate = jax.jit(self.sums)
         self._predict = jax.jit(self._predictions)
@@ -223,10 +227,22 @@ class Trainer:
         if shapes not in self._compiled:
             # Before the first step rather than in it: what compiling took would still be held
             # while the step holds its activations.
-            self._step.lower(state, self.frozen, arrays).compile()
+            self.lower(state, arrays).compile()
             memory.release()
             self._compiled.add(shapes)
         return self._step(state, self.frozen, arrays)
+
+    def lower(self, state: State, batch: Batch) -> jax.stages.Lowered:
+        """The program of `step`, not yet compiled: `.compile().memory_analysis()` tells its bytes.
+
+        Args:
+          state: from `init` or the last step; shapes do.
+          batch: arrays by name, as the task takes them; shapes do.
+
+        Returns:
+          What `jax.jit(…).lower` returns.
+        """
+        return self._step.lower(state, self.frozen, batch)
 
     def evaluate(self, state: State, table: data.Table, batch_size: int = 256) -> Metrics:
         """Loss and accuracy on a whole table, in evaluation mode.

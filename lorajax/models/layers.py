@@ -11,6 +11,15 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 
+def kept(*arrays: Array) -> Any:
+    """The arrays themselves, which XLA then holds until they are read for the last time.
+
+    What a backward pass reads is computed in the forward pass. XLA may fuse the last step of that
+    into the readers instead, and hold what it starts from: two arrays for one.
+    """
+    return jax.lax.optimization_barrier(arrays)
+
+
 # A frozen layer needs only gelu'(x) for the backward pass. JAX's own rule keeps several
 # intermediates of the size of the MLP's hidden layer alive until then; this one keeps a single one.
 @jax.custom_jvp
@@ -25,7 +34,8 @@ def _gelu_erf_jvp(primals, tangents):
     half = jnp.asarray(0.5, x.dtype)
     cdf = half * (1 + jax.lax.erf(x * jnp.asarray(0.5**0.5, x.dtype)))
     density = jnp.asarray((2 * np.pi) ** -0.5, x.dtype) * jnp.exp(-half * x * x)
-    return x * cdf, (cdf + x * density) * tangent
+    y, slope = kept(x * cdf, cdf + x * density)
+    return y, slope * tangent
 
 
 @jax.custom_jvp
@@ -41,7 +51,8 @@ def _gelu_tanh_jvp(primals, tangents):
     cubic = jnp.asarray(0.044715, x.dtype) * x * x
     t = jnp.tanh(slope * x * (1 + cubic))
     derivative = half * (1 + t) + half * x * (1 - t * t) * slope * (1 + 3 * cubic)
-    return half * x * (1 + t), derivative * tangent
+    y, derivative = kept(half * x * (1 + t), derivative)
+    return y, derivative * tangent
 
 
 @jax.custom_jvp
@@ -54,7 +65,36 @@ def _gelu_quick_jvp(primals, tangents):
     (x,), (tangent,) = primals, tangents
     slope = jnp.asarray(1.702, x.dtype)
     gate = jax.nn.sigmoid(slope * x)
-    return x * gate, gate * (1 + slope * x * (1 - gate)) * tangent
+    y, derivative = kept(x * gate, gate * (1 + slope * x * (1 - gate)))
+    return y, derivative * tangent
+
+
+@jax.custom_jvp
+def softmax(x: Float[Array, "*batch k"]) -> Float[Array, "*batch k"]:
+    """`jax.nn.softmax` over the last axis, whose derivative keeps the result alone."""
+    return jax.nn.softmax(x)
+
+
+@softmax.defjvp
+def _softmax_jvp(primals, tangents):
+    (x,), (t,) = primals, tangents
+    (y,) = kept(softmax(x))
+    return y, y * (t - (y * t).sum(axis=-1, keepdims=True))
+
+
+@jax.custom_jvp
+def gated(gate: Float[Array, "*shape"], x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """`silu(gate) x`, whose derivative keeps two arrays: its factors by gate and by x."""
+    return jax.nn.silu(gate) * x
+
+
+@gated.defjvp
+def _gated_jvp(primals, tangents):
+    (gate, x), (t, u) = primals, tangents
+    share = jax.nn.sigmoid(gate)
+    silu = gate * share
+    y, by_gate, by_x = kept(silu * x, (share + silu * (1 - share)) * x, silu)
+    return y, by_gate * t + by_x * u
 
 
 def gelu(x: Float[Array, "*shape"], form: str = "erf") -> Float[Array, "*shape"]:
@@ -140,7 +180,7 @@ def attention(
         # Finite: a row of minus infinities has no softmax.
         lowest = jnp.asarray(jnp.finfo(scores.dtype).min / 2, scores.dtype)
         scores = jnp.where(mask[:, None, None], scores, lowest)
-    weights = jax.nn.softmax(scores).astype(value.dtype)
+    weights = softmax(scores).astype(value.dtype)
     mixed = jnp.einsum("bgnqk,bgkf->bgnqf", weights, value)
     mixed = mixed.reshape(batch, heads, length, features).transpose(0, 2, 1, 3)
     return mixed.reshape(batch, length, heads * features)
@@ -334,4 +374,4 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Acts on each token by itself."""
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        return self.down(gated(self.gate(x), self.up(x)))

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -59,7 +58,7 @@ class Attention(nnx.Module):
             query = query if first is not None else _turned(query, angles)
         scores = jnp.einsum("bhqf,bhkf->bhqk", query, key)
         # Half precision loses the small weights of long rows.
-        weights = jax.nn.softmax(scores.astype(layers.at_least_float32(scores.dtype)))
+        weights = layers.softmax(scores.astype(layers.at_least_float32(scores.dtype)))
         mixed = jnp.einsum("bhqk,bhkf->bhqf", weights.astype(value.dtype), value)
         return self.out(mixed.transpose(0, 2, 1, 3).reshape(batch, -1, width))
 
