@@ -1,8 +1,8 @@
 """Quadratic losses of 3×3 updates, LoRA's runs on them, and where these rest.
 
-The losses are `½⟨X − S, H(X − S)⟩` with a curvature in [α, β] in every direction, so that strong
-convexity and smoothness hold everywhere and not only near the minimum, and β along all directions
-but those said here, in random orthonormal frames u, v.
+The losses are `½⟨X − S, H(X − S)⟩`, with curvature β along all directions but those said here, in
+random orthonormal frames u, v. That of pairs and corners is in [α, β] in every direction, so that
+strong convexity and smoothness hold everywhere and not only near the minimum.
 
 *Pairs*: S = u₂v₂ᵀ has rank 1, and the curvature couples u₁v₁ᵀ and u₂v₂ᵀ by H₁₂. Then `σ u₁v₁ᵀ` with
 σ = (H₁₂ − w)/H₁₁ is stationary at rank 1, and of second order without being global where
@@ -17,9 +17,16 @@ global for |c| ≤ 1, and at X −w(1, 1, 1 + e/w), so that X is not, while its 
 has 2βx − 2e ≥ 0 along u₃v₂ᵀ + u₂v₃ᵀ. Strong convexity along X − X* takes et ≥ α(1 + x² + t²), which
 with e ≤ βx and the best t is x ≥ (2α/β)√(1 + x²). The curvature α + k qqᵀ that does all of it has
 its other eigenvalue up to β, which leaves x above 2α/β by about α/β.
+
+*Ridges*: a spurious point of rank 1 = r* next to 2α = β, which pairs never come near: they need
+β ≥ 3α (derived here). The theorem asks for strong convexity of matrices of rank r alone, no farther
+from X* than D. So H may be nearly flat along u₁v₁ᵀ, on which X = x u₁v₁ᵀ lies: all that is asked
+of it is ⟨X − X*, H(X − X*)⟩ ≥ α(x² + 1) for X* = u₂v₂ᵀ, and that is the gradient's βx along u₂v₂ᵀ,
+the most that second order allows. At x = 1 it is β ≥ 2α and no more, next to which x stands here.
+Below that limit x must be smaller than the gradient over β, and X is a saddle.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -43,19 +50,21 @@ class Kind(NamedTuple):
 
     Attributes:
       beta: β, with α = 1.
-      coupling: H₁₂ of a pair; None for a corner.
+      form: H₁₂ of a pair, or another form.
       rank: of LoRA.
       start: "zero" (LoRA's default, B = 0, with entries of A of 1e-3), "small" (the same with 0.1),
         "large" (both factors of order one) or "near" (next to the spurious point).
     """
 
     beta: float
-    coupling: float | None
+    form: float | Literal["corner", "ridge"]
     rank: int
     start: str
 
 
 ALPHA, SPECIAL, GENERIC, STEEP, STEEPEST = 1.0, 1.9, 6.0, 20.0, 60.0
+BELOW, BEYOND = 1.95, 2.03
+"""β of the ridges on both sides of 2α."""
 TIGHT = 1.015 * ALPHA
 KINDS = (
     *(Kind(SPECIAL, (SPECIAL - 1) / 2, r, s) for r in (1, 2) for s in ("zero", "large")),
@@ -66,7 +75,9 @@ KINDS = (
     # More of r = r*, so that rates of it can be compared, and a steeper one of r > r*.
     *(Kind(GENERIC, (GENERIC - 1) / 2, 1, s) for s in 9 * ("zero", "large")),
     Kind(STEEP, (STEEP - 1) / 2, 2, "large"),
-    *(Kind(beta, None, 2, "near") for beta in (GENERIC, STEEP, STEEPEST)),
+    *(Kind(beta, "corner", 2, "near") for beta in (GENERIC, STEEP, STEEPEST)),
+    *(Kind(BELOW, "ridge", 1, start) for start in ("zero", "large", "near")),
+    Kind(BEYOND, "ridge", 1, "near"),
 )
 
 
@@ -117,7 +128,7 @@ def _pair(beta: float, coupling: float) -> Spurious:
 
 
 SHY, OFF = 0.01, 0.5
-"""Of a corner: 1 − e/(βx), which leaves the Hessian positive, and c."""
+"""Of a corner: 1 − e/(βx), which leaves the Hessian positive, and c; of a ridge the same."""
 
 
 def _corner(beta: float) -> Spurious:
@@ -136,11 +147,50 @@ def _corner(beta: float) -> Spurious:
     raise ValueError(f"beta is {beta}; it must be above 2√2, or there is no corner.")
 
 
+FLAT = 0.01
+"""Curvature along a ridge: enough for runs to come to rest, and no more than SHY leaves of β."""
+
+
+def _ridge(beta: float) -> Spurious:
+    push = (1 - SHY) * beta
+    x = min(1.0, np.sqrt(push - DECAY - ALPHA))
+    coupling = FLAT * x + DECAY * (1 - OFF)  # H(X − X*) is −w(1 − c) along X, −push along X*
+    h = np.array([[FLAT, coupling], [coupling, coupling * x + push]])
+    target = np.array([x, 0.0]) + np.linalg.solve(h, np.array([DECAY, DECAY + push]))
+    return Spurious(h, target, np.array([x]))
+
+
+def restricted_curvature(beta: float) -> tuple[float, float]:
+    """Of a ridge: the least ⟨X − X*, H(X − X*)⟩/‖X − X*‖² of matrices X of rank 1 that are no
+    farther from X* than its spurious point, on a grid, and the largest eigenvalue of H.
+
+    With entries x₁, x₂ along u₁v₁ᵀ and u₂v₂ᵀ, rank 1 needs others of 2|x₁x₂| in sum of squares.
+    These have the curvature β, so that more of them make the ratio larger.
+    """
+    own = _ridge(beta)
+    radius = float(np.hypot(own.values[0], 1))
+    # An even number, so that X* itself, where the ratio is 0/0, is no point of the grid.
+    line = np.linspace(-radius, radius, 1000)
+    along = np.append(line, own.values[0])
+    y1, y2 = np.meshgrid(along, np.append(line, -1.0))
+    others = 2 * np.abs(y1 * (y2 + 1))
+    squares = y1**2 + y2**2 + others
+    (flat, coupling), (_, steep) = own.curvature
+    form = flat * y1**2 + 2 * coupling * y1 * y2 + steep * y2**2 + beta * others
+    least = (form / squares)[squares <= radius**2 * (1 + 1e-12)].min()
+    return float(least), float(max(beta, np.linalg.eigvalsh(own.curvature)[-1]))
+
+
+def _built(kind: Kind) -> Spurious:
+    if kind.form == "corner":
+        return _corner(kind.beta)
+    return _ridge(kind.beta) if kind.form == "ridge" else _pair(kind.beta, float(kind.form))
+
+
 def _instance(kind: Kind, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """Features (9, 1, 3, 3) and targets (9, 1) in random frames, and a start."""
     u, v = (np.linalg.qr(rng.standard_normal((SIZE, SIZE)))[0] for _ in range(2))
-    c = kind.coupling
-    own = _corner(kind.beta) if c is None else _pair(kind.beta, c)
+    own = _built(kind)
     h = kind.beta * np.eye(SIZE**2)
     diagonal = np.arange(len(own.target)) * (SIZE + 1)
     h[np.ix_(diagonal, diagonal)] = own.curvature

@@ -6,7 +6,16 @@ import numpy as np
 from lorajax import laws
 from lorajax.claims.base import Assumption, Control, Evidence, Run, claim
 from lorajax.claims.kim2025 import instances
-from lorajax.claims.kim2025.instances import ALPHA, AT_REST, DECAY, GENERIC, KINDS, SOURCE, SPECIAL
+from lorajax.claims.kim2025.instances import (
+    ALPHA,
+    AT_REST,
+    BELOW,
+    BEYOND,
+    DECAY,
+    GENERIC,
+    KINDS,
+    SOURCE,
+)
 
 
 @claim(
@@ -89,23 +98,36 @@ def outer_gradient(run: Run, constant: float = 1.0) -> Evidence:
     source=SOURCE,
     standing="stated",
     tolerance="0: a count of runs that do not end at a certified global minimum",
-    control=Control("the assumption 2α > β is broken: β = 6α", {"beta": GENERIC}),
+    control=Control("the constant 2 becomes 2.1: a built minimum takes part", {"constant": 2.1}),
 )
-def special_regime(run: Run, beta: float = SPECIAL) -> Evidence:
-    """With 2α > β every point of second order is a global minimum: no run is stuck, from zero or
-    from large starts, even at the rank of the minimizer."""
+def special_regime(run: Run, constant: float = 2.0) -> Evidence:
+    """With 2α > β every point of second order is a global minimum: no run is stuck, from zero, from
+    large starts, or next to a built saddle, even at the rank of the minimizer. The constant cannot
+    be smaller: a spurious minimum is built at β = 2.03α (the ridge, where the restricted convexity
+    is α and the smoothness β, as the theorem has them)."""
     ends = instances.ends(run)
-    rows = instances.rows(beta=beta)
+    betas = instances.betas()[:, 0]
+    rows = betas < constant * ALPHA
     points = instances.local(ends)[rows]
-    bad = int((instances.spurious(ends)[rows] & points).sum())
+    stuck = instances.spurious(ends)[rows] & points
+    built = {beta: instances.restricted_curvature(beta) for beta in (BELOW, BEYOND)}
     return Evidence(
-        measured={"stuck": float(bad), "points_of_second_order": float(points.sum())},
+        measured={
+            "stuck": float(stuck.sum()),
+            "points_of_second_order": float(points.sum()),
+            "largest_beta_over_alpha": float(betas[rows].max()),
+        },
         predicted={"stuck": 0.0},
-        error=float(bad),
+        error=float(stuck.sum()),
         tolerance=0.0,
         assumptions=(
             instances.rested(ends),
-            Assumption("there are runs of this curvature", bool(rows.any()), f"β = {beta:g}α"),
+            Assumption("there are runs of this curvature", bool(rows.any()), f"β < {constant:g}α"),
+            Assumption(
+                "on the ridges the least restricted curvature is α, and the largest β",
+                all(least >= ALPHA and most <= beta for beta, (least, most) in built.items()),
+                "; ".join(f"β = {b:g}: {low:.4f} to {top:.4f}" for b, (low, top) in built.items()),
+            ),
         ),
         vacuous=not points.any(),
         draw=_draw_starts(ends),
