@@ -139,6 +139,9 @@ def test_several_seeds_are_told_apart_in_one_table(tmp_path, capsys):
     assert "All 2 verdicts are those on record." in printed
     for seed in (3, 4):
         assert json.loads((tmp_path / f"seed-{seed}" / "verdicts.json").read_text())["seed"] == seed
+    assert "Report of all seeds" in printed
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Seeds of this run: 3–4 " in page
 
 
 def test_claims_lists_standing_and_source(capsys):

@@ -47,7 +47,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="repeat at N seeds from --seed on, each with its report in a folder seed-S of DIR",
+        help="repeat at N seeds from --seed on, each with its report in a folder seed-S of DIR, "
+        "and one report of all of them in DIR",
     )
     parser.add_argument(
         "--resolving",
@@ -112,19 +113,37 @@ def run(args: argparse.Namespace) -> int:
         if left:
             print(f"Left out, as they train networks: {', '.join(left)}; name them to run them.")
     seeds = range(args.seed, args.seed + args.seeds)
-    found = {}
+    found, settings = {}, {}
     for seed in seeds:
         place = folder if args.seeds == 1 else output_folder(str(folder / f"seed-{seed}"))
         shared = claims.Run(seed, args.profile)
-        found[seed] = run_seed(claims, chosen, shared, args.jobs, place)
+        found[seed], figures = run_seed(claims, chosen, shared, args.jobs, place)
+        here: dict[str, Any] = {"figures": figures, "profile": args.profile}
         if args.resolving:
-            write_resolving(claims, chosen, shared, place)
+            here["powers"] = write_resolving(claims, chosen, shared, place)
+            write_report(place, found[seed], seed=seed, **here)
+        settings = settings or here
     if args.seeds > 1:
         print(seed_table(found))
+        others = {seed: found[seed] for seed in seeds[1:]}
+        write_report(folder, found[args.seed], seed=args.seed, others=others, **settings)
+        print(f"\nReport of all seeds: {folder / 'report.html'}")
     return compare(found)
 
 
-def write_resolving(claims: Any, chosen: list[Any], run: Any, folder: Path) -> None:
+def write_report(
+    folder: Path, outcomes: list[Any], figures: dict[str, bytes], **settings: Any
+) -> None:
+    """Writes `report.html` of outcomes with their figures."""
+    from lorajax import report
+    from lorajax.environment import files
+
+    files.write(folder / "report.html", report.to_html(outcomes, figures, **settings))
+
+
+def write_resolving(
+    claims: Any, chosen: list[Any], run: Any, folder: Path
+) -> dict[str, float | str]:
     """Measures resolving powers, prints them, and writes `resolving.json` and `resolving.md`."""
     from lorajax.environment import files
 
@@ -153,10 +172,13 @@ def write_resolving(claims: Any, chosen: list[Any], run: Any, folder: Path) -> N
         rows.append(f"| `{claim.id}` | {shown} | {change} |")
     files.write(folder / "resolving.json", json.dumps(powers, indent=2) + "\n")
     files.write(folder / "resolving.md", "\n".join(rows) + "\n")
+    return powers
 
 
-def run_seed(claims: Any, chosen: list[Any], run: Any, jobs: int, folder: Path) -> list[Any]:
-    """Outcomes of the chosen claims at one seed, in their order, with a report in the folder."""
+def run_seed(
+    claims: Any, chosen: list[Any], run: Any, jobs: int, folder: Path
+) -> tuple[list[Any], dict[str, bytes]]:
+    """Outcomes of the chosen claims at one seed, in their order, with figures and a report."""
     from lorajax import plots, report
     from lorajax.environment import files
 
@@ -171,7 +193,7 @@ def run_seed(claims: Any, chosen: list[Any], run: Any, jobs: int, folder: Path) 
     def left() -> str:
         if not outcomes:
             return "no verdict was reached yet, and the same command begins anew."
-        files.write(folder / "report.html", report.to_html(outcomes, figures, **settings))
+        write_report(folder, outcomes, figures, **settings)
         done = {outcome.claim.id for outcome in outcomes}
         rest = " ".join(claim.id for claim in chosen if claim.id not in done)
         return (
@@ -191,10 +213,10 @@ def run_seed(claims: Any, chosen: list[Any], run: Any, jobs: int, folder: Path) 
             progress.update()
             progress.say(f"{claim.id}: {outcome.verdict}{trouble}")
     progress.close()
-    files.write(folder / "report.html", report.to_html(outcomes, figures, **settings))
+    write_report(folder, outcomes, figures, **settings)
     print(report.verdict_table(outcomes))
     print(f"\nReport: {folder / 'report.html'}")
-    return outcomes
+    return outcomes, figures
 
 
 def seed_table(found: dict[int, list[Any]]) -> str:
