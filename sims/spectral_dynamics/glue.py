@@ -688,11 +688,13 @@ def main() -> None:
     out = args.out / "spectral_dynamics"
     journal = Journal(out / "glue.jsonl")
     profile = PROFILES[args.profile]
-    if unknown := set(args.tasks or ()) - set(profile):
+    if unknown := set(args.tasks or ()) - set(CHOICE if args.choose else profile):
         parser.error(f"--tasks is {', '.join(sorted(unknown))}, not in profile {args.profile}.")
-    runs = list(plan(profile, args.tasks, args.methods, args.seeds))
-    if args.choose:
-        runs = list(choices({"rule": args.rule_rates, "full": args.full_rates}))
+    if not args.choose:
+        runs = list(plan(profile, args.tasks, args.methods, args.seeds))
+    else:
+        grid = {"rule": args.rule_rates, "full": args.full_rates}
+        runs = [run for run in choices(grid) if args.tasks is None or run.task in args.tasks]
     if any(run.method == "peft" for run in runs) and importlib.util.find_spec("peft") is None:
         print("PEFT is left out: it is not installed.")
         runs = [run for run in runs if run.method != "peft" or run in journal.found]
