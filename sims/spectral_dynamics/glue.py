@@ -1,24 +1,29 @@
 """LoRA at the ranks that the gradient asks for against full fine-tuning, on GLUE with a real BERT.
 
 MiniLM (6 layers, 22.7M parameters) is trained on CoLA, STS-B, QNLI and SST-2 by adapters whose
-ranks are read off the gradient before training, within 5 % of the model's parameters; by adapters
-of one rank everywhere at the same cost; and in full. Methods share the fitted head, and in one seed
-the order of the samples; points are differences from full fine-tuning, paired by seed, with 95 %
-intervals. Learning rates were chosen on training samples that were set aside (`--choose`).
-Whatever has finished is kept in a file and not run again. Needs the folder LORAJAX_DATA.
+ranks are read off the gradient before training, within 5 % of the model's parameters; by PEFT in
+torch from the same start (where it is installed); by adapters of one rank everywhere at the same
+cost; and in full. Methods share the fitted head, and in one seed the order of the samples; points
+are differences from full fine-tuning, paired by seed, with 95 % intervals. Learning rates were
+chosen on training samples that were set aside (`--choose`). Whatever has finished is kept in a file
+and not run again. Needs the folder LORAJAX_DATA and the extra `text`.
 """
 
 import argparse
 import dataclasses
 import functools
+import importlib.util
 import json
 import os
 import pathlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
+# On a busy machine torch's threads, which wait for each other, would else spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -29,9 +34,15 @@ from flax import nnx  # noqa: E402
 from lorajax import adapters, data, finetune, models, plots, tasks  # noqa: E402
 from lorajax.cli.texts import RATES  # noqa: E402
 from lorajax.data import text  # noqa: E402
-from lorajax.finetune import recipes  # noqa: E402
+from lorajax.finetune import bridge, recipes  # noqa: E402
 
-METHODS = ("rule", "uniform", "full")
+METHODS = ("rule", "peft", "uniform", "full")
+SAID = {
+    "rule": "LoRA at the rule's ranks",
+    "peft": "the same by PEFT and torch",
+    "uniform": "LoRA at one rank",
+    "full": "full",
+}
 BATCH = 32
 WINDOW = 32
 SHARE = 0.05
@@ -53,31 +64,46 @@ TASKS = {
     "cola": Glue("glue/cola_train.tsv", "glue/cola_dev.tsv", "classes", "matthews"),
     "stsb": Glue("glue/stsb_train.tsv", "glue/stsb_test.tsv", "numbers", "spearman"),
     "qnli": Glue("glue/qnli_sub_train.tsv", "glue/qnli_dev.tsv", "classes", "accuracy"),
-    "sst2": Glue("sst2_train.tsv", "sst2_test_labeled.tsv", "classes", "accuracy"),
+    "sst2": Glue("sst2_train.tsv", "sst2_dev.tsv", "classes", "accuracy"),
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Profile:
-    """How much is run; 0 samples are all, 0 tests as well."""
+class Part:
+    """How much of a task is run; 0 samples are all, 0 tests as well."""
 
-    tasks: tuple[str, ...]
-    seeds: int
+    seeds: dict[str, int]
     epochs: float
-    samples: int
-    tests: int
-    length: int
-    behind: int
-    methods: tuple[str, ...] = METHODS
+    samples: int = 0
+    tests: int = 0
+    length: int = 128
+    behind: int = 1024
+
+
+def _seeds(count: int, **others: int) -> dict[str, int]:
+    """Of all methods."""
+    return {**dict.fromkeys(METHODS, count), **others}
 
 
 PROFILES = {
-    "quick": Profile(("cola",), 1, 1, 256, 128, 16, 64, ("rule", "full")),
-    "full": Profile(("cola", "stsb", "qnli", "sst2"), 5, 3, 0, 0, 128, 1024),
+    "quick": {"cola": Part({"rule": 1, "full": 1}, 1, 256, 128, 16, 64)},
+    # About an hour of one core; what it leaves out the profile "full" has.
+    "hour": {
+        "sst2": Part({"rule": 1, "full": 1}, 1, 0, 0, 64, 512),
+        "stsb": Part({"rule": 5, "peft": 2, "full": 5}, 1, 0, 0, 64, 512),
+        "cola": Part({"rule": 5, "peft": 2, "full": 5}, 1, 0, 0, 64, 512),
+        "qnli": Part({"rule": 3, "peft": 1, "full": 3}, 1, 4096, 1024, 96, 512),
+    },
+    "full": {name: Part(_seeds(5), 3) for name in ("cola", "stsb", "qnli", "sst2")},
 }
-CHOICE = Profile(("cola", "stsb"), 1, 2, 2000, 500, 64, 256)
+CHOICE = {
+    "cola": Part({"rule": 1, "full": 1}, 1, 4000, 1000, 64, 256),
+    "stsb": Part({"rule": 1, "full": 1}, 1, 2000, 1000, 64, 256),
+}
 """Of the learning rates: so many training samples, and so many others, set aside, to judge by."""
-GRID = {"rule": (5e-4, 1e-3, 2e-3), "full": (5e-5, 1e-4, 2e-4)}
+GRID = {"rule": (5e-4, 1e-3, 2e-3, 4e-3), "full": (1e-4, 2e-4, 4e-4, 8e-4)}
+HEAD = 2048
+"""Samples that the head is fitted to, before ranks are read off and all methods begin."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,9 +179,10 @@ class Bench:
             if glue.kind == "classes"
             else tasks.Regression(float(labels.mean()), float(labels.std()))
         )
-        self.metric, self.behind = glue.metric, run.behind
+        self.metric, self.behind, self.base = glue.metric, run.behind, folder / MODEL
         self.parameters = _size(nnx.state(model, nnx.Param))
-        self.model = finetune.fit_head(model, self.task, self.train, epochs=1, batch_size=BATCH)
+        fitted = _some(self.train, HEAD)
+        self.model = finetune.fit_head(model, self.task, fitted, epochs=1, batch_size=BATCH)
         self.targets, self.heads = finetune.targets_of(self.model)
         self._trainers: dict[tuple[str, int], tuple[finetune.Trainer, Any]] = {}
 
@@ -176,7 +203,7 @@ class Bench:
     def ranks(self, method: str) -> dict[str, int]:
         """Of the layers by path; one everywhere is the largest that costs no more than the rule."""
         chosen = self.selection.ranks
-        if method == "rule":
+        if method != "uniform":
             return chosen
         costs = {each.path: each.cost for each in self.selection.layers}
         spent = sum(rank * costs[path] for path, rank in chosen.items())
@@ -203,31 +230,117 @@ class Bench:
             self._trainers[method, steps] = made, wrt
         return self._trainers[method, steps]
 
+    def steps(self, run: Run) -> int:
+        """Of a run in all."""
+        return max(1, round(run.epochs * (len(self.train) // BATCH)))
+
+    def batches(self, run: Run, recipe: finetune.Recipe) -> Iterator[dict[str, np.ndarray]]:
+        """Of a run, in the order of its seed, which all methods share."""
+        recipe = dataclasses.replace(recipe, seed=run.seed, window=WINDOW)
+        order = finetune.order_of(self.train, recipe)
+        for step in range(self.steps(run)):
+            yield self.train[order(step)]
+
     def __call__(self, run: Run) -> dict[str, Any]:
         """Trains and measures."""
-        begin = time.perf_counter()
-        steps = max(1, round(run.epochs * (len(self.train) // BATCH)))
-        trainer, wrt = self.trainer(run.method, steps)
+        begin, spent = time.perf_counter(), time.process_time()
+        train = self._by_peft if run.method == "peft" else self._here
+        (predictions, answers), losses, trained = train(run)
+        return {
+            "score": tasks.METRICS[self.metric](predictions, answers),
+            "metric": self.metric,
+            "parameters": trained,
+            "share": trained / self.parameters,
+            "steps": self.steps(run),
+            "ranks": {} if run.method == "full" else self.ranks(run.method),
+            "losses": [float(f"{each:.7g}") for each in losses],
+            "seconds": time.perf_counter() - begin,
+            "processor": time.process_time() - spent,
+            "load": os.getloadavg()[0],
+        }
+
+    def _here(self, run: Run) -> tuple[Any, list[float], int]:
+        """Predictions and answers, the loss of each step's batch before it, and what trains."""
+        trainer, wrt = self.trainer(run.method, self.steps(run))
         params = nnx.split(self._adapted(run.method, run.seed), wrt, ...)[1]
         state = trainer.init()
         state = state._replace(
             params=jax.tree.map(jnp.copy, params),  # a step gives its state up
             optimizer=(state.optimizer[0], jnp.float32(run.rate)),
         )
-        recipe = dataclasses.replace(trainer.recipe, seed=run.seed, window=WINDOW)
-        order = finetune.order_of(self.train, recipe)
-        for step in range(steps):
-            state, _ = trainer.step(state, self.train[order(step)])
-        found = finetune.judge(trainer, state, self.test, [self.metric], 128)
-        return {
-            "score": found[self.metric],
-            "metric": self.metric,
-            "parameters": trainer.parameters,
-            "share": trainer.parameters / self.parameters,
-            "steps": steps,
-            "ranks": {} if run.method == "full" else self.ranks(run.method),
-            "seconds": time.perf_counter() - begin,
-        }
+        losses = []
+        for batch in self.batches(run, trainer.recipe):
+            state, metrics = trainer.step(state, batch)
+            losses.append(metrics.loss)
+        return trainer.predict(state, self.test, 128), list(map(float, losses)), trainer.parameters
+
+    def _by_peft(self, run: Run) -> tuple[Any, list[float], int]:
+        """The same run by PEFT and torch: base, start, head, batches, optimizer and schedule."""
+        import torch
+        from peft import PeftModel
+        from transformers import BertModel
+
+        adapted = self._adapted("peft", run.seed)
+        made = bridge.bridge(adapted, self.base)
+        still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        base = BertModel.from_pretrained(
+            self.base, dtype=torch.float32, add_pooling_layer=False, **still
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            adapters.save_peft(
+                adapted,
+                folder,
+                rules=made.rules,
+                heads=made.heads,
+                base_model=made.base_model,
+                task_type=made.task_type,
+            )
+            model = PeftModel.from_pretrained(base, folder, is_trainable=True)
+        kernel = torch.tensor(np.asarray(adapted.head.kernel[...]))
+        head = torch.nn.Linear(*kernel.shape)
+        head.load_state_dict({"weight": kernel.T, "bias": torch.tensor(adapted.head.bias[...])})
+
+        def outputs(batch: dict[str, np.ndarray]) -> Any:
+            columns = {name: torch.from_numpy(column) for name, column in batch.items()}
+            tokens, mask = columns["tokens"].long(), columns["mask"]
+            types = {"token_type_ids": columns["types"].long()} if "types" in columns else {}
+            x = model(input_ids=tokens, attention_mask=mask.long(), **types).last_hidden_state
+            weights = mask.float()[:, :, None]
+            return head((x * weights).sum(1) / weights.sum(1))
+
+        recipe = recipes.lora(self.steps(run), batch_size=BATCH, learning_rate=1.0)
+        parts = {recipe.ratio: [], 1.0: []}
+        for name, each in model.named_parameters():
+            if each.requires_grad:
+                parts[1.0 if "lora_A" in name else recipe.ratio].append(each)
+        beside = {recipe.beside: list(head.parameters())}
+        groups = [(factor, ps) for part in (parts, beside) for factor, ps in part.items()]
+        optimizer = torch.optim.Adam([{"params": ps} for _, ps in groups])
+        rates = np.asarray(jax.vmap(recipe.rate())(jnp.arange(self.steps(run))))
+        classes, losses = isinstance(self.task, tasks.Texts), []
+        for batch, rate in zip(self.batches(run, recipe), rates, strict=True):
+            for group, (factor, _) in zip(optimizer.param_groups, groups, strict=True):
+                group["lr"] = float(rate) * run.rate * factor
+            labels = torch.from_numpy(batch["labels"])
+            if classes:
+                loss = torch.nn.functional.cross_entropy(outputs(batch), labels.long())
+                losses.append(loss.item())
+            else:
+                wanted = (labels.float() - self.task.mean) / self.task.std
+                loss = ((outputs(batch)[:, 0] - wanted) ** 2).mean()
+                losses.append(loss.item() * self.task.std**2)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        found = []
+        for batch, weights in data.batches(self.test, min(128, len(self.test))):
+            with torch.no_grad():
+                given = outputs(batch).numpy()
+            answer = given.argmax(-1) if classes else given[:, 0] * self.task.std + self.task.mean
+            found.append([x[weights > 0] for x in (answer, batch["labels"])])
+        predictions, answers = map(np.concatenate, zip(*found, strict=True))
+        trained = sum(p.numel() for _, ps in groups for p in ps)
+        return (predictions, answers), losses, trained
 
 
 def rated(inner: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -255,26 +368,37 @@ def _some(table: data.Table, samples: int) -> data.Table:
     return table.take(np.sort(data.Order(len(table), samples, 0)(0)))
 
 
-def plan(profile: Profile, seeds: int) -> Iterator[Run]:
+def sizes(part: Part) -> dict[str, Any]:
+    """What a run has of a part."""
+    return {
+        name: getattr(part, name) for name in ("epochs", "samples", "tests", "length", "behind")
+    }
+
+
+def plan(
+    profile: dict[str, Part],
+    names: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+    seeds: int | None = None,
+) -> Iterator[Run]:
     """The runs in their order: all methods of a seed before the next, so that pairs come early."""
-    shared = {name: getattr(profile, name) for name in ("epochs", "samples", "tests", "length")}
-    for task in profile.tasks:
-        for seed in range(seeds):
-            for method in profile.methods:
+    for task in names or profile:
+        part = profile[task]
+        chosen = {m: n for m, n in part.seeds.items() if methods is None or m in methods}
+        for seed in range(max(chosen.values(), default=0)):
+            for method, count in chosen.items():
                 rate = RATES["full" if method == "full" else "lora"]
-                yield Run(task, method, seed, rate, behind=profile.behind, **shared)
+                if seed < (count if seeds is None else seeds):
+                    yield Run(task, method, seed, rate, **sizes(part))
 
 
 def choices(grid: dict[str, Sequence[float]]) -> Iterator[Run]:
     """The runs that learning rates are chosen by, none of which sees a test set."""
-    shared = {name: getattr(CHOICE, name) for name in ("epochs", "samples", "tests", "length")}
-    for task in CHOICE.tasks:
+    for task, part in CHOICE.items():
         for method, rates in grid.items():
             for rate in rates:
-                for seed in range(CHOICE.seeds):
-                    yield Run(
-                        task, method, seed, rate, behind=CHOICE.behind, held_out=True, **shared
-                    )
+                for seed in range(part.seeds[method]):
+                    yield Run(task, method, seed, rate, held_out=True, **sizes(part))
 
 
 def carry_out(runs: Sequence[Run], folder: pathlib.Path, journal: Journal) -> list[dict[str, Any]]:
@@ -316,27 +440,88 @@ def differences(by_method: dict[str, dict[int, float]]) -> dict[str, tuple[float
     return found
 
 
+def of_method(
+    records: Sequence[dict[str, Any]], task: str, method: str
+) -> dict[int, dict[str, Any]]:
+    """Records of a task and method by seed."""
+    named = (task, method)
+    runs = [r for r in records if (r["run"]["task"], r["run"]["method"]) == named]
+    return {r["run"]["seed"]: r for r in runs}
+
+
 def table(records: Sequence[dict[str, Any]]) -> str:
     """Markdown: a line a task and method."""
     lines = [
-        "| task | method | trains | seeds | score | less full, paired |",
-        "|---|---|---|---|---|---|",
+        "| task | method | trains | seeds | score | less full, paired | s a step |",
+        "|---|---|---|---|---|---|---|",
     ]
     for task, by_method in scores(records).items():
         less = differences(by_method)
         for method, by_seed in by_method.items():
-            of = [r for r in records if (r["run"]["task"], r["run"]["method"]) == (task, method)]
+            of = list(of_method(records, task, method).values())
             values = 100 * np.array(list(by_seed.values()))
             spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
             paired = ""
             if method in less:
                 mean, half = (100 * each for each in less[method])
                 paired = f"{mean:+.2f}" + (f" ± {half:.2f}" if np.isfinite(half) else "")
+            # The first runs compile, too.
+            cost = min(r["processor"] / r["steps"] for r in of)
             lines.append(
-                f"| {task} ({of[0]['metric']}) | {method} | {of[0]['share']:.1%} | {len(values)} | "
-                f"{values.mean():.2f}{spread} | {paired} |"
+                f"| {task} ({of[0]['metric']}) | {SAID[method]} | {of[0]['share']:.1%} | "
+                f"{len(values)} | {values.mean():.2f}{spread} | {paired} | {cost:.2f} |"
             )
     return "\n".join(lines)
+
+
+def curves(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """How far the losses of PEFT's runs are from those of the same runs here, by task."""
+    found = {}
+    for task in scores(records):
+        ours, theirs = (of_method(records, task, method) for method in ("rule", "peft"))
+        pairs = [(ours[seed], theirs[seed]) for seed in sorted(set(ours) & set(theirs))]
+        if pairs:
+            gaps = [np.abs(np.subtract(a["losses"], b["losses"])) for a, b in pairs]
+            found[task] = {
+                "seeds": len(pairs),
+                "first 50 steps": float(max(gap[:50].max() for gap in gaps)),
+                "all steps": float(max(gap.max() for gap in gaps)),
+                "scores": float(max(abs(a["score"] - b["score"]) for a, b in pairs)),
+            }
+    return found
+
+
+def statements(records: Sequence[dict[str, Any]]) -> list[str]:
+    """In words, of each task: how LoRA compares with full fine-tuning, and with PEFT."""
+    found = []
+    for task, by_method in scores(records).items():
+        rule = 100 * np.mean(list(by_method.get("rule", {0: np.nan}).values()))
+        less, count = differences(by_method).get("rule"), len(by_method.get("full", {}))
+        words = f"{task}: {TASKS[task].metric} × 100 of LoRA at the rule's ranks is {rule:.2f}"
+        if less is not None:
+            mean, half = 100 * less[0], 100 * less[1]
+            within = "within 1 point of" if mean > -1 else "more than 1 point below"
+            words += f", {within} full fine-tuning ({mean:+.2f}"
+            words += f" ± {half:.2f})" if np.isfinite(half) else ", one seed)"
+            if np.isfinite(half) and mean - half <= -1 < mean + half:
+                words += f"; {count} seeds leave open which side of 1 point it is on"
+        if gap := curves(records).get(task):
+            words += (
+                f"; losses differ from PEFT's by {gap['first 50 steps']:.1e} at most in the first "
+                f"50 steps and {gap['all steps']:.1e} in all, scores by {100 * gap['scores']:.2f}"
+            )
+        found.append(words + ".")
+    return found
+
+
+def missing(profile: dict[str, Part], records: Sequence[dict[str, Any]]) -> list[str]:
+    """What of a profile has not been run."""
+    found = []
+    for task, part in profile.items():
+        for method, count in part.seeds.items():
+            if (done := len(of_method(records, task, method))) < count:
+                found.append(f"{task}, {SAID[method]}: {count - done} of {count} seeds")
+    return found
 
 
 def choice_table(records: Sequence[dict[str, Any]]) -> tuple[str, dict[str, float]]:
@@ -345,69 +530,151 @@ def choice_table(records: Sequence[dict[str, Any]]) -> tuple[str, dict[str, floa
     for method in GRID:
         of = [r for r in records if r["run"]["method"] == method]
         rates = sorted({r["run"]["rate"] for r in of})
-        means = {}
-        lines += [f"| {method}, learning rate | " + " | ".join(f"{x:g}" for x in rates) + " |"]
+        if not rates:
+            continue
+        means = []
+        lines += [f"| {SAID[method]}, learning rate | " + " | ".join(map("{:g}".format, rates))]
+        lines[-1] += " |"
         lines += ["|---|" + "---|" * len(rates)]
-        for task in CHOICE.tasks:
+        for task in CHOICE:
             named = [((r["run"]["task"], r["run"]["rate"]), r["score"]) for r in of]
-            row = [np.mean([score for at, score in named if at == (task, x)]) for x in rates]
-            means[task] = row
-            numbers = " | ".join(f"{100 * x:.2f}" for x in row)
+            row = [[score for at, score in named if at == (task, x)] for x in rates]
+            means.append([np.mean(each) if each else np.nan for each in row])
+            numbers = " | ".join(f"{100 * x:.2f}" for x in means[-1])
             lines.append(f"| {task}, {TASKS[task].metric} | {numbers} |")
-        mean = np.mean(list(means.values()), axis=0)
+        mean = np.mean(means, axis=0)
         lines += ["| mean | " + " | ".join(f"{100 * x:.2f}" for x in mean) + " |", ""]
-        best[method] = rates[int(np.argmax(mean))]
+        if np.isfinite(mean).any():
+            best[method] = rates[int(np.nanargmax(mean))]
     return "\n".join(lines), best
+
+
+def amounts(profile: dict[str, Part]) -> str:
+    """Markdown: what a profile takes of each task."""
+    lines = ["| task | epochs | training samples | measured on | tokens at most |"]
+    lines += ["|---|---|---|---|---|"]
+    for task, part in profile.items():
+        where = pathlib.Path(TASKS[task].test).stem
+        tests = f"{part.tests:,} of {where}" if part.tests else f"all of {where}"
+        samples = f"{part.samples:,}" if part.samples else "all"
+        lines.append(f"| {task} | {part.epochs:g} | {samples} | {tests} | {part.length} |")
+    return "\n".join(lines)
+
+
+def page(records: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]], name: str) -> str:
+    """Markdown: the whole report."""
+    words, best = choice_table(chosen)
+    asked = " and ".join(
+        f"{RATES['lora' if method == 'rule' else method]:g} ({SAID[method]})" for method in GRID
+    )
+    same = all(RATES["lora" if m == "rule" else m] == rate for m, rate in best.items())
+    left = missing(PROFILES[name], records)
+    whole = (
+        "`python sims/spectral_dynamics/glue.py --profile full` runs five seeds of three epochs."
+    )
+    lines = [
+        "# GLUE with a real BERT: LoRA, PEFT and full fine-tuning",
+        "",
+        f"Made by `python sims/spectral_dynamics/glue.py --profile {name} --page docs/glue.md "
+        "--json benchmarks/results/glue.json`; no result here is typed by hand.",
+        "",
+        "MiniLM-L6 (sentence-transformers/all-MiniLM-L6-v2, 22.7M parameters) with a new head on "
+        "the mean of its tokens. Ranks are read off the gradient before training; adapters and "
+        f"head have {SHARE:.0%} of the model's parameters at most. All methods begin with one "
+        f"head, fitted on {HEAD:,} samples, and take the same batches of {BATCH} in the same "
+        "order; PEFT trains in torch from the adapter that was started here. Scores are GLUE's own "
+        "times 100, ± their standard deviation over seeds; differences are paired by seed, ± half "
+        "of their 95 % interval. Seconds are of processor time, those of the quickest run, with "
+        "its measuring.",
+        "",
+        table(records),
+        "",
+        *(f"- {each}" for each in statements(records)),
+        "",
+        "## How much was run",
+        "",
+        amounts(PROFILES[name]),
+        "",
+        f"Not run: {'; '.join(left)}." if left else "All of it was run.",
+        f"The profile is cut to what two busy cores have in an hour; {whole}",
+        "",
+        "## Learning rates",
+        "",
+        "Chosen by `python sims/spectral_dynamics/glue.py --choose`, which trains on a part of the "
+        "training set and judges by another part (1,000 samples), one seed, and looks at no test "
+        "set. "
+        f"`lorajax finetune` takes {asked} for texts"
+        + (
+            ", the best mean of each method:"
+            if same
+            else "; the best mean of each method is another:"
+        ),
+        "",
+        words,
+    ]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def draw(records: Sequence[dict[str, Any]]):
     """Differences from full fine-tuning with their intervals."""
     found = scores(records)
     figure, panel = plots.figure(size=(6, 3.4))
+    shown = [m for m in METHODS[:-1] if any(m in by_method for by_method in found.values())]
     with plots.style():
-        for i, method in enumerate(METHODS[:2]):
+        for i, method in enumerate(shown):
             places, means, halves = [], [], []
             for j, by_method in enumerate(found.values()):
                 less = differences(by_method)
                 if method in less:
-                    places.append(j + 0.15 * (2 * i - 1))
+                    places.append(j + 0.15 * (2 * i - len(shown) + 1))
                     means.append(100 * less[method][0])
                     halves.append(np.nan_to_num(100 * less[method][1]))
-            panel.errorbar(places, means, halves, fmt="o", capsize=3, label=method)
+            panel.errorbar(places, means, halves, fmt="o", capsize=3, label=SAID[method])
         panel.axhline(0, color="gray", linewidth=1)
         panel.set_xticks(range(len(found)), [f"{t}\n{TASKS[t].metric}" for t in found])
-        panel.set_ylabel("LoRA less full fine-tuning, points")
+        panel.set_ylabel("less full fine-tuning, points")
         panel.legend()
     return figure
 
 
-def write(out: pathlib.Path, records: Sequence[dict[str, Any]], profile: str) -> None:
-    """Table, numbers and figure of what there is."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"glue_{profile}.md").write_text(table(records) + "\n", encoding="utf-8")
-    numbers = {
-        task: {
-            "scores": {method: list(by_seed.values()) for method, by_seed in by_method.items()},
+def numbers(
+    records: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]], name: str
+) -> dict[str, Any]:
+    """What the page says, as plain numbers."""
+    found = {}
+    for task, by_method in scores(records).items():
+        runs = {m: of_method(records, task, m) for m in by_method}
+        found[task] = {
+            "metric": TASKS[task].metric,
+            "amounts": sizes(PROFILES[name][task]),
+            "scores": by_method,
             "less full": differences(by_method),
+            "share": {m: next(iter(of.values()))["share"] for m, of in runs.items()},
+            "steps": {m: next(iter(of.values()))["steps"] for m, of in runs.items()},
+            "ranks": next(iter(runs["rule"].values()))["ranks"] if "rule" in runs else {},
+            "processor seconds": {
+                m: [r["processor"] for r in of.values()] for m, of in runs.items()
+            },
+            "load": {m: [r.get("load") for r in of.values()] for m, of in runs.items()},
+            "losses less PEFT's": curves(records).get(task),
         }
-        for task, by_method in scores(records).items()
-    }
-    content = {"profile": profile, "rates": RATES, "tasks": numbers, "caption": __doc__}
-    (out / f"glue_{profile}.json").write_text(json.dumps(content, indent=1) + "\n")
-    plots.save(draw(records), out / f"glue_{profile}.png")
+    rates = [{**r["run"], "score": r["score"]} for r in chosen]
+    content = {"profile": name, "rates": RATES, "tasks": found, "choice": rates}
+    return content | {"not run": missing(PROFILES[name], records)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--profile", choices=PROFILES, default="quick")
-    parser.add_argument(
-        "--seeds", type=int, help="of each task and method (default: the profile's)"
-    )
+    parser.add_argument("--seeds", type=int, help="of each method (default: the profile's)")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: the profile's")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: the profile's")
     parser.add_argument("--choose", action="store_true", help="learning rates, on held-out samples")
     parser.add_argument("--rule-rates", nargs="+", type=float, default=GRID["rule"])
     parser.add_argument("--full-rates", nargs="+", type=float, default=GRID["full"])
     parser.add_argument("--show", action="store_true", help="write what there is, and run nothing")
+    parser.add_argument("--page", type=pathlib.Path, help="a report to write, beside the table")
+    parser.add_argument("--json", type=pathlib.Path, help="its numbers")
     parser.add_argument("--seed", type=int, default=0, help="accepted as by other figures")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
     args = parser.parse_args()
@@ -415,25 +682,53 @@ def main() -> None:
     if not folder:
         print("Nothing is run: LORAJAX_DATA, the folder with MiniLM and GLUE, is not set.")
         return
+    if importlib.util.find_spec("tokenizers") is None:
+        print("Nothing is run: texts need the extra `text`; pip install 'lorajax[text]'.")
+        return
     out = args.out / "spectral_dynamics"
     journal = Journal(out / "glue.jsonl")
-    if args.choose:
-        grid = {"rule": args.rule_rates, "full": args.full_rates}
-        runs = list(choices(grid))
+    profile = PROFILES[args.profile]
+    if unknown := set(args.tasks or ()) - set(CHOICE if args.choose else profile):
+        parser.error(f"--tasks is {', '.join(sorted(unknown))}, not in profile {args.profile}.")
+    if not args.choose:
+        runs = list(plan(profile, args.tasks, args.methods, args.seeds))
     else:
-        profile = PROFILES[args.profile]
-        profile = dataclasses.replace(profile, tasks=tuple(args.tasks or profile.tasks))
-        runs = list(plan(profile, args.seeds or profile.seeds))
+        grid = {"rule": args.rule_rates, "full": args.full_rates}
+        runs = [run for run in choices(grid) if args.tasks is None or run.task in args.tasks]
+    if any(run.method == "peft" for run in runs) and importlib.util.find_spec("peft") is None:
+        print("PEFT is left out: it is not installed.")
+        runs = [run for run in runs if run.method != "peft" or run in journal.found]
     if args.show:
         runs = [run for run in runs if run in journal.found]
     records = carry_out(runs, pathlib.Path(folder), journal)
     if args.choose:
         words, best = choice_table(records)
         print(words + f"\nbest: {best}")
-    elif records:
-        write(out, records, args.profile)
-        print(table(records))
-        print(f"written: {out}/glue_{args.profile}.md, .json and .png")
+        return
+    # Whatever there is of the profile, also of tasks and methods that were not asked for now.
+    records = [journal.found[run] for run in plan(profile) if run in journal.found]
+    kinds = [dataclasses.replace(run, rate=0.0) for run in choices(dict.fromkeys(GRID, (0.0,)))]
+    chosen = [
+        record
+        for run, record in journal.found.items()
+        if dataclasses.replace(run, rate=0.0) in kinds
+    ]
+    if not records:
+        print("Nothing of this profile has been run yet.")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    written = {
+        args.page or out / f"glue_{args.profile}.md": page(records, chosen, args.profile),
+        args.json or out / f"glue_{args.profile}.json": json.dumps(
+            numbers(records, chosen, args.profile), indent=1
+        )
+        + "\n",
+    }
+    for path, content in written.items():
+        path.write_text(content, encoding="utf-8")
+    plots.save(draw(records), out / f"glue_{args.profile}.png")
+    print(table(records))
+    print(f"written: {', '.join(map(str, written))}, {out}/glue_{args.profile}.png")
 
 
 if __name__ == "__main__":

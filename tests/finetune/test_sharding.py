@@ -1,6 +1,7 @@
-"""Training on eight devices, which XLA makes of one CPU, gives what one gives."""
+"""Training on eight devices, which XLA makes of one CPU, or in two processes changes nothing."""
 
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -9,13 +10,12 @@ import pytest
 
 from lorajax.finetune import sharding
 
-CODE = """
+SETUP = """
     import jax, jax.numpy as jnp, numpy as np
     from flax import nnx
     from jax.sharding import PartitionSpec as P
     from lorajax import adapters, data, finetune, models, tasks
     from lorajax.finetune import checkpoints, sharding
-    assert len(jax.devices()) == 8
     config = models.LlamaConfig(
         vocabulary=32, width=16, depth=1, heads=4, groups=2, mlp_width=32, context=16
     )
@@ -40,6 +40,9 @@ CODE = """
         note = lambda record: losses.append(float(record.metrics.loss))
         state = finetune.fit(trainer, table, callback=note)
         return trainer, state, losses
+"""
+DEVICES = """
+    assert len(jax.devices()) == 8
     plain, end, losses = train()
     assert losses[-1] < losses[0] - 0.01, losses
     mesh = sharding.mesh_of(8)
@@ -70,20 +73,75 @@ CODE = """
 """
 
 
-@pytest.mark.slow
-def test_sharded_training_agrees_with_plain_training():
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+# Each process has two devices and sees of the other's only its own part of a batch and of weights.
+JOIN = """
+    import sys, jax
+    jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+"""
+PROCESSES = """
+    from jax.experimental import multihost_utils
+    assert len(jax.devices()) == 4 and len(jax.local_devices()) == 2
+    plain, end, losses = train()
+    assert losses[-1] < losses[0] - 0.01, losses
+    mesh = sharding.mesh_of()
+    for layout in sharding.LAYOUTS:
+        trainer, state, found = train(mesh=mesh, layout=layout)
+        np.testing.assert_allclose(found, losses, rtol=0, atol=1e-5)
+        whole = multihost_utils.process_allgather(state.params, tiled=True)
+        for a, b in zip(jax.tree.leaves(end.params), jax.tree.leaves(whole)):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+        measured = [t.evaluate(s, table, 12).loss for t, s in ((plain, end), (trainer, state))]
+        np.testing.assert_allclose(*measured, rtol=0, atol=1e-5)
+        split = [x for x in jax.tree.leaves(state.params) if not x.is_fully_replicated]
+        assert bool(split) == (layout == "full")
+        assert not any(x.is_fully_addressable for x in split)
+    print("agree")
+"""
+
+
+def environment(devices: int) -> dict[str, str]:
+    """Of a process with so many devices."""
+    return os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
     }
+
+
+@pytest.mark.slow
+def test_sharded_training_agrees_with_plain_training():
     found = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(CODE)],
-        env=environment,
+        [sys.executable, "-c", textwrap.dedent(SETUP) + textwrap.dedent(DEVICES)],
+        env=environment(8),
         capture_output=True,
         text=True,
         check=False,
     )
     assert found.stdout.strip().endswith("agree"), found.stdout + found.stderr
+
+
+@pytest.mark.slow
+def test_training_in_two_processes_agrees_with_plain_training():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{one.getsockname()[1]}"
+    code = "".join(map(textwrap.dedent, (JOIN, SETUP, PROCESSES)))
+    # The first waits for the other at JAX's coordinator, and either ends when the other has died.
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, address, str(process)],
+            env=environment(2),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    try:
+        said = [each.communicate(timeout=600)[0] for each in both]
+    finally:
+        for each in both:
+            each.kill()
+    assert all("agree" in each for each in said), "\n".join(said)
 
 
 def test_arrays_are_split_along_the_longest_axis_that_can_be():

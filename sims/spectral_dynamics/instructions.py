@@ -1,0 +1,298 @@
+"""A real Llama on instructions: loss of held-out answers, and MT-Bench answered before and after.
+
+SmolLM2 (135M parameters; the 260k one in the quick form, and where the folder has no SmolLM2)
+learns instructions by adapters of one rank, the loss being that of the answers alone. Some
+instructions are set aside, the same ones for every seed, and the loss of their answers is measured
+before training and after it. Then the model answers MT-Bench's two-turn questions, greedily, before
+and after, and both are written as MT-Bench's own answer files (a JSON line a question). The judge
+that scores them is not included: it is a large model that nobody can call from here, so that no
+score of MT-Bench comes out, only the answers that it would read. Needs LORAJAX_DATA.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from flax import nnx  # noqa: E402
+
+from lorajax import adapters, data, finetune, models, plots, tasks  # noqa: E402
+from lorajax.cli.texts import RATES  # noqa: E402
+from lorajax.data import text  # noqa: E402
+from lorajax.finetune import recipes  # noqa: E402
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """How much is run.
+
+    Attributes:
+      model: folders, the first that is there is taken.
+      steps: of training.
+      batch: instructions a step.
+      length: tokens of an instruction with its answer; longer ones are left out.
+      held_out: instructions.
+      seeds: of the start and the order.
+      rank: of the adapters.
+      questions: of MT-Bench, evenly spread over its categories; 0 for all.
+      tokens: of an answer, at most.
+      rows: questions that are answered at a time.
+    """
+
+    model: tuple[str, ...]
+    steps: int
+    batch: int
+    length: int
+    held_out: int
+    seeds: int
+    rank: int
+    questions: int
+    tokens: int
+    rows: int
+
+
+PROFILES = {
+    "quick": Profile(("stories260k",), 20, 4, 128, 16, 2, 4, 2, 8, 2),
+    "part": Profile(("smollm2-135m", "stories260k"), 60, 4, 96, 64, 3, 8, 8, 48, 4),
+    "full": Profile(("smollm2-135m", "stories260k"), 500, 8, 256, 200, 3, 8, 0, 512, 8),
+}
+TARGETS = "blocks/**"
+WINDOW = 16
+
+
+class Bench:
+    """The model, its tokenizer and template, and the instructions."""
+
+    def __init__(self, shelf: pathlib.Path, profile: Profile):
+        self.name = next(each for each in profile.model if (shelf / each).is_dir())
+        folder = shelf / self.name
+        self.model = models.load(folder)
+        self.tokenizer = text.Tokenizer(folder)
+        self.template = text.chat_template(folder, self.tokenizer)
+        asked = text.read_texts(shelf / "text" / "instruct_1100.jsonl")
+        limits = text.Limits(self.model.config.vocabulary, self.model.config.context)
+        table, _ = text.tables(asked, self.tokenizer, limits, template=self.template)
+        table = table.take(np.flatnonzero(text.lengths(table) <= profile.length))
+        self.train, test = data.hold_out(table, profile.held_out)
+        # Similar lengths side by side, so that little of a batch is filling.
+        self.test = test.take(np.argsort(text.lengths(test), kind="stable"))
+
+    def _adapted(self, rank: int, seed: int) -> Any:
+        key = jax.random.key(seed)
+        return finetune.adapt(self.model, TARGETS, key=key, rank=rank, start="orthogonal")
+
+    def learn(self, profile: Profile, seeds: Sequence[int]) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Of each seed the adapted model after training, and losses: of batches, and held out."""
+        recipe = recipes.lora(
+            profile.steps,
+            batch_size=profile.batch,
+            learning_rate=RATES["lora"],
+            window=WINDOW,
+        )
+        model = self._adapted(profile.rank, seeds[0])
+        wrt = adapters.trainable(model)
+        # All seeds share its programs: they differ in the state that they begin with.
+        trainer = finetune.Trainer(model, wrt, tasks.NextToken(), recipe)
+        before = None
+        for seed in seeds:
+            params = nnx.split(self._adapted(profile.rank, seed), wrt, ...)[1]
+            # A step gives its state up.
+            state = trainer.init()._replace(params=jax.tree.map(jnp.copy, params))
+            if before is None:  # B is zero at first, whatever the seed
+                before = trainer.evaluate(state, self.test, 2 * profile.batch)
+            order = finetune.order_of(self.train, dataclasses.replace(recipe, seed=seed))
+            losses = []
+            for step in range(profile.steps):
+                state, metrics = trainer.step(state, self.train[order(step)])
+                losses.append(metrics.loss)
+            after = trainer.evaluate(state, self.test, 2 * profile.batch)
+            yield (
+                trainer.model(state),
+                {
+                    "seed": seed,
+                    "held-out loss before": float(before.loss),
+                    "held-out loss after": float(after.loss),
+                    "losses": [float(f"{float(x):.6g}") for x in losses],
+                    "parameters": trainer.parameters,
+                },
+            )
+
+    def prompt(self, messages: Sequence[dict[str, str]]) -> np.ndarray:
+        """Tokens of a conversation that the model is to go on with."""
+        if self.template is not None:
+            whole = self.template.render(messages, prompt=True)
+            return self.tokenizer.encode([whole], special=False)[0].tokens
+        whole = "".join(each["content"] + "\n\n" for each in messages)
+        return self.tokenizer.encode([whole])[0].tokens
+
+    def answer(
+        self, model: Any, questions: Sequence[dict[str, Any]], profile: Profile
+    ) -> list[list[str]]:
+        """Answers to both turns of questions, greedily; an answer is what the next turn follows."""
+        talks: list[list[dict[str, str]]] = [[] for _ in questions]
+        for turn in range(2):
+            for talk, question in zip(talks, questions, strict=True):
+                talk.append({"role": "user", "content": question["turns"][turn]})
+            prompts = [self.prompt(talk) for talk in talks]
+            # Prompts of similar length share a program, and little of a batch is filling.
+            order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+            for first in range(0, len(order), profile.rows):
+                part = order[first : first + profile.rows]
+                for i, words in zip(part, self._write(model, part, prompts, profile), strict=True):
+                    talks[i].append({"role": "assistant", "content": words})
+        return [[m["content"] for m in talk if m["role"] == "assistant"] for talk in talks]
+
+    def _write(
+        self, model: Any, part: Sequence[int], prompts: Sequence[np.ndarray], profile: Profile
+    ) -> list[str]:
+        longest = max(len(prompts[i]) for i in part)
+        room = model.config.context - profile.tokens
+        width = min(next(n for n in text.sizes(max(longest, 16)) if n >= longest), room)
+        tokens = np.zeros((profile.rows, width), np.int32)
+        mask = np.zeros((profile.rows, width), bool)
+        for row, i in enumerate(part):
+            kept = prompts[i][-width:]  # a conversation too long for the model loses its beginning
+            tokens[row, width - len(kept) :], mask[row, width - len(kept) :] = kept, True
+        # Rows without a question repeat the first, so that all batches share one program.
+        tokens[len(part) :], mask[len(part) :] = tokens[0], mask[0]
+        found = models.generate(model, tokens, mask, limit=profile.tokens)
+        rows = zip(np.asarray(found.tokens), np.asarray(found.mask), strict=True)
+        ends = set(model.config.ends)
+        written = [[t for t in row[kept].tolist() if t not in ends] for row, kept in rows]
+        return [self.tokenizer.decode(each).strip() for each in written[: len(part)]]
+
+
+def some(questions: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """As many questions, evenly spread; MT-Bench has them by category."""
+    places = np.linspace(0, len(questions), count or len(questions), endpoint=False)
+    return [questions[int(i)] for i in places]
+
+
+def write_answers(
+    path: pathlib.Path,
+    name: str,
+    questions: Sequence[dict[str, Any]],
+    answers: Sequence[Sequence[str]],
+) -> None:
+    """Writes MT-Bench's own format of a model's answers, a JSON line a question."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for question, turns in zip(questions, answers, strict=True):
+            record = {
+                "question_id": question["question_id"],
+                "answer_id": uuid.uuid4().hex,
+                "model_id": name,
+                "choices": [{"index": 0, "turns": list(turns)}],
+                "tstamp": time.time(),
+            }
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def statements(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the runs show, in numbers."""
+    before, after = (
+        np.array([run[f"held-out loss {when}"] for run in runs]) for when in ("before", "after")
+    )
+    fall = before - after
+    half = finetune.interval(fall)[1] if len(fall) > 1 else float("nan")
+    return {
+        "held-out loss of the answers before, nats a token": float(before.mean()),
+        "held-out loss of the answers after, mean over seeds": float(after.mean()),
+        "fall of the held-out loss, mean over seeds": float(fall.mean()),
+        "half of the 95 % interval of the fall": half,
+        "least fall of a seed": float(fall.min()),
+        "seeds": len(runs),
+    }
+
+
+def draw(runs: Sequence[dict[str, Any]], name: str):
+    """The loss of batches over training, and of what is held out before and after."""
+    figure, panel = plots.figure(size=(5, 3.2))
+    with plots.style():
+        for i, run in enumerate(runs):
+            panel.plot(run["losses"], color=f"C{i}", linewidth=0.8, alpha=0.6)
+            ends = [run["held-out loss before"], run["held-out loss after"]]
+            label = "held out" if i == 0 else None
+            panel.plot([0, len(run["losses"])], ends, "o", color=f"C{i}", label=label)
+        panel.set(xlabel="step", ylabel="loss of the answers, nats a token", title=name)
+        panel.legend()
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--profile", choices=PROFILES, default="quick")
+    parser.add_argument("--seed", type=int, default=0, help="the first one")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
+    args = parser.parse_args()
+    shelf = os.environ.get("LORAJAX_DATA")
+    if not shelf:
+        print("Nothing is run: LORAJAX_DATA, the folder with models and texts, is not set.")
+        return
+    if importlib.util.find_spec("tokenizers") is None or importlib.util.find_spec("jinja2") is None:
+        print("Nothing is run: texts need the extra `text`; pip install 'lorajax[text]'.")
+        return
+    profile, begin, spent = PROFILES[args.profile], time.perf_counter(), time.process_time()
+    bench = Bench(pathlib.Path(shelf), profile)
+    if bench.name != profile.model[0]:
+        print(f"{profile.model[0]} is not in LORAJAX_DATA; {bench.name} takes its place.")
+    out = args.out / "spectral_dynamics"
+    runs, tuned = [], None
+    for model, found in bench.learn(profile, range(args.seed, args.seed + profile.seeds)):
+        tuned = model if tuned is None else tuned
+        runs.append(found)
+        print(
+            f"{bench.name}, seed {found['seed']}: held-out loss "
+            f"{found['held-out loss before']:.4f}, after {profile.steps} steps "
+            f"{found['held-out loss after']:.4f}",
+            flush=True,
+        )
+    lines = (pathlib.Path(shelf) / "text" / "mt_bench_questions.jsonl").read_text(encoding="utf-8")
+    questions = some([json.loads(line) for line in lines.splitlines()], profile.questions)
+    # Adapters are added to the kernels, so that both write by the same programs.
+    after = adapters.remove(adapters.merge(tuned))
+    written = []
+    for when, model in (("before", bench.model), ("after", after)):
+        model.eval()
+        name = f"{bench.name}-{when}"
+        path = out / "mt_bench" / "model_answer" / f"{name}.jsonl"
+        write_answers(path, name, questions, bench.answer(model, questions, profile))
+        written.append(path)
+    numbers = statements(runs)
+    content = {
+        "profile": args.profile,
+        "parameters": dataclasses.asdict(profile),
+        "model": bench.name,
+        "instructions": {"train": len(bench.train), "held out": len(bench.test)},
+        "numbers": numbers,
+        "runs": runs,
+        "questions": len(questions),
+        "seconds": time.perf_counter() - begin,
+        "processor": time.process_time() - spent,
+        "load": os.getloadavg()[0],
+        "caption": __doc__,
+    }
+    (out / "instructions.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    plots.save(draw(runs, bench.name), out / "instructions.png")
+    for name, value in numbers.items():
+        print(f"{name}: {value:.4g}")
+    print(
+        f"{len(questions)} of MT-Bench's questions answered before and after; no judge is "
+        "included, so that there is no score"
+    )
+    print(f"written: {out}/instructions.json, .png; {', '.join(map(str, written))}")
+
+
+if __name__ == "__main__":
+    main()
