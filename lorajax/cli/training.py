@@ -11,6 +11,8 @@ from lorajax.cli.finetuning import MOST, bounded
 
 OF_PAIRS = ("lora-plus", "riemannian", "reflora", "lora-rite", "spectral")
 """Optimizers that act on adapters' pairs."""
+POLICIES = ("none", "crop", "flip", "crop-flip", "zoom-flip", "resized-crop")
+"""What `--augment` offers."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -59,8 +61,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--optimizer",
-        choices=("adamw", "adam", "sgd", *OF_PAIRS),
-        help="default lora-plus (B learns 4 times as fast as A); full: adamw, adam or sgd",
+        choices=("adamw", "adam", "sgd", "muon", *OF_PAIRS),
+        help="default lora-plus (B learns 4 times as fast as A); full: adamw, adam, sgd or muon",
     )
     add(
         "--learning-rate",
@@ -71,7 +73,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--warmup", type=int, metavar="STEPS", help="steps (default a twentieth)")
     add("--weight-decay", type=float, default=0.0)
     add("--smoothing", type=float, default=0.1, help="of the labels in training (default 0.1)")
-    add("--augment", choices=("none", "crop", "flip", "crop-flip", "resized-crop"), default="none")
+    add("--augment", choices=POLICIES, default="none")
     add(
         "--metric",
         nargs="+",
@@ -103,9 +105,10 @@ def check(args: argparse.Namespace) -> None:
     if args.method == "full" and (args.beside is not None or args.optimizer in OF_PAIRS):
         given = f"--beside is {args.beside}" if args.beside else f"--optimizer is {args.optimizer}"
         raise ValueError(f"{given} with --method full; it goes with lora.")
-    if args.weight_decay and (args.optimizer or "") != "adamw" and args.method == "lora":
+    decays = args.optimizer in ("adamw", "muon")
+    if args.weight_decay and not decays and args.method == "lora":
         raise ValueError(
-            f"--weight-decay is {args.weight_decay}; it goes with --optimizer adamw alone."
+            f"--weight-decay is {args.weight_decay}; it goes with --optimizer adamw or muon."
         )
 
 

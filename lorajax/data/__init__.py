@@ -6,10 +6,11 @@ from lorajax.data.folders import shows_images
 from lorajax.data.order import Buckets, Order, batches, hold_out
 from lorajax.data.packs import read_idx
 from lorajax.data.pictures import ImageFiles
-from lorajax.data.sets import NAMED, load
+from lorajax.data.sets import EMBEDDED, NAMED, load
 from lorajax.data.table import Column, Dataset, Rows, Table, stacked
 
 __all__ = [
+    "EMBEDDED",
     "NAMED",
     "POLICIES",
     "Buckets",

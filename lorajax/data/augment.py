@@ -1,5 +1,6 @@
 """Augmentations on the device: pure functions of a key and a batch of bytes."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -12,7 +13,7 @@ PRNGKey = Key[Array, ""] | UInt32[Array, "2"]
 Images = UInt8[Array, "b h w c"]
 Augmentation = Callable[[PRNGKey, Array], Array]
 
-POLICIES = ("none", "crop", "flip", "crop-flip", "resized-crop")
+POLICIES = ("none", "crop", "flip", "crop-flip", "zoom-flip", "resized-crop")
 """The names that `policy` knows."""
 
 
@@ -103,7 +104,8 @@ def policy(name: str, size: tuple[int, int] | None) -> Augmentation:
 
     Args:
       name: "none"; "crop" (shift by up to an eighth of the side); "flip"; "crop-flip" (both, usual
-        on CIFAR); "resized-crop" (with flips, usual on ImageNet).
+        on CIFAR); "resized-crop" (with flips, usual on ImageNet) and "zoom-flip" (the same with a
+        third of the image and more, for runs too short to learn from scraps).
       size: (height, width) that the model takes; images are scaled to it. None keeps theirs.
 
     Returns:
@@ -120,17 +122,18 @@ def policy(name: str, size: tuple[int, int] | None) -> Augmentation:
         images = fitted(images)
         return crop(key, images, max(1, images.shape[1] // 8))
 
-    def resized(key: PRNGKey, images: Array) -> Array:
-        return resized_crop(
-            key, images, (images.shape[1], images.shape[2]) if size is None else size
-        )
+    def resized(least: float, key: PRNGKey, images: Array) -> Array:
+        wanted = (images.shape[1], images.shape[2]) if size is None else size
+        cut = resized_crop(key, images, wanted, area=(least, 1.0))
+        return flip(jax.random.fold_in(key, 1), cut)
 
     known: dict[str, Augmentation] = {
         "none": lambda key, images: fitted(images),
         "crop": shifted,
         "flip": lambda key, images: flip(key, fitted(images)),
         "crop-flip": lambda key, images: flip(jax.random.fold_in(key, 1), shifted(key, images)),
-        "resized-crop": lambda key, images: flip(jax.random.fold_in(key, 1), resized(key, images)),
+        "zoom-flip": functools.partial(resized, 1 / 3),
+        "resized-crop": functools.partial(resized, 0.08),
     }
     if name not in known:
         raise ValueError(f"name is {name!r}; it must be one of {', '.join(POLICIES)}.")

@@ -20,7 +20,8 @@ from lorajax.data.table import Dataset
 from lorajax.environment.files import check_growth
 from lorajax.environment.judging import judged
 
-_EMBEDDED = Path(__file__).parent / "embedded"
+EMBEDDED = {"mnist-sample": "mnist_sample.npz", "cifar10-sample": "cifar10_sample.npz"}
+"""The sets that come with the package, and their packs."""
 
 
 @judged
@@ -39,6 +40,7 @@ def load(
       source: one of
         - "mnist-sample": 5,000 of MNIST's training digits and its 10,000 test digits, which come
           with the package;
+        - "cifar10-sample": 1,000 training and 1,000 test pictures of CIFAR-10, likewise;
         - "mnist", "fashion-mnist", "cifar10", "cifar100": from `folder`, else downloaded to the
           cache and checked;
         - an `.npz` pack with `train_x`, `train_y`, `test_x`, `test_y` (or `val_…`), or the same
@@ -70,8 +72,8 @@ def load(
     name = os.fspath(source)
     shelf = folder or os.environ.get("LORAJAX_DATA")
     folders = [Path(shelf)] if shelf else []
-    if name == "mnist-sample":
-        return read_pack(_EMBEDDED / "mnist_sample.npz", name)
+    if name in EMBEDDED:
+        return read_pack(Path(__file__).parent / "embedded" / EMBEDDED[name], name)
     if name in NAMED:
         return _named(name, folders, download)
     for path in [Path(name), *(place / name for place in folders)]:
@@ -86,7 +88,7 @@ def load(
             return read_list(path, *sizes, hold_out)
     raise ValueError(
         f"source is {name!r}, which is neither a folder or list of images nor an npz pack; a named "
-        f"set must be one of mnist-sample, {', '.join(NAMED)}."
+        f"set must be one of {', '.join([*EMBEDDED, *NAMED])}."
     )
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from scipy.special import stdtrit
 
 from lorajax import adapters, data
+from lorajax.adapters import paths
 from lorajax.adapters.starts import resolve
 from lorajax.adapters.surgery import Targets
 from lorajax.environment.judging import at_least, judged
@@ -149,7 +150,8 @@ def run_of(
       task: what a batch means to it.
       train: what to train on; all of it goes to the device.
       recipe: how to train.
-      targets: which layers are adapted; None trains the whole model, without adapters and probes.
+      targets: which layers are adapted; None trains the whole model and () nothing but `heads`,
+        without adapters and probes.
       rank: the largest rank.
       start: an initializer with a scale, or its name; or several, of which a lane picks one.
       heads: path patterns of what trains in full beside the adapters.
@@ -182,7 +184,7 @@ def run_of(
         columns=_on_device(train[:]),
         orders=np.stack(orders_of).reshape(orders, -1, every or recipe.steps, recipe.batch_size),
         starts=tuple(resolve(each) for each in several),
-        targets=None if targets is None and not allocations else targets,
+        targets=targets,
         allocations=tuple(allocations),
         options={"rank": rank, "gradients": gradients, "inputs": inputs},
         heads=heads,
@@ -257,7 +259,7 @@ class Run:
         if allocation is not None:
             mask(adapted, {path: r[allocation] for path, r in self._allocated().items()})
         trainer = self._trainer(adapted, wrt, rate)
-        probing = self.probing and not self._whole
+        probing = self.probing and not self._bare
 
         def stretch(state, indices):
             probe = probes.measure(trainer.model(state), self.towards) if probing else None
@@ -288,8 +290,9 @@ class Run:
         return found
 
     @property
-    def _whole(self) -> bool:
-        return self.targets is None and not self.allocations
+    def _bare(self) -> bool:
+        """Whether there are no adapters."""
+        return (self.targets is None or self.targets == ()) and not self.allocations
 
     def _allocated(self) -> dict[str, Array]:
         """The ranks of each layer in all allocations, by path."""
@@ -301,8 +304,9 @@ class Run:
 
     def _adapted(self, key: Any, scale: Any, start: Any) -> tuple[Any, Any]:
         """The model with adapters, and the filter of what trains in it."""
-        if self._whole:
-            return self.model, nnx.Param
+        if self._bare:
+            everything = self.targets is None
+            return self.model, nnx.Param if everything else paths.Trainable((), self.heads)
         begins = [
             each if scale is None else functools.partial(each, scale=scale) for each in self.starts
         ]

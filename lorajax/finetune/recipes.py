@@ -10,7 +10,19 @@ from lorajax.adapters.optimizers import lora_plus, scale_beside
 from lorajax.adapters.preconditioned import by_part, lora_rite, reflora, riemannian, spectral
 from lorajax.environment.judging import NOT_NEGATIVE, POSITIVE, SEED, at_least, judged
 
-OPTIMIZERS = ("adamw", "adam", "sgd", "lora-plus", "riemannian", "reflora", "lora-rite", "spectral")
+OPTIMIZERS = (
+    "adamw",
+    "adam",
+    "sgd",
+    "muon",
+    "lora-plus",
+    "riemannian",
+    "reflora",
+    "lora-rite",
+    "spectral",
+)
+DECAYING = ("adamw", "muon")
+"""The optimizers that take a weight decay."""
 SCHEDULES = ("constant", "linear", "cosine")
 RATIO = 4.0
 """Learning rate of B over that of A in the tuned LoRA+, and of what trains beside them."""
@@ -34,14 +46,15 @@ class Recipe:
     Attributes:
       steps: in all.
       batch_size: samples a step.
-      optimizer: "adamw", "adam", "sgd" (with `momentum`), or "lora-plus" (Adam with B's learning
-        rate multiplied by `ratio`); "riemannian" and "reflora" (their gradients, then Adam; RefLoRA
-        takes plain ones during `warmup`), "lora-rite" and "spectral" (of A and B; Adam of the
-        rest).
+      optimizer: "adamw", "adam", "sgd" (with `momentum`), "muon" (each matrix's momentum made
+        nearly orthogonal and as large as Adam's steps are, arXiv:2502.16982; AdamW for the rest),
+        or "lora-plus" (Adam with B's learning rate multiplied by `ratio`); "riemannian" and
+        "reflora" (their gradients, then Adam; RefLoRA takes plain ones during `warmup`),
+        "lora-rite" and "spectral" (of A and B; Adam of the rest).
       learning_rate: at its peak.
       schedule: "constant", or "linear" or "cosine" to zero, after the warm-up.
       warmup: steps in which the learning rate rises linearly from zero.
-      weight_decay: decoupled, of matrices only; 0 for optimizers other than "adamw".
+      weight_decay: decoupled, of matrices only; 0 for optimizers other than `DECAYING`.
       momentum: of "sgd".
       ratio: of "lora-plus".
       beside: learning rate of what trains beside adapters (a head, embeddings) over theirs.
@@ -93,7 +106,7 @@ class Recipe:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}."
                 )
-        if self.weight_decay and self.optimizer != "adamw":
+        if self.weight_decay and self.optimizer not in DECAYING:
             raise ValueError(
                 f"weight_decay is {self.weight_decay}; with optimizer {self.optimizer!r} it must "
                 "be 0."
@@ -118,6 +131,9 @@ class Recipe:
         rate = self.rate()
         if self.optimizer == "adamw":
             core = optax.adamw(rate, weight_decay=self.weight_decay, mask=_matrices)
+        elif self.optimizer == "muon":
+            # 0.2 is what the paper finds Adam's steps to be large (stated there).
+            core = optax.contrib.muon(rate, weight_decay=self.weight_decay, consistent_rms=0.2)
         elif self.optimizer == "adam":
             core = optax.adam(rate)
         elif self.optimizer == "sgd":

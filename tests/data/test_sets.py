@@ -4,6 +4,7 @@ import gzip
 import io
 import struct
 import tarfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +101,7 @@ class TestPacks:
                 data.load(tmp_path / name)
 
     def test_no_such_source(self):
-        with pytest.raises(ValueError, match="must be one of mnist-sample, mnist"):
+        with pytest.raises(ValueError, match="must be one of mnist-sample, cifar10-sample, mnist"):
             data.load("no-such-set")
 
 
@@ -118,6 +119,24 @@ def test_the_embedded_sample_is_real():
     distance = (train**2).sum(1) - 2 * test @ train.T
     nearest = found.train.columns["labels"][distance.argmin(1)]
     assert (nearest == found.test.columns["labels"]).mean() > 0.85
+
+
+def test_the_embedded_pictures_are_real():
+    found = data.load("cifar10-sample")
+    assert found.classes[:3] == ("airplane", "automobile", "bird") and len(found.classes) == 10
+    parts = (found.train, found.test)
+    assert [each.columns["images"].shape for each in parts] == [(1000, 32, 32, 3)] * 2
+    assert [np.bincount(each.columns["labels"]).tolist() for each in parts] == [[100] * 10] * 2
+    train, test = (part.columns["images"].reshape(1000, -1).astype(np.float32) for part in parts)
+    # No picture is in both parts, and the nearest one tells the class more often than chance
+    # (a tenth, with a standard error of 0.95 points).
+    distance = (test**2).sum(1)[:, None] - 2 * test @ train.T + (train**2).sum(1)
+    assert distance.min() > 0
+    nearest = found.train.columns["labels"][distance.argmin(1)]
+    assert (nearest == found.test.columns["labels"]).mean() > 0.15
+    # They lie as they came: a pack of JPEG bytes.
+    with np.load(Path(data.__file__).parent / "embedded" / data.EMBEDDED["cifar10-sample"]) as pack:
+        assert bytes(pack["test_jpg"][:3]) == b"\xff\xd8\xff"
 
 
 class TestFolders:
@@ -386,6 +405,22 @@ class TestAugment:
         assert out.max() <= 230
         spans = out[:, 0, -1, 0].astype(int) - out[:, 0, 0, 0]
         assert spans.min() < 150 < spans.max() + 60  # cuts of different sizes
+
+    def test_zooms_keep_a_third_of_the_image(self, key):
+        """Of a ramp from left to right a cut shows its width, of one downwards its height."""
+        side = np.arange(0, 240, 5, dtype=np.uint8)
+        ramps = np.stack(np.broadcast_arrays(side[None, :], side[:, None]), axis=-1)[None]
+        images = jnp.asarray(np.concatenate([ramps, ramps[..., :1]], axis=-1).repeat(64, 0))
+
+        def shares(name):
+            out = np.asarray(data.policy(name, (24, 24))(key, images)).astype(int)
+            wide = np.abs(out[:, 12, -1, 0] - out[:, 12, 0, 0])
+            high = out[:, -1, 12, 1] - out[:, 0, 12, 1]
+            # 24 middles of pixels span 23/24 of a cut, and the whole ramp is 235.
+            return (wide * high) * (24 / 23) ** 2 / 235**2
+
+        assert shares("zoom-flip").min() > 0.3  # rounding to bytes costs up to a tenth
+        assert shares("resized-crop").min() < 0.25
 
     def test_resize_keeps_a_constant(self):
         out = data.resize(jnp.full((1, 9, 9, 1), 77, jnp.uint8), (4, 13))

@@ -106,6 +106,24 @@ def test_whole_models_train_as_lanes_too(model, table, losses_of):
     assert float(found["a_loss"][0]) == pytest.approx(float(after.loss), abs=1e-4)
 
 
+def test_heads_train_alone_too(model, table, losses_of):
+    options = {"targets": (), "heads": ("head",), "test": table, "every": 0}
+    found = jax.jit(finetune.run_of(model, TASK, table, RECIPE, **options))(KEY)
+
+    def is_head(path, value):
+        return path[0] == "head" and isinstance(value, nnx.Param)
+
+    trainer = finetune.Trainer(model, is_head, TASK, RECIPE)
+    assert trainer.parameters == 17 * 3
+    state, losses = losses_of(trainer, table)
+    np.testing.assert_allclose(found["loss"], losses, atol=1e-5)
+    after = trainer.evaluate(state, table)
+    assert float(found["test_loss"]) == pytest.approx(float(after.loss), abs=1e-5)
+    assert "singular_values" not in found
+    with pytest.raises(ValueError, match="wrt matches no parameter"):
+        jax.jit(finetune.run_of(model, TASK, table, RECIPE, **(options | {"heads": ()})))(KEY)
+
+
 def test_adalora_is_pruned_as_its_allocator_would(model, table):
     """Against a plain loop with `nnx.Optimizer` and `adapters.RankBudget`."""
     start = functools.partial(initializers.balanced, scale=1.0)
