@@ -24,7 +24,8 @@ NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 # Mutants measure the tests, not the library against its peers, and have a command of their own.
 BENCHMARKS = $(filter-out benchmarks/mutants.py,$(wildcard benchmarks/[a-z]*.py))
 
-.PHONY: help validate test lint format typecheck figures notebooks benchmarks mutants constraints clean \
+.PHONY: help validate test lint format typecheck figures notebooks docs benchmarks mutants constraints \
+  release clean \
   $(SIMS) $(NOTEBOOKS)
 .DELETE_ON_ERROR:
 
@@ -35,8 +36,10 @@ help:
 	@echo "typecheck   check types"
 	@echo "figures     run every simulation in sims/ with its quick profile"
 	@echo "notebooks   execute every notebook into out/notebooks/"
+	@echo "docs        build the site into out/site, strictly, and check its links"
 	@echo "benchmarks  run every benchmark against its peers (large downloads)"
 	@echo "mutants     alter the theory's code and see whether the tests notice (about an hour)"
+	@echo "release     build sdist and wheel into dist/, and try the wheel outside of this folder"
 	@echo "constraints pin the newest releases that pyproject.toml allows"
 	@echo "clean       remove environments, caches and results"
 
@@ -87,12 +90,24 @@ $(NOTEBOOKS):
 	@$(GUARDED) $(ALONE) $(BIN)/jupyter execute --kernel_name=python3 --timeout=600 \
 	  --output="$(CURDIR)/out/notebooks/$$(basename $@ .ipynb)" $@
 
+# Verdicts and figures of out/validate and out/ become part of it, where they are there.
+docs: $(INSTALLED)-docs
+	@$(GUARDED) $(BIN)/python -m sphinx -E -a -W -n --keep-going -q -b html docs out/site $(ARGS)
+	@$(BIN)/python docs/_ext/links.py out/site
+
 benchmarks: $(INSTALLED)-benchmark
 	@$(if $(BENCHMARKS),,echo "benchmarks/ holds no benchmark.")
 	@set -e; for file in $(BENCHMARKS); do echo "$$file"; $(GUARDED) $(BIN)/python -m benchmarks $$(basename $$file .py) $(ARGS); done
 
 mutants: $(INSTALLED)-test
 	@$(BIN)/python -m benchmarks mutants $(ARGS)
+
+# The wheel is built from the sdist, and tried in an environment of its own outside of this folder.
+release: $(INSTALLED)-lock
+	@rm -rf dist
+	@$(BIN)/uv build --quiet --out-dir dist
+	@PYTHON=$(abspath $(BIN)/python) .ci/try-wheel dist/*.whl
+	@ls -l dist
 
 constraints: $(INSTALLED)-lock
 	@{ echo "# Made by 'make constraints': the releases that this repository is tested with."; \

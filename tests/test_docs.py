@@ -1,15 +1,24 @@
-"""The pages of docs/extending and the README's first examples run as they stand."""
+"""The pages and the README's examples run as they stand, and say what the package says."""
 
+import collections
+import importlib
+import inspect
+import json
 import pathlib
 import re
 
+import jaxtyping
 import pytest
 
 from lorajax import claims
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PAGES = sorted((ROOT / "docs" / "extending").glob("*.md"))
-EXTENSIONS = {"start", "law", "claim", "rank_rule", "study", "adapter", "task", "model"}
+DOCS = ROOT / "docs"
+PAGES = sorted(path for path in (DOCS / "extending").glob("*.md") if path.stem != "index")
+GUIDES = [DOCS / "tutorial.md", *sorted((DOCS / "howto").glob("*.md"))]
+EXTENSIONS = {
+    *("problem", "start", "law", "claim", "rank_rule", "study", "adapter", "task", "model"),
+}
 LONGEST = 40
 
 
@@ -54,12 +63,114 @@ def test_every_extension_runs_in_few_lines(subtests, tmp_path, monkeypatch):
             run(page, code)
 
 
-def test_the_first_examples_of_the_readme_run_and_print_what_it_says(capsys):
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
+def test_guides_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(page, blocks(page.read_text(encoding="utf-8")))
+
+
+def test_guides_have_examples():
+    with_code = [page.stem for page in GUIDES if blocks(page.read_text(encoding="utf-8"))]
+    assert {"tutorial", "rank", "start", "sweep", "peft"} <= set(with_code)
+
+
+def test_the_examples_of_the_readme_run_and_print_what_it_says(capsys):
     path = ROOT / "README.md"
     text = path.read_text(encoding="utf-8")
-    run(path, blocks(text)[:2])
+    sweep, law, finetune = blocks(text)
+    # As it stands but for its size: 40 digits and one step in place of 5,000 and 600.
+    small = finetune.replace('"mnist-sample").train', '"mnist-sample").train.take(slice(60))')
+    small = small.replace("steps=600", "steps=1")
+    assert small.count("slice(60)") == small.count("steps=1") == 1
+    run(path, [sweep, law])
     stated = re.search(r"abs\(simulated - predicted\)\.max\(\)\)  # (\S+)", text)
     assert float(capsys.readouterr().out.split()[-1]) == pytest.approx(float(stated[1]), rel=0.05)
+    run(path, ["import jax", small])
+
+
+def verdicts_by_paper():
+    """How many claims of each paper have which verdict on record."""
+    record = json.loads((ROOT / "lorajax/claims/record.json").read_text(encoding="utf-8"))
+    found = collections.defaultdict(collections.Counter)
+    for claim, row in record.items():
+        found[claim.partition(".")[0]][row["verdict"]] += 1
+    return record, found
+
+
+def test_the_readme_counts_verdicts_as_the_record_does():
+    record, papers = verdicts_by_paper()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| .+? \| (\d+) \| (\d+) \| ?(.*?) ?\|$", text, re.MULTILINE)
+    shown = {name: (int(count), int(good), rest) for name, count, good, rest in rows}
+    told = {}
+    for name, counts in papers.items():
+        rest = ", ".join(
+            f"{n} {verdict}" for verdict, n in counts.items() if verdict != "confirmed"
+        )
+        told[name] = (counts.total(), counts["confirmed"], rest)
+    assert shown == told
+    for claim, row in record.items():
+        assert row["verdict"] == "confirmed" or f"`{claim}`" in text, f"{claim} is not named."
+
+
+def test_every_paper_has_a_page_with_its_claims():
+    _, papers = verdicts_by_paper()
+    index = (DOCS / "papers" / "index.md").read_text(encoding="utf-8")
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in (DOCS / "papers").glob("*.md")}
+    assert set(pages) - {"index"} == set(papers)
+    for paper in papers:
+        assert f"\n{paper}\n" in index, f"{paper} is not in the list of pages."
+        assert f"<!-- made: claims {paper} -->" in pages[paper]
+
+
+def test_every_cited_paper_is_in_the_references(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    bibliography = importlib.import_module("bibliography")
+    texts = [*(ROOT / "lorajax").rglob("*.py"), *DOCS.glob("*.md"), *DOCS.glob("*/*.md")]
+    cited = {
+        number
+        for path in texts
+        if not {"api", "generated"} & set(path.parts)
+        for number in re.findall(r"arXiv:(\d{4}\.\d{4,5})", path.read_text(encoding="utf-8"))
+    }
+    assert len(cited) > 20
+    assert not cited - set(bibliography.keys())
+    entries = set(re.findall(r"^@\w+\{(\w+),", bibliography.BIB.read_text("utf-8"), re.MULTILINE))
+    assert set(bibliography.BY_NAME.values()) <= entries
+    line = bibliography.cited(
+        "Source: Xu et al. 2025 (arXiv:2503.06982), theory section 2.2.", "md"
+    )
+    assert "arXiv:2503.06982 {cite:p}`xu2025`" in line and "(#theory-2-2)" in line
+
+
+def is_shaped(annotation) -> bool:
+    """Whether an annotation says the shape or dtype of an array somewhere."""
+    return "jaxtyping" in str(annotation) or isinstance(annotation, jaxtyping.AbstractDtype)
+
+
+# What computes: here every public function says where its formula is from.
+WITH_SOURCES = ("exact", "laws", "ranks")
+
+
+@pytest.mark.parametrize("room", [*WITH_SOURCES, "flows", "initializers", "optima", "spectra"])
+def test_functions_that_compute_say_what_they_take_and_return(room):
+    module = importlib.import_module(f"lorajax.{room}")
+    names = getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]
+    missing = []
+    for name in names:
+        value = getattr(module, name)
+        if not inspect.isfunction(value) or not value.__module__.startswith(f"lorajax.{room}"):
+            continue
+        text = inspect.getdoc(value) or ""
+        parameters = inspect.signature(value).parameters.values()
+        if len(text.splitlines()) > 1 and parameters and "Args:" not in text:
+            missing.append(f"{name}: no Args")
+        named = set(re.findall(r"^\s+\*{0,2}(\w+)(?:, (\w+))*:", text, re.MULTILINE))
+        if any(p.annotation is p.empty for p in parameters if p.name not in ("dtype", "observe")):
+            missing.append(f"{name}: no annotation")
+        if room in WITH_SOURCES and "Source:" not in text and not named:
+            missing.append(f"{name}: no Source")
+    assert missing == []
 
 
 def test_a_page_that_fails_is_caught():

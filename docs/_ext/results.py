@@ -1,0 +1,196 @@
+"""Tables of the benchmarks from `benchmarks/results/`, and the gallery of what was drawn."""
+
+import json
+import pathlib
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+COMMITTED = ROOT / "sims" / "spectra.png"
+
+
+def rows_of(header: str, rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table; the first column is text, the others numbers."""
+    width = header.count("|") + 1
+    lines = [f"| {header} |", "|---|" + "---:|" * (width - 1)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def time_of(seconds: float) -> str:
+    """Seconds in a unit that can be read."""
+    for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.1e} s"
+
+
+def size_of(count: float) -> str:
+    """Bytes in a unit that can be read."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
+
+
+def sweeps(found: dict[str, Any]) -> str:
+    """Time and error of a lane, by case, size and engine; the scan over lanes apart."""
+    cases, shown = {"reducible": "matrix factorization", "two_layer": "two frozen layers"}, []
+    seen: set[tuple] = set()
+    for row in found["rows"]:
+        mark = (row["case"], row["size"], row["engine"])
+        if mark in seen:  # the scan over the number of lanes repeats cases
+            continue
+        seen.add(mark)
+        shown.append(
+            (
+                f"{cases[row['case']]}, {row['size']}×{row['size']}",
+                f"`{row['engine']}`",
+                f"{row['lanes']}",
+                time_of(row["seconds_per_lane"]),
+                f"{row['max_error']:.0e}",
+            )
+        )
+    machine = found["machine"]
+    head = f"On {machine['cores']} cores ({machine['cpu']}), jax {machine['jax']}.\n\n"
+    return head + rows_of("problem | engine | lanes | a lane | largest error", shown)
+
+
+def agreement(found: dict[str, Any]) -> str:
+    """Differences by engine, devices and chunk."""
+    shown = [
+        (f"`{r['engine']}`", str(r["devices"]), str(r["chunk"]), f"{r['difference']:.0e}")
+        for r in found["rows"]
+    ]
+    return rows_of("engine | devices | lanes in a chunk | largest difference", shown)
+
+
+def adapters(found: dict[str, Any]) -> str:
+    """Memory, steps, ranks and Tucker updates."""
+    lora, full, step = found["memory"]["lora"], found["memory"]["full"], found["step"]
+    split, signs = found["ranks"]["split_half"], found["ranks"]["random_signs"]
+    tucker = found["tucker"]
+    return rows_of(
+        "what | lorajax | beside it",
+        [
+            (
+                "bytes for each parameter that trains (rank 8)",
+                f"{lora['bytes_per_parameter']:.1f}",
+                f"{full['bytes_per_parameter']:.1f} (full fine-tuning)",
+            ),
+            (
+                "a step",
+                time_of(step["lorajax"]),
+                f"{time_of(step['flax nnx.LoRA'])} (Flax's LoRA), {time_of(step['full'])} (full)",
+            ),
+            (
+                "ranks from split halves",
+                time_of(split["select_ranks_s"]),
+                f"{time_of(split['passes_s'])} (its gradients alone)",
+            ),
+            (
+                "ranks from random signs",
+                time_of(signs["select_ranks_s"]),
+                f"{time_of(signs['passes_s'])} (its gradients alone)",
+            ),
+            (
+                "error of a Tucker update of a convolution",
+                f"{tucker['error_tucker']:.0e} ({tucker['parameters_tucker']} parameters)",
+                f"{tucker['error_lora']:.2g} (LoRA, {tucker['parameters_lora']} parameters)",
+            ),
+        ],
+    )
+
+
+def finetune(found: dict[str, Any]) -> str:
+    """A step on ViT-B/16 by engine."""
+    shown = [
+        (
+            engine["version"],
+            time_of(engine["seconds_per_step"]),
+            " to ".join(time_of(x) for x in engine["spread"]),
+            size_of(engine["peak_bytes"]),
+            f"{engine['share_of_gemm']:.0%}",
+        )
+        for engine in found["engines"].values()
+    ]
+    return rows_of("engine | a step | spread | peak memory | share of the GEMM peak", shown)
+
+
+def texts(found: dict[str, Any]) -> str:
+    """A step on language models by engine."""
+    shown = []
+    for name, model in found["models"].items():
+        for engine in model["engines"].values():
+            shown.append(
+                (
+                    f"{name}, {engine['version']}",
+                    time_of(engine["processor_seconds"]),
+                    time_of(engine["seconds_per_step"]),
+                    " to ".join(time_of(x) for x in engine["spread"]),
+                    size_of(engine["peak_bytes"]),
+                )
+            )
+    worst = max(m["largest_difference_of_losses"] for m in found["models"].values())
+    tail = f"\n\nThe losses of the two differ by at most {worst:.0e} over the steps compared."
+    return rows_of("model and engine | processor | clock | its spread | peak memory", shown) + tail
+
+
+def stores(found: dict[str, Any]) -> str:
+    """Memory and time of many lanes against few."""
+    shown = [
+        (f"{r['lanes']:,}", time_of(r["seconds"]), size_of(r["peak_bytes"]), str(r["failed"]))
+        for r in (found["few"], found["many"])
+    ]
+    return rows_of("lanes | time | peak memory | failed", shown)
+
+
+TABLES = {
+    "sweeps": sweeps,
+    "agreement": agreement,
+    "adapters": adapters,
+    "finetune": finetune,
+    "texts": texts,
+    "stores": stores,
+}
+
+
+def table(name: str) -> str:
+    """The table of one benchmark."""
+    found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return TABLES[name](found)
+
+
+def flat(path: pathlib.Path) -> str:
+    """A figure's name among all of them."""
+    return path.name if path.parent.name == "figures" else f"{path.parent.name}-{path.name}"
+
+
+def figures() -> list[pathlib.Path]:
+    """The committed figure, and those that `make figures` left in out/."""
+    made = [p for p in sorted((ROOT / "out").glob("*/*.png")) if p.with_suffix(".json").exists()]
+    return [COMMITTED, *made]
+
+
+def gallery() -> str:
+    """Every figure with the docstring of the program that drew it."""
+    parts = []
+    for path in figures():
+        image = f"/generated/gallery/{flat(path)}"
+        if path == COMMITTED:
+            parts += [
+                "## Spectra over the scale of the start\n",
+                f"![Singular values over time, simulated and predicted]({image})\n",
+                "Singular values of A B under gradient flow, 60×40, rank 5, for three scales of "
+                "the start; dashed the exact law of a mode, dotted the published tanh² law.\n",
+                "Made by `lorajax spectra`.\n",
+            ]
+            continue
+        found = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        title, _, rest = found.get("caption", path.stem).partition("\n")
+        place = f"sims/{path.parent.name}/{path.stem}.py"
+        parts += [
+            f"## {title.rstrip('.')}\n",
+            f"![{title}]({image})\n",
+            rest.strip() + "\n",
+            f"Made by `python {place} --profile {found.get('profile', 'quick')}`.\n",
+        ]
+    if len(parts) == 4:
+        parts.append("`make figures` before `make docs` adds the figures of `sims/` to this page.")
+    return "\n".join(parts)
