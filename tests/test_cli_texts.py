@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lorajax import finetune, models
+from lorajax import data, finetune, models
 from lorajax.cli import main
 
 pytestmark = pytest.mark.slow  # they train
@@ -133,6 +137,93 @@ def test_numbers_and_next_tokens_are_asked_for(folder, tmp_path, capsys):
     assert history["test_loss"][-1] < history["test_loss"][0]
 
 
+def test_texts_of_similar_length_share_a_batch(folder, tmp_path, monkeypatch):
+    seen, run = [], finetune.run
+
+    def watched(trainer, train, *arguments, **options):
+        order = finetune.order_of(train, trainer.recipe)
+        lengths = data.text.lengths(train)
+        seen.append([lengths[order(step)] for step in range(3)])
+        return run(trainer, train, *arguments, **options)
+
+    monkeypatch.setattr(finetune, "run", watched)
+    for window in (0, 3):
+        given = command(folder, "reader", "train.tsv", tmp_path / str(window), *FAST)
+        assert main(["finetune", *given, "--window", str(window)]) == 0
+    shuffled, sorted_ones = ([np.ptp(each) for each in batches] for batches in seen)
+    assert sum(sorted_ones) < sum(shuffled)
+    # An epoch of three batches is one window: the same samples, and no two batches overlap.
+    assert sorted(np.concatenate(seen[0])) == sorted(np.concatenate(seen[1]))
+    ends = sorted((each.min(), each.max()) for each in seen[1])
+    assert ends[0][1] <= ends[1][0] and ends[1][1] <= ends[2][0]
+
+
+DEVICES = """
+    import json, pathlib, sys
+    import numpy as np
+    from flax import nnx
+    from lorajax import models
+    from lorajax.cli import main
+    folder = pathlib.Path(sys.argv[1])
+    config = models.BertConfig(
+        vocabulary=16, width=16, depth=1, heads=2, mlp_width=32, context=16, pool="mean"
+    )
+    models.save(models.build(config, rngs=nnx.Rngs(0)), folder / "reader" / "model.safetensors")
+    given = ["finetune", "--model", str(folder / "reader"), "--data", str(folder / "train.tsv")]
+    given += ["--test", "test.tsv", "--rank", "2", "--batch-size", "16", "--epochs", "2"]
+    given += ["--probes", "2", "--checkpoints", "1", "--learning-rate", "1e-2", "--samples", "32"]
+    losses = {}
+    for layout in (None, "data", "full"):
+        out = folder / f"out-{layout}"
+        more = [] if layout is None else ["--devices", "4", "--layout", layout]
+        assert main([*given, *more, "--out", str(out)]) == 0
+        history = json.loads((out / "history.json").read_text())
+        losses[layout] = history["loss"] + history["test_loss"]
+        assert (out / "adapter" / "adapter_model.safetensors").is_file()
+    for layout in ("data", "full"):
+        np.testing.assert_allclose(losses[layout], losses[None], rtol=0, atol=1e-5)
+    assert losses[None][0] != losses[None][5]
+    print("agree")
+"""
+
+
+def test_a_run_on_four_devices_is_that_on_one(folder, tmp_path):
+    for name in ("train.tsv", "test.tsv"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    (tmp_path / "reader").mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "reader" / name).write_text((folder / "reader" / name).read_text())
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(DEVICES), str(tmp_path)],
+        env=os.environ
+        | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stdout.strip().endswith("agree"), found.stdout + found.stderr
+
+
+def test_pickled_weights_and_an_untold_pool_are_refused_with_what_helps(folder, tmp_path, capsys):
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "pickled" / name).write_text((folder / "reader" / name).read_text())
+    given = command(folder, "reader", "train.tsv", tmp_path / "new")
+    given[1] = str(tmp_path / "pickled")
+    assert main(["finetune", *given]) == 2
+    error = capsys.readouterr().err
+    assert "pytorch_model.bin is pickled" in error and "safetensors" in error
+    # An encoder as Hugging Face has it, of which no file tells what its head should read.
+    config = models.BertConfig(vocabulary=16, width=16, depth=1, heads=2, context=16, head="none")
+    (tmp_path / "pickled" / "pytorch_model.bin").unlink()
+    path = tmp_path / "pickled" / "model.safetensors"
+    models.save(models.build(config, rngs=nnx.Rngs(0)), path, layout="huggingface")
+    assert main(["finetune", *given]) == 2
+    error = capsys.readouterr().err
+    assert "does not tell pool" in error and error.rstrip().endswith("give --pool.")
+
+
 def test_ranks_are_chosen_for_texts(folder, tmp_path):
     given = command(folder, "reader", "train.tsv", tmp_path, "--rule", "energy")
     assert main(["rank", *given]) == 0
@@ -152,6 +243,10 @@ def test_ranks_are_chosen_for_texts(folder, tmp_path):
         ("reader", "train.tsv", ["--pack"], "--pack goes with next tokens"),
         ("reader", "train.tsv", ["--augment", "crop"], "--augment is crop, but --data"),
         ("reader", "train.jsonl", [], "a Reader, which is no model for tokens of texts"),
+        ("writer", "train.tsv", [], "a Writer, which is no model for classes of texts as"),
+        ("reader", "train.tsv", ["--window", "-1"], "--window is -1; it must be at least 0"),
+        ("reader", "train.tsv", ["--devices", "0"], "--devices is 0; it must be positive"),
+        ("reader", "train.tsv", ["--devices", "99"], "--devices is 99; there are "),
         ("reader", "train.tsv", ["--tokenizer", "nowhere"], "--tokenizer is 'nowhere', which has"),
         ("reader", "train.tsv", ["--text", "a", "b", "c"], "--text is a b c; it takes one column"),
     ],

@@ -89,6 +89,7 @@ def naming_options() -> Iterator[None]:
             option = "--" + name.replace("_", "-")
             text = re.sub(rf"^{name}(?= is )", option, text)
             text = re.sub(rf"\b(by|give|larger) {name}\b", rf"\1 {option}", text)
+        text = text.replace("give models.load(…, pool=…).", "give --pool.")
         raise ValueError(text) from error
 
 
@@ -122,7 +123,7 @@ def begin(args: argparse.Namespace, found: Path, **options: Any) -> tuple[Any, A
     Returns:
       The data set, the model, the task, and in words what is asked for.
     """
-    from lorajax import data, models, tasks
+    from lorajax import data
 
     with naming_options():
         asked = data.text.read_texts(
@@ -138,13 +139,8 @@ def begin(args: argparse.Namespace, found: Path, **options: Any) -> tuple[Any, A
         options["classes"] = len(asked.classes) or 1
     if args.pool is not None:
         options["pool"] = args.pool
-    model = models.load(args.model, **options)
-    wanted = "tokens" if asked.kind == "tokens" else "texts"
-    if tasks.takes(model) != wanted:
-        raise ValueError(
-            f"--model is {args.model}, a {type(model).__name__}, which is no model for "
-            f"{asked.kind} of texts as {args.data} asks for."
-        )
+    with naming_options():
+        model = _model(args, asked.kind, **options)
     with naming_options():
         limits = data.text.Limits(
             getattr(model.config, "vocabulary", None),
@@ -161,6 +157,22 @@ def begin(args: argparse.Namespace, found: Path, **options: Any) -> tuple[Any, A
         words += f": {', '.join(asked.classes[:5])}" + " …" * (len(asked.classes) > 5)
     found_data = data.Dataset(found.stem, train, test, asked.classes)
     return found_data, model, _task(args, asked.kind, train), words
+
+
+def _model(args: argparse.Namespace, kind: str, **options: Any) -> Any:
+    """A model for what is asked for; raises ValueError for one that is none."""
+    from lorajax import models, tasks
+
+    needs = f"which is no model for {kind} of texts as {args.data} asks for."
+    try:
+        model = models.load(args.model, **options)
+    except ValueError as error:
+        if found := re.match(r"classes is not a field of (\w+)Config;", str(error)):
+            raise ValueError(f"--model is {args.model}, a {found[1]}, {needs}") from error
+        raise
+    if tasks.takes(model) != ("tokens" if kind == "tokens" else "texts"):
+        raise ValueError(f"--model is {args.model}, a {type(model).__name__}, {needs}")
+    return model
 
 
 def _task(args: argparse.Namespace, kind: str, train: Any) -> Any:

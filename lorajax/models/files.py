@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 # A header or a side file of 4 MiB names tens of thousands of tensors or classes.
 _HEADER = 4 << 20
+_PICKLES = frozenset((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"))
 # Weights hardly compress. What claims to grow a hundredfold, and to more than this, is no model.
 _RATIO, _SMALL = 100, 64 << 20
 
@@ -136,7 +137,8 @@ def opened(path: Path) -> Iterator[Source]:
                 shard = inside(path, name)
                 if not shard.is_file():
                     raise ValueError(
-                        f"{path} has no file {name!r}, which a checkpoint there needs."
+                        f"{path} has no file {name!r}, which a checkpoint there needs"
+                        + _pickled(path)
                     )
                 part, metadata = _safetensors(shard, stack)
                 if twice := tensors.keys() & part.keys():
@@ -153,8 +155,23 @@ def opened(path: Path) -> Iterator[Source]:
         elif path.suffix == ".safetensors":
             tensors, metadata = _safetensors(path, stack)
         else:
-            raise ValueError(f"{path} is no checkpoint; it must be a folder, .safetensors or .npz.")
+            raise ValueError(
+                f"{path} is no checkpoint; it must be a folder, .safetensors or .npz"
+                + _pickled(path)
+            )
         yield Source(path, tensors, metadata)
+
+
+def _pickled(path: Path) -> str:
+    """The end of a sentence: where weights are pickled, why they are not read and what helps."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    found = next((file.name for file in files if file.suffix in _PICKLES), None)
+    if found is None:
+        return "."
+    return (
+        f"; {found} is pickled, and reading a pickle runs whatever is in it: save it as "
+        "safetensors, where you trust it."
+    )
 
 
 def _shards(folder: Path) -> list[str]:

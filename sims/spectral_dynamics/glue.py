@@ -97,7 +97,7 @@ PROFILES = {
     "full": {name: Part(_seeds(5), 3) for name in ("cola", "stsb", "qnli", "sst2")},
 }
 CHOICE = {
-    "cola": Part({"rule": 1, "full": 1}, 1, 4000, 1000, 64, 256),
+    "sst2": Part({"rule": 1, "full": 1}, 1, 2000, 1000, 64, 256),
     "stsb": Part({"rule": 1, "full": 1}, 1, 2000, 1000, 64, 256),
 }
 """Of the learning rates: so many training samples, and so many others, set aside, to judge by."""
