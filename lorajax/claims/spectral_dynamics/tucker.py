@@ -2,6 +2,10 @@
 
 The paper states that its matrix results carry over; the conserved quantities and the depth law are
 derived (theory §3). Targets are orthogonally decomposable, 12×10×8, so that "mode" has a meaning.
+
+Changed after a result was seen: `tucker_benign_rank` followed blind starts to a fixed time and was
+refuted at 2 of 12 further seeds, whose last mode had not begun by then. It follows them to where
+they end now, and each flow is judged by its own solver error.
 """
 
 import functools
@@ -294,6 +298,18 @@ def tucker_ordering(run: Run, sign: float = 1.0) -> Evidence:
     )
 
 
+def _to_rest(problem: TuckerFactorization, start: TuckerFactors) -> Path:
+    """The flow of a blind start to where it ends, which may take long: its last mode waits for a
+    power of what the start has along it. A flow that never ends is followed for 1024 horizons.
+    """
+    horizon = HORIZON
+    path = _flow(problem, start, horizon)
+    while path.losses[-1] > solver_error(path) ** 2 * path.losses[0] and horizon < 1000 * HORIZON:
+        horizon *= 4
+        path = _flow(problem, start, horizon)
+    return path
+
+
 @claim(
     "spectral_dynamics.tucker_benign_rank",
     source=SOURCE,
@@ -314,27 +330,29 @@ def tucker_benign_rank(run: Run, below: int = 0) -> Evidence:
     for each in (SUPERFLUOUS, rank):
         start = tucker(run.key(53), SHAPE, (each,) * 3, BLIND_SCALE)
         paths[f"blind, rank {each}"] = run.once(
-            ("tucker_rank", each), lambda start=start: _flow(problem, start, HORIZON)
+            ("tucker_rank", each), lambda start=start: _to_rest(problem, start)
         )
     curves = {name: np.asarray(path.losses / path.losses[0]) for name, path in paths.items()}
     final = {name: float(curve[-1]) for name, curve in curves.items()}
     # Without a column to spare a blind start may face a mode with next to nothing along it, whose
     # delay is the inverse of that: shown, but not part of the claim.
     slow = final.pop(f"blind, rank {rank}")
-    times = np.asarray(paths[f"blind, rank {rank}"].times)
+    allowed = {name: (2 * solver_error(paths[name])) ** 2 for name in final}
+    worst = max(final, key=lambda name: final[name] / allowed[name])
 
     def draw(ax):
         for i, (name, curve) in enumerate(curves.items()):
             style = "-" if name in final else ":"
-            ax.semilogy(times, np.maximum(curve, 1e-16), style, color=f"C{i}", label=name)
+            times = np.asarray(paths[name].times)
+            ax.loglog(times[1:], np.maximum(curve[1:], 1e-16), style, color=f"C{i}", label=name)
         ax.set(xlabel="time", ylabel="loss / initial loss")
         ax.legend()
 
     return Evidence(
         measured={**final, f"blind, rank {rank}, not claimed": slow},
         predicted=dict.fromkeys(final, 0.0),
-        error=max(final.values()),
-        tolerance=max((2 * solver_error(path)) ** 2 for path in paths.values()),
+        error=final[worst],
+        tolerance=allowed[worst],
         assumptions=(
             Assumption(
                 "every flow was integrated to its end",
