@@ -47,7 +47,7 @@ def cited(text: str, form: str) -> str:
     Returns:
       The line; a number on arXiv that the bibliography does not have stays as it is.
     """
-    role = ":cite:p:`{}`" if form == "rst" else "{{cite:p}}`{}`"
+    role = ":cite:labelpar:`{}`" if form == "rst" else "{{cite:labelpar}}`{}`"
     ref = ":ref:`{} <{}>`" if form == "rst" else "[{}](#{})"
 
     def number(match: re.Match) -> str:

@@ -21,6 +21,7 @@ import bibliography
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.domains.python import PyObject
+from sphinx.util.inspect import stringify_signature
 from sphinx.util.nodes import make_refnode
 
 SKIPPED_ROOMS = {"cli", "__main__"}
@@ -128,7 +129,8 @@ def entry_of_room(modules: list[types.ModuleType], home: str, name: str) -> str:
         return entry(home, name, kind)
     value = repr(getattr(where, name))
     shown = f"   :value: {value}\n" if len(value) <= 80 and "\n" not in value else ""
-    return f"```{{eval-rst}}\n.. py:data:: {home}.{name}\n{shown}```\n"
+    body = f".. py:currentmodule:: {home}\n\n.. py:data:: {name}\n{shown}"
+    return f"```{{eval-rst}}\n{body}```\n"
 
 
 def first_paragraph(module: types.ModuleType) -> str:
@@ -300,6 +302,7 @@ def rooms_of_pages(app: Any, env: Any) -> None:
 
 
 _LITERAL = re.compile(r"(``.+?``|`[^`]*`)", re.DOTALL)
+_COLON = "\ue000"
 _BULLET = re.compile(r"\s*[-*] ")
 
 
@@ -346,13 +349,32 @@ def _escape(text: str) -> str:
 
 
 def docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Before napoleon: lists get the blank lines that they need."""
+    """Before napoleon: lists get the blank lines that they need.
+
+    What stands before a colon in the first line about a value would be taken for its type.
+    """
     lines[:] = lists_apart(lines)
+    if what in ("data", "attribute", "property") and lines:
+        lines[0] = lines[0].replace(":", _COLON)
 
 
 def sources(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """After napoleon: formulas are kept from being markup, and sources become citations."""
-    lines[:] = [bibliography.cited(line, "rst") for line in escaped("\n".join(lines)).split("\n")]
+    text = escaped("\n".join(lines)).replace(_COLON, ":")
+    lines[:] = [bibliography.cited(line, "rst") for line in text.split("\n")]
+
+
+def signature(
+    app: Any, what: str, name: str, obj: Any, options: Any, given: str | None, returns: str | None
+) -> tuple[str | None, str | None] | None:
+    """Classes whose metaclass takes anything show what their own __init__ takes."""
+    if what != "class" or given is None or "*args: " not in given or "__init__" not in vars(obj):
+        return None
+    found = inspect.signature(obj.__init__)
+    shown = found.replace(parameters=list(found.parameters.values())[1:])
+    return stringify_signature(
+        shown, show_return_annotation=False, unqualified_typehints=True
+    ), None
 
 
 def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
@@ -375,4 +397,5 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", docstring, priority=400)
     app.connect("autodoc-process-docstring", sources, priority=600)
     app.connect("autodoc-skip-member", skip)
+    app.connect("autodoc-process-signature", signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -261,6 +261,8 @@ def lazy_modes(
 
     Raises:
       ValueError: as `lora_modes`.
+
+    Source: as `lazy`.
     """
     _check_lora_start(problem, factors)
     amplitudes = deflated_amplitudes(problem, factors)
@@ -273,7 +275,10 @@ def lazy_modes(
 def tanh_squared_modes(
     problem: MatrixFactorization, factors: Factors, times: Float[Array, " t"]
 ) -> Float[Array, "t q"]:
-    """`tanh_squared` of every mode that the rank allows; shape (t, min(k, r))."""
+    """`tanh_squared` of every mode that the rank allows; shape (t, min(k, r)).
+
+    Source: as `tanh_squared`.
+    """
     return tanh_squared(times[:, None], problem.singular_values[None, : factors.rank])
 
 
@@ -339,6 +344,8 @@ def spectral_hit_time(
 
     Returns:
       The time, in √s.
+
+    Source: as `spectral_flow`.
     """
     s, start = broadcast(s, start)
     return (jnp.sqrt(fraction * s) - jnp.sqrt(start)) / speed
