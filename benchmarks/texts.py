@@ -3,7 +3,7 @@
 `python -m benchmarks texts` needs the extras `benchmark` and `text`, and the folder LORAJAX_DATA:
 MiniLM answers CoLA (32 texts of 64 tokens, two classes by its pooler), and SmolLM2, where the
 folder has it, continues tinyshakespeare (4 rows of 256 tokens) and learns the answers to
-instructions (2 conversations of up to 128 tokens in its chat template). Both read one checkpoint
+instructions (one conversation of up to 96 tokens in its chat template). Both read one checkpoint
 and one started adapter (rank 16 on query and value; MiniLM's head trains, too) and take the same
 batches with AdamW, so that their losses can be compared step by step. Each runs in a process of
 its own, in turn and several times over, so that a busy machine slows both alike; the processor time
@@ -41,7 +41,7 @@ class Case(NamedTuple):
 CASES = {
     "minilm": Case("minilm-l6", 32, 64, "classes"),
     "smollm2": Case("smollm2-135m", 4, 256, "text"),
-    "instructions": Case("smollm2-135m", 2, 128, "answers"),
+    "instructions": Case("smollm2-135m", 1, 96, "answers"),
 }
 
 

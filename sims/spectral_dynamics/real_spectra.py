@@ -10,6 +10,7 @@ times at which each passes a level of its own, against the gradient's singular v
 
 import dataclasses
 import os
+from typing import Any
 
 os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
 
@@ -56,8 +57,21 @@ def simulate(profile: Profile, seed: int = 0):
     model = models.load("vit-fashion-mnist")
     task = tasks.Images.of(model.config)
     model = finetune.fit_head(model, task, found.train)
+    return follow(model, task, found.train, profile, seed)
+
+
+def follow(
+    model: Any, task: Any, train: data.Table, profile: Profile, seed: int, at_once: int = 128
+):
+    """The same of any model with blocks, its head fitted; gradients are taken `at_once` samples."""
     gradients = finetune.gradients_of(
-        model, task, found.train, targets=TARGETS, samples=profile.samples, seed=seed
+        model,
+        task,
+        train,
+        targets=TARGETS,
+        samples=profile.samples,
+        seed=seed,
+        batch_size=at_once,
     )
     rate = RATE / max(float(each.norm) for each in gradients.values())
     recipe = finetune.Recipe(
@@ -70,7 +84,7 @@ def simulate(profile: Profile, seed: int = 0):
     )
     options = {"targets": TARGETS, "rank": RANK, "start": initializers.small}
     run = finetune.run_of(
-        model, task, found.train, recipe, gradients=gradients, every=profile.every, **options
+        model, task, train, recipe, gradients=gradients, every=profile.every, **options
     )
     key = jax.random.key(seed)
     lane = jax.jit(run)(key, scale=np.float32(SCALE))
@@ -134,7 +148,7 @@ def statements(profile: Profile, results) -> dict[str, float]:
     }
 
 
-def draw(profile: Profile, results):
+def draw(profile: Profile, results, title: str = "ViT", unit: str = "images"):
     """Singular values of the layers that grow fastest, and passing times of all."""
     measured, predicted, tops = results
     figure, panels = plots.figure(1, SHOWN + 1, size=(3.5, 3.3))
@@ -156,7 +170,7 @@ def draw(profile: Profile, results):
             panels[-1].semilogx(x, [times[path][i] for path in times], "o", color=f"C{i}", ms=4)
         panels[-1].set(xlabel="singular value of the gradient", ylabel="step at the level")
         figure.suptitle(
-            f"ViT, {profile.steps} steps of {profile.batch} images, α = {SCALE:g}; "
+            f"{title}, {profile.steps} steps of {profile.batch} {unit}, α = {SCALE:g}; "
             "dashed: linear law",
             fontsize="medium",
         )

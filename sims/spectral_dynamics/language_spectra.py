@@ -1,0 +1,130 @@
+"""Singular values of every layer's update in language models, against what theory predicts.
+
+The spectral-dynamics paper fine-tunes BERT and Llama beside a ViT. Here a real BERT (MiniLM, 22.7M
+parameters) learns SST-2 and a real Llama (SmolLM2, 135M parameters; the 260k one in the quick form,
+and where the folder has no SmolLM2) the answers to instructions, by plain descent with batches from
+a small start, as the ViT of `real_spectra.py` does: solid lines are the singular values of A B in
+the layers that grow fastest, dashed ones those of the linear law Z(k) = (I + η H(M))^k Z(0), which
+knows the gradient before training alone (theory section 4), and dots the times at which each passes
+a level of its own, against the gradient's singular values. Needs LORAJAX_DATA.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+from typing import Any
+
+os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
+
+import numpy as np  # noqa: E402
+import real_spectra  # noqa: E402
+
+from lorajax import data, finetune, models, plots, tasks  # noqa: E402
+from lorajax.data import text  # noqa: E402
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A model, what it learns, and how much of it.
+
+    Attributes:
+      title: of its figure.
+      folders: the first that is there is taken.
+      length: tokens of a text; BERT's are cut at it, a Llama's longer ones left out.
+      head: samples that the head is fitted to; 0 for a model that has its own.
+      at_once: samples that gradients are taken of at a time.
+      profile: as of the ViT.
+    """
+
+    title: str
+    folders: tuple[str, ...]
+    length: int
+    head: int
+    at_once: int
+    profile: real_spectra.Profile
+
+
+def _profile(steps: int, every: int, batch: int, samples: int) -> real_spectra.Profile:
+    return real_spectra.Profile(steps, every, batch, samples)
+
+
+LLAMAS = ("smollm2-135m", "stories260k")
+PROFILES = {
+    "quick": {
+        "bert": Network("MiniLM", ("minilm-l6",), 16, 512, 32, _profile(60, 3, 8, 256)),
+        "llama": Network("stories260k", LLAMAS[1:], 64, 0, 32, _profile(60, 3, 8, 256)),
+    },
+    "full": {
+        "bert": Network("MiniLM", ("minilm-l6",), 32, 4096, 64, _profile(400, 8, 64, 4096)),
+        "llama": Network("SmolLM2", LLAMAS, 96, 0, 8, _profile(120, 4, 16, 512)),
+    },
+}
+
+
+def prepared(shelf: pathlib.Path, network: Network) -> tuple[Any, Any, data.Table]:
+    """The model with its head fitted, the task, and what it learns."""
+    folder = next(shelf / each for each in network.folders if (shelf / each).is_dir())
+    tokenizer = text.Tokenizer(folder)
+    if not network.head:
+        model = models.load(folder)
+        asked = text.read_texts(shelf / "text" / "instruct_1100.jsonl")
+        limits = text.Limits(model.config.vocabulary, model.config.context)
+        template = text.chat_template(folder, tokenizer)
+        train, _ = text.tables(asked, tokenizer, limits, template=template)
+        train = train.take(np.flatnonzero(text.lengths(train) <= network.length))
+        return model, tasks.NextToken(), train
+    model = models.load(folder, classes=2, pool="mean")
+    asked = text.read_texts(shelf / "sst2_train.tsv", kind="classes")
+    limits = text.Limits(model.config.vocabulary, model.config.longest, network.length)
+    train, _ = text.tables(asked, tokenizer, limits)
+    # No more than the steps take: all of it goes to the device.
+    taken = max(network.profile.steps * network.profile.batch, network.profile.samples)
+    train = train.take(data.Order(len(train), min(taken, len(train)), 0)(0))
+    fitted = train.take(np.arange(min(network.head, len(train))))
+    return finetune.fit_head(model, tasks.Texts(), fitted, epochs=2), tasks.Texts(), train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--profile", choices=PROFILES, default="quick")
+    parser.add_argument("--networks", nargs="+", choices=("bert", "llama"), help="default: both")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
+    args = parser.parse_args()
+    shelf = os.environ.get("LORAJAX_DATA")
+    if not shelf:
+        print("Nothing is run: LORAJAX_DATA, the folder with models and texts, is not set.")
+        return
+    if importlib.util.find_spec("tokenizers") is None or importlib.util.find_spec("jinja2") is None:
+        print("Nothing is run: texts need the extra `text`; pip install 'lorajax[text]'.")
+        return
+    out = args.out / "spectral_dynamics"
+    out.mkdir(parents=True, exist_ok=True)
+    for name, network in PROFILES[args.profile].items():
+        if args.networks is not None and name not in args.networks:
+            continue
+        model, task, train = prepared(pathlib.Path(shelf), network)
+        results = real_spectra.follow(
+            model, task, train, network.profile, args.seed, network.at_once
+        )
+        path = out / f"language_spectra_{name}.png"
+        plots.save(real_spectra.draw(network.profile, results, network.title, task.unit), path)
+        numbers = real_spectra.statements(network.profile, results)
+        content = {
+            "profile": args.profile,
+            "parameters": dataclasses.asdict(network),
+            "seed": args.seed,
+            "numbers": numbers,
+            "caption": __doc__,
+        }
+        path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+        for what, value in numbers.items():
+            print(f"{network.title}, {what}: {value:.3g}", flush=True)
+        print(f"written: {path} and {path.with_suffix('.json').name}")
+
+
+if __name__ == "__main__":
+    main()
