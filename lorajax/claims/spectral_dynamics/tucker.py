@@ -298,6 +298,10 @@ def tucker_ordering(run: Run, sign: float = 1.0) -> Evidence:
     )
 
 
+def _to_horizon(problem: TuckerFactorization, start: TuckerFactors) -> Path:
+    return _flow(problem, start, HORIZON)
+
+
 def _to_rest(problem: TuckerFactorization, start: TuckerFactors) -> Path:
     """The flow of a blind start to where it ends, which may take long: its last mode waits for a
     power of what the start has along it. A flow that never ends is followed for 1024 horizons.
@@ -327,10 +331,10 @@ def tucker_benign_rank(run: Run, below: int = 0) -> Evidence:
         f"along the gradient, rank {each}": _along_gradient(run, each)[1]
         for each in (rank - below, SUPERFLUOUS)
     }
-    for each in (SUPERFLUOUS, rank):
+    for each, follow in ((SUPERFLUOUS, _to_rest), (rank, _to_horizon)):
         start = tucker(run.key(53), SHAPE, (each,) * 3, BLIND_SCALE)
         paths[f"blind, rank {each}"] = run.once(
-            ("tucker_rank", each), lambda start=start: _to_rest(problem, start)
+            ("tucker_rank", each), functools.partial(follow, problem, start)
         )
     curves = {name: np.asarray(path.losses / path.losses[0]) for name, path in paths.items()}
     final = {name: float(curve[-1]) for name, curve in curves.items()}
@@ -356,7 +360,7 @@ def tucker_benign_rank(run: Run, below: int = 0) -> Evidence:
         assumptions=(
             Assumption(
                 "every flow was integrated to its end",
-                all(path.converged for path in paths.values()),
+                all(paths[name].converged for name in final),
             ),
         ),
         draw=draw,
