@@ -122,6 +122,27 @@ def test_the_resolving_power_is_the_smallest_alteration_that_is_caught():
     assert of(lambda run, constant=1.0: evidence(2.0), 1.05) == "not asked: the claim is refuted"
 
 
+def test_an_outcome_is_read_as_it_was_written():
+    kinds = (
+        evidence(0.5, caption="a figure"),
+        Evidence({"x": 1 / 3, "y": [1.0, 2.5]}, {"x": np.float64(0.3)}, 2.0, 1.0),
+        evidence(1.1, uncertainty=0.2),
+        evidence(0.0, vacuous=True),
+        evidence(0.0, assumptions=(Assumption("something that fails", False, "0.2"),)),
+        evidence(float("inf")),
+        None,
+    )
+    for found in kinds:
+        for control in ("confirmed", "refuted"):
+            made = claims.Outcome(fake(None), found, control, 0.25, "" if found else "it broke")
+            text = json.dumps(made.to_json(), default=float)
+            read = claims.Outcome.from_json(made.claim, json.loads(text))
+            assert read.verdict == made.verdict
+            assert json.dumps(read.to_json(), default=float) == text
+    with pytest.raises(KeyError):
+        claims.Outcome.from_json(fake(None), {"error": 1.0})
+
+
 def test_a_check_that_raises_costs_only_itself():
     def check(run, altered=False):
         raise RuntimeError("out of luck")

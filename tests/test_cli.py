@@ -1,7 +1,10 @@
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -142,6 +145,92 @@ def test_several_seeds_are_told_apart_in_one_table(tmp_path, capsys):
     assert "Report of all seeds" in printed
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Seeds of this run: 3–4 " in page
+
+
+RESUMED = [f"gradient_flow.{x}" for x in ("scaled_gd_one_step", "spectral_flow", "logistic")]
+
+
+def without_seconds(text):
+    content = json.loads(text)
+    for entry in content["claims"]:
+        del entry["seconds"]
+    return content
+
+
+def test_a_validation_goes_on_from_the_verdicts_that_are_there(tmp_path, capsys, monkeypatch):
+    from lorajax.claims import base
+
+    out = ["--out", str(tmp_path)]
+    assert main(["validate", *RESUMED, *out, "--resume"]) == 0  # nothing there yet
+    assert "were there" not in capsys.readouterr().out
+    path, figure = tmp_path / "verdicts.json", tmp_path / "figures" / f"{RESUMED[1]}.png"
+    whole, drawn = path.read_text(), figure.read_bytes()
+    cut = json.loads(whole)
+    cut["claims"] = cut["claims"][:2]  # as it was before the last claim ended
+    path.write_text(json.dumps(cut))
+    figure.write_bytes(drawn[:-9])  # a figure that is not what it was is drawn again
+    examined, plain = [], base.examine
+    monkeypatch.setattr(base, "examine", lambda c, r: (examined.append(c.id), plain(c, r))[1])
+    assert main(["validate", *RESUMED, *out, "--resume"]) == 0
+    assert "(1 were there)" in capsys.readouterr().out
+    assert sorted(examined) == sorted(RESUMED[1:])
+    assert without_seconds(path.read_text()) == without_seconds(whole)
+    assert figure.read_bytes() == drawn
+    assert (tmp_path / "report.html").read_text().count("data:image/png") == 3
+    path.write_text(whole[:-30])
+    assert main(["validate", *RESUMED, *out, "--resume"]) == 0
+    assert "is damaged, and what it held is done again" in capsys.readouterr().out
+    assert without_seconds(path.read_text()) == without_seconds(whole)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "changed", "said"),
+    [
+        (RESUMED[:1], ["--seed", "4"], {}, "was made with seed 3, not 4"),
+        (RESUMED[:1], ["--profile", "full"], {}, "was made with profile 'quick', not 'full'"),
+        (RESUMED[:1], [], {"code": "0"}, "was made with another code"),
+        (RESUMED[:1], [], {"environment": {}}, "was made with another environment"),
+        (RESUMED[1:2], [], {}, f"has {RESUMED[0]} as well"),
+    ],
+)
+def test_verdicts_of_another_command_are_not_gone_on_with(
+    names, options, changed, said, tmp_path, capsys
+):
+    out = ["--out", str(tmp_path), "--seed", "3"]
+    assert main(["validate", RESUMED[0], *out]) == 0
+    path = tmp_path / "verdicts.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    before = path.read_bytes()
+    assert main(["validate", *names, *out, *options, "--resume"]) == 2
+    assert said in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_an_interrupted_validation_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    from lorajax.claims import base
+
+    plain = base.examine
+
+    def examine(claim, run):
+        if claim.id == RESUMED[1]:
+            while not (tmp_path / "verdicts.json").exists():  # the first one's
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return plain(claim, run)
+
+    monkeypatch.setattr(base, "examine", examine)
+    out = ["--out", str(tmp_path), "--jobs", "1"]
+    assert main(["validate", *RESUMED, *out]) == 143
+    words = "1 of 3 verdicts and their report are in"
+    said = capsys.readouterr().err
+    assert words in said and "the same command with --resume goes on from there." in said
+    monkeypatch.setattr(base, "examine", plain)
+    assert main(["validate", *RESUMED, *out, "--resume", "--resolving"]) == 0
+    assert "(1 were there)" in capsys.readouterr().out
+    assert "is refuted" in (tmp_path / "report.html").read_text()
+    powers = json.loads((tmp_path / "resolving.json").read_text())
+    assert all(0 < powers[name] <= 0.05 for name in RESUMED)
 
 
 def test_claims_lists_standing_and_source(capsys):

@@ -1,5 +1,7 @@
 """Riemannian LoRA, RefLoRA, LoRA-RITE and spectral descent against formulas written by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -204,6 +206,101 @@ def test_the_flow_of_reflora_is_its_closed_form(key):
     warm = flows.reflora_flow(problem, start, times, warmup=1.2, rtol=1e-11)
     np.testing.assert_allclose(warm.factors.product[:3], early.factors.product[:3], atol=1e-9)
     assert float(jnp.abs(warm.factors.product[-1] - early.factors.product[-1]).max()) > 1e-3
+
+
+def orthonormal(seed):
+    a, b = (np.linalg.qr(draw(seed + i, n, R))[0] for i, n in enumerate((M, N)))
+    return Factors(a, b.T)
+
+
+def flat(tree):
+    return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])
+
+
+STARTS = {
+    "generic": pair(0),
+    "tied": orthonormal(0),
+    "LoRA's": pair(0)._replace(b=np.zeros((R, N))),
+    "orthonormal, B = 0": orthonormal(0)._replace(b=np.zeros((R, N))),
+    "deficient": Factors(*(x.copy() for x in pair(0))),
+    "zero": Factors(np.zeros((M, R)), np.zeros((R, N))),
+    "wide": Factors(draw(0, 3, 4), draw(1, 4, 3)),  # r > m, n: the product has less rank than r
+}
+STARTS["deficient"].a[:, 1] = STARTS["deficient"].a[:, 0]
+RULES = {
+    "riemannian": lambda x, g: descents.riemannian(g, x),
+    "damped": lambda x, g: descents.riemannian(g, x, damping=0.3),
+    "altered": lambda x, g: descents.riemannian(g, x, damping=0.3, exponent=1.5),
+    "reflora": lambda x, g: descents.reflora(g, x),
+    "rebalanced": lambda x, g: descents.rebalanced(x).product,
+    "polar": lambda x, g: descents.polar(x.a),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("rule", RULES)
+def test_derivatives_of_the_directions_are_those_of_differences(rule, start):
+    """At equal singular values and without full rank, where decompositions have none."""
+    factors = jnp_pair(STARTS[start])
+    g = jnp.asarray(draw(5, *factors.shape))
+    moves = jnp_pair(Factors(draw(6, *factors.a.shape), draw(7, *factors.b.shape)))
+
+    def value(x):
+        moved = jax.tree.map(lambda y, z: y + x * z, factors, moves)
+        gradient = Factors(g @ moved.b.T, moved.a.T @ g)
+        return flat(RULES[rule](moved, gradient))
+
+    got = jax.jvp(value, (0.0,), (1.0,))[1]
+    weights = jnp.asarray(draw(8, got.size))
+    back = jax.grad(lambda x: weights @ value(x))(0.0)
+    assert bool(jnp.all(jnp.isfinite(got)) & jnp.isfinite(back))
+    np.testing.assert_allclose(back, weights @ got, rtol=1e-9, atol=1e-9)
+    smooth = ["generic", "tied", "wide"]
+    # Pseudo-inverses jump as rank is gained; a damped inverse does not.
+    smooth += list(STARTS) if rule in ("damped", "altered") else []
+    smooth += ["LoRA's", "orthonormal, B = 0"] if rule == "polar" else []
+    if start in smooth:
+        want = (value(1e-5) - value(-1e-5)) / 2e-5
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["riemannian", "reflora"])
+def test_derivatives_of_the_flows_are_those_of_differences(metric, key):
+    problem = lorajax.MatrixFactorization.from_spectrum(key, (M, N), (2.0, 1.0))
+    start, moves = jnp_pair(orthonormal(0)), jnp_pair(pair(3))
+    times = np.linspace(0.0, 1.0, 3)
+
+    def value(kind, x):
+        moved = jax.tree.map(lambda y, z: y + x * z, start, moves)
+        if kind == "flow":
+            path = flows.gradient_flow(problem, moved, times, metric=metric, rtol=1e-10)
+        else:
+            path = flows.reflora_flow(problem, moved, times, warmup=kind, rtol=1e-10)
+        return flat((path.losses, path.factors.product))
+
+    for kind in ("flow", 0.0, 0.3) if metric == "reflora" else ("flow",):
+        at = functools.partial(value, kind)
+        got = jax.jvp(at, (0.0,), (1.0,))[1]
+        want = (at(1e-4) - at(-1e-4)) / 2e-4
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_reflora_says_where_it_is_not_defined(key):
+    problem = lorajax.MatrixFactorization.from_spectrum(key, (M, N), (2.0, 1.0))
+    start, times = jnp_pair(pair(0)), np.linspace(0.0, 1.0, 3)
+    lost = start._replace(b=0 * start.b)
+    with pytest.raises(ValueError, match="factors multiply to 0"):
+        flows.gradient_flow(problem, lost, times, metric="reflora")
+    for flow in (
+        lambda x: flows.gradient_flow(problem, x, times, metric="reflora"),
+        lambda x: flows.reflora_flow(problem, x, times),
+    ):
+        both = jax.tree.map(lambda *x: jnp.stack(x), start, lost)
+        paths = jax.vmap(flow)(both)
+        assert [flows.path.STATUS[int(s)] for s in paths.status] == ["converged", "non-finite"]
+        assert bool(jnp.all(jnp.isnan(paths.core.a[1])))
+        traced = jax.jit(lambda x, flow=flow: flow(x).factors.product)(start)
+        np.testing.assert_allclose(traced, flow(start).factors.product, 1e-6)
 
 
 def test_bad_input_is_named(key):

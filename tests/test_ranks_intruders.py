@@ -1,5 +1,6 @@
 """What a spectrum alone says of updates that stand out: against Gaussian limits and matrices."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -79,3 +80,11 @@ def test_effective_rank_counts_equal_directions():
     p = np.array([0.5, 0.3, 0.2])
     want = np.exp(-np.sum(p * np.log(p)))
     np.testing.assert_allclose(ranks.effective_rank(jnp.asarray(7 * p)), want, rtol=1e-12)
+
+
+def test_values_that_cannot_be_solved_for_are_named():
+    values = np.array([3.0, 2.0, 1.0])
+    with pytest.raises(ValueError, match="singular_values are complex"):
+        ranks.intruder_threshold(values + 0j, (3, 5))
+    with pytest.raises(ValueError, match="are being traced"):
+        jax.jit(lambda x: ranks.intruder_value(x, (3, 5), 5.0))(values)

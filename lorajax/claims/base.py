@@ -250,13 +250,32 @@ class Outcome:
             "predicted": dict(evidence.predicted) if evidence else {},
             "error": evidence.error if evidence else None,
             "tolerance": evidence.tolerance if evidence else None,
+            "uncertainty": evidence.uncertainty if evidence else None,
+            "vacuous": bool(evidence and evidence.vacuous),
             "assumptions": [dataclasses.asdict(a) for a in evidence.assumptions]
             if evidence
             else [],
+            "caption": evidence.caption if evidence else "",
             "control": {"change": self.claim.control.change, "verdict": self.control},
             "seconds": round(self.seconds, 3),
         }
         return entry | ({"problem": self.problem} if self.problem else {})
+
+    @classmethod
+    def from_json(cls, claim: Claim, entry: Mapping[str, Any]) -> "Outcome":
+        """The outcome that an entry of `verdicts.json` was made of, all but its drawing.
+
+        Raises:
+          KeyError, TypeError: for an entry that `to_json` did not make.
+        """
+        names = ("measured", "predicted", "error", "tolerance", "vacuous", "uncertainty", "caption")
+        evidence = None
+        if entry["error"] is not None:
+            assumptions = tuple(Assumption(**each) for each in entry["assumptions"])
+            given = {name: entry[name] for name in names}
+            evidence = Evidence(**given, assumptions=assumptions)
+        control, seconds = entry["control"]["verdict"], entry["seconds"]
+        return cls(claim, evidence, control, seconds, entry.get("problem", ""))
 
 
 REGISTRY: dict[str, Claim] = {}

@@ -15,6 +15,7 @@ from typing import Any
 from lorajax.cli.finetuning import MOST, bounded
 from lorajax.cli.interrupts import saying
 from lorajax.cli.output import Progress, output_folder, prepare_jax
+from lorajax.cli.resuming import NOTHING, Kept, kept
 
 HELP = "check the theory of LoRA against simulation and write a report"
 PROFILES = ("quick", "full")
@@ -55,6 +56,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="measure also the smallest alteration of each claim's constant that is refuted, "
         "and write it to resolving.json and, as a table, to resolving.md",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the verdicts in DIR, which the same command has left there",
     )
     parser.add_argument(
         "--out",
@@ -113,15 +119,17 @@ def run(args: argparse.Namespace) -> int:
         if left:
             print(f"Left out, as they train networks: {', '.join(left)}; name them to run them.")
     seeds = range(args.seed, args.seed + args.seeds)
+    places = {
+        seed: folder if args.seeds == 1 else output_folder(str(folder / f"seed-{seed}"))
+        for seed in seeds
+    }
+    runs = {seed: claims.Run(seed, args.profile) for seed in seeds}
+    # All of them before any: what cannot be gone on with is said before long work.
+    there = {s: kept(places[s], chosen, runs[s]) if args.resume else NOTHING for s in seeds}
     found, settings = {}, {}
-    for seed in seeds:
-        place = folder if args.seeds == 1 else output_folder(str(folder / f"seed-{seed}"))
-        shared = claims.Run(seed, args.profile)
-        found[seed], figures = run_seed(claims, chosen, shared, args.jobs, place)
-        here: dict[str, Any] = {"figures": figures, "profile": args.profile}
-        if args.resolving:
-            here["powers"] = write_resolving(claims, chosen, shared, place)
-            write_report(place, found[seed], seed=seed, **here)
+    for seed, place in places.items():
+        # Taken out: what a seed has simulated is not kept longer than it is needed.
+        found[seed], here = run_seed(claims, chosen, runs.pop(seed), args, place, there[seed])
         settings = settings or here
     if args.seeds > 1:
         print(seed_table(found))
@@ -142,9 +150,9 @@ def write_report(
 
 
 def write_resolving(
-    claims: Any, chosen: list[Any], run: Any, folder: Path
+    claims: Any, chosen: list[Any], run: Any, folder: Path, there: Kept
 ) -> dict[str, float | str]:
-    """Measures resolving powers, prints them, and writes `resolving.json` and `resolving.md`."""
+    """Resolving powers, measured, printed, and written to `resolving.json` and `resolving.md`."""
     from lorajax.environment import files
 
     powers: dict[str, float | str] = {}
@@ -160,63 +168,73 @@ def write_resolving(
     ]
     for claim in chosen:
         try:
-            power = claims.resolving_power(claim, run)
+            power = there.powers.get(claim.id) or claims.resolving_power(claim, run)
         except Exception as error:  # As in `examine`: one broken check costs only itself.
             power = f"{type(error).__name__}: {error}"
         # JSON has no infinity.
         power = "none of those tried" if power == float("inf") else power
         powers[claim.id] = power
+        files.write(folder / "resolving.json", json.dumps(powers, indent=2) + "\n")
         shown = f"{power:.1%}" if isinstance(power, float) else power
         print(f"{claim.id:<42}  {shown:<20}  {claim.control.change}")
         change = claim.control.change.replace("|", r"\|")
         rows.append(f"| `{claim.id}` | {shown} | {change} |")
-    files.write(folder / "resolving.json", json.dumps(powers, indent=2) + "\n")
     files.write(folder / "resolving.md", "\n".join(rows) + "\n")
     return powers
 
 
 def run_seed(
-    claims: Any, chosen: list[Any], run: Any, jobs: int, folder: Path
-) -> tuple[list[Any], dict[str, bytes]]:
-    """Outcomes of the chosen claims at one seed, in their order, with figures and a report."""
+    claims: Any, chosen: list[Any], run: Any, args: argparse.Namespace, folder: Path, there: Kept
+) -> tuple[list[Any], dict[str, Any]]:
+    """Outcomes of the chosen claims at one seed, in their order, and what else its report holds."""
     from lorajax import plots, report
     from lorajax.environment import files
 
     figures_folder = folder / "figures"
     figures_folder.mkdir(exist_ok=True)
-    outcomes: list[Any] = []
-    figures: dict[str, bytes] = {}
-    settings = {"seed": run.seed, "profile": run.profile}
+    outcomes, figures = there.outcomes, dict(there.figures)
+    settings: dict[str, Any] = {"profile": run.profile}
     order = {claim.id: i for i, claim in enumerate(chosen)}
-    progress = Progress(len(chosen), "claim")
+    done = {outcome.claim.id for outcome in outcomes}
+    if done:
+        print(f"Going on with the verdicts in {folder} ({len(done)} were there).")
+    else:
+        # Of an earlier run: its figures and powers would stand beside verdicts of this one.
+        (folder / "resolving.json").unlink(missing_ok=True)
+    left_to_do = [claim for claim in chosen if claim.id not in done]
+    progress = Progress(len(chosen), "claim", len(done))
 
     def left() -> str:
         if not outcomes:
             return "no verdict was reached yet, and the same command begins anew."
-        write_report(folder, outcomes, figures, **settings)
-        done = {outcome.claim.id for outcome in outcomes}
-        rest = " ".join(claim.id for claim in chosen if claim.id not in done)
+        write_report(folder, outcomes, figures, seed=run.seed, **settings)
         return (
-            f"{len(done)} of {len(chosen)} verdicts and their report are in {folder}; with another "
-            f"--out, lorajax validate {rest} has the others."
+            f"{len(outcomes)} of {len(chosen)} verdicts and their report are in {folder}, and the "
+            "same command with --resume goes on from there."
         )
 
     with saying(left):
-        for outcome in claims.examine_all(chosen, run, jobs):
+        for outcome in claims.examine_all(left_to_do, run, args.jobs):
             claim = outcome.claim
             outcomes = sorted([*outcomes, outcome], key=lambda o: order[o.claim.id])
             if outcome.evidence is not None and outcome.evidence.draw is not None:
                 figures[claim.id] = plots.to_png(outcome.evidence.draw)
                 files.write(figures_folder / f"{claim.id}.png", figures[claim.id])
-            report.write_json(folder / "verdicts.json", outcomes, **settings)
+            report.write_json(
+                folder / "verdicts.json", outcomes, figures, seed=run.seed, profile=run.profile
+            )
             trouble = f": {outcome.problem}" if outcome.problem else ""
             progress.update()
             progress.say(f"{claim.id}: {outcome.verdict}{trouble}")
     progress.close()
-    write_report(folder, outcomes, figures, **settings)
+    write_report(folder, outcomes, figures, seed=run.seed, **settings)
     print(report.verdict_table(outcomes))
+    if args.resolving:
+        with saying(left):
+            settings["powers"] = write_resolving(claims, chosen, run, folder, there)
+        write_report(folder, outcomes, figures, seed=run.seed, **settings)
     print(f"\nReport: {folder / 'report.html'}")
-    return outcomes, figures
+    return outcomes, {"figures": figures, **settings}
 
 
 def seed_table(found: dict[int, list[Any]]) -> str:

@@ -16,6 +16,9 @@ import numpy as np
 from lorajax import downloads
 from lorajax.data.folders import read_folder, read_list
 from lorajax.data.packs import idx_files, image_table, read_idx, read_idx_folder, read_pack
+
+# Programs of others import it from here, where it once was.
+from lorajax.data.pictures import ImageFiles as ImageFiles
 from lorajax.data.table import Dataset
 from lorajax.environment.files import check_growth
 from lorajax.environment.judging import judged

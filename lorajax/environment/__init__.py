@@ -12,4 +12,5 @@ from lorajax.environment.faults import scalar_product as scalar_product
 from lorajax.environment.faults import vmapped_product as vmapped_product
 from lorajax.environment.faults import warn as warn
 from lorajax.environment.machine import cache_folder as cache_folder
+from lorajax.environment.machine import code as code
 from lorajax.environment.machine import versions as versions

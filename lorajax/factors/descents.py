@@ -11,26 +11,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lorajax.factors import Factors
+from lorajax.factors.derivatives import (
+    balanced_pair,
+    balancing,
+    decomposed,
+    inverse_power,
+    polar_factor,
+)
 
 
 def widened(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """An array in at least float32, the least in which decompositions exist."""
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
-
-
-def _spectrum_kept(values: Array, size: int) -> tuple[Array, Array]:
-    """Singular values with 1 in place of those that rounding alone leaves, and which are kept."""
-    floor = size * float(jnp.finfo(values.dtype).eps) * jnp.max(values, axis=-1, keepdims=True)
-    keep = values > floor
-    return jnp.where(keep, values, 1), keep
-
-
-def _power(gram: Array, damping: float | int | Array, exponent: float | int) -> Array:
-    """`(gram + damping I)^{−exponent}` of a positive semidefinite matrix, a pseudo-inverse."""
-    values, vectors = jnp.linalg.eigh(gram)
-    safe, keep = _spectrum_kept(values + damping, gram.shape[-1])
-    powers = jnp.where(keep, safe**-exponent, 0)
-    return (vectors * powers[..., None, :]) @ vectors.mT
 
 
 def riemannian(
@@ -57,31 +49,11 @@ def riemannian(
     (arXiv:2005.08898); theory section 9 (derived).
     """
     a, b = factors
+    numbers = jnp.asarray(damping, a.dtype), jnp.asarray(exponent, a.dtype)
     return Factors(
-        gradient.a @ _power(b @ b.mT, damping, exponent),
-        _power(a.mT @ a, damping, exponent) @ gradient.b,
+        gradient.a @ inverse_power(b @ b.mT, *numbers),
+        inverse_power(a.mT @ a, *numbers) @ gradient.b,
     )
-
-
-class _Product(NamedTuple):
-    """`A = Qa Ra`, `Bᵀ = Qb Rb` and the singular values of `Ra Rbᵀ`, those of A B."""
-
-    qa: Array
-    ra: Array
-    qb: Array
-    rb: Array
-    u: Array
-    values: Array
-    keep: Array
-    v: Array
-
-
-def _decomposed(factors: Factors) -> _Product:
-    qa, ra = jnp.linalg.qr(factors.a)
-    qb, rb = jnp.linalg.qr(factors.b.mT)
-    u, values, vt = jnp.linalg.svd(ra @ rb.mT, full_matrices=False)
-    values, keep = _spectrum_kept(values, max(factors.shape))
-    return _Product(qa, ra, qb, rb, u, values, keep, vt.mT)
 
 
 def rebalanced(factors: Factors) -> Factors:
@@ -95,12 +67,7 @@ def rebalanced(factors: Factors) -> Factors:
 
     Source: theory section 9; Zhang et al. 2025 (arXiv:2505.18877).
     """
-    found = _decomposed(factors)
-    root = jnp.where(found.keep, jnp.sqrt(found.values), 0)[..., None, :]
-    r = factors.rank
-    a, b = found.qa @ (found.u * root), found.qb @ (found.v * root)
-    pad = [(0, 0)] * (a.ndim - 1) + [(0, r - a.shape[-1])]
-    return Factors(jnp.pad(a, pad), jnp.pad(b, pad).mT)
+    return balanced_pair(factors)
 
 
 def reflora(gradient: Factors, factors: Factors, *, exponent: float | int = 1.0) -> Factors:
@@ -123,10 +90,12 @@ def reflora(gradient: Factors, factors: Factors, *, exponent: float | int = 1.0)
     Source: RefLoRA: Zhang et al. 2025 (arXiv:2505.18877), its published code; theory section 9
     (derived).
     """
-    found = _decomposed(factors)
-    inverse = jnp.where(found.keep, found.values**-exponent, 0)[..., None, :]
-    left, right = found.ra.mT @ found.u, found.rb.mT @ found.v
-    s, s_inverse = (left * inverse) @ left.mT, (right * inverse) @ right.mT
+    if isinstance(exponent, float | int) and exponent == 1:
+        s, s_inverse = balancing(factors)
+    else:  # The rule altered, which has no derivative of its own.
+        found = decomposed(factors)
+        inverse = found.values[..., None, :] ** -exponent
+        s, s_inverse = ((x * inverse) @ x.mT for x in (found.left, found.right))
     return Factors(gradient.a @ s, s_inverse @ gradient.b)
 
 
@@ -156,9 +125,7 @@ def polar(matrix: Float[Array, "... m n"]) -> Float[Array, "... m n"]:
 
     Source: Jordan et al. 2024 (Muon), recalled.
     """
-    u, values, vt = jnp.linalg.svd(matrix, full_matrices=False)
-    _, keep = _spectrum_kept(values, max(matrix.shape[-2:]))
-    return (u * keep.astype(u.dtype)[..., None, :]) @ vt
+    return polar_factor(matrix)
 
 
 class RiteState(NamedTuple):

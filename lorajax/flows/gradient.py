@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from lorajax.environment.judging import NOT_NEGATIVE, POSITIVE, at_least, judged
 from lorajax.exact import reduce
 from lorajax.factors import Factors, check_positive, is_adapter, is_traced
-from lorajax.factors.descents import reflora, riemannian
+from lorajax.factors.descents import reflora, riemannian, vanishes
 from lorajax.flows.path import CONVERGED, FAILED, MAX_STEPS, NON_FINITE, Path, drift_of
 from lorajax.problems import MatrixFactorization, Problem, check_start
 
@@ -140,6 +140,21 @@ def _framed(problem: Problem, factors: Any, reduced: bool | None) -> tuple[Any, 
     return problem, factors, None
 
 
+def check_product(start: Any, remedy: str) -> Array:
+    """Whether a pair of the start multiplies to 0, where RefLoRA's metric is not defined.
+
+    Raises:
+      ValueError: for one that does, unless it is traced.
+    """
+    pairs = [x for x in jax.tree.leaves(start, is_leaf=is_adapter) if isinstance(x, Factors)]
+    lost = jnp.any(jnp.stack([jnp.any(vanishes(pair)) for pair in pairs] or [jnp.asarray(False)]))
+    if not is_traced(lost) and bool(lost):
+        raise ValueError(
+            f"factors multiply to 0, where RefLoRA's matrix S is not defined; {remedy}."
+        )
+    return lost
+
+
 def _metric_of(metric: str | Metric | None) -> Metric | None:
     if isinstance(metric, str):
         if metric not in METRICS:
@@ -196,7 +211,8 @@ def gradient_flow(
 
     Raises:
       ValueError: before any tracing, for shapes, dtypes or times that do not fit, entries that are
-        not finite, or a start that cannot move.
+        not finite, or a start that cannot move. A traced one that RefLoRA's metric cannot move ends
+        with the status "non-finite".
 
     Example:
       >>> import jax, jax.numpy as jnp, lorajax
@@ -215,6 +231,9 @@ def gradient_flow(
     rtol = DEFAULT_RTOL[str(dtype)] if rtol is None else rtol
     check_positive(rtol=rtol, b_rate=b_rate)
     problem, factors, frames = _framed(problem, factors, reduced)
+    lost = jnp.asarray(False)
+    if _metric_of(metric) is reflora:
+        lost = check_product(factors, "move them a little first, or see reflora_flow's warmup")
     run = _Run(
         times=jnp.asarray(times, dtype),
         rtol=jnp.asarray(rtol, dtype),
@@ -228,6 +247,9 @@ def gradient_flow(
         metric=_metric_of(metric),
     )
     core, status, steps, drift = _integrate(run, problem, factors)
+    if is_traced(lost):  # A lane that would stand still says so.
+        core = jax.tree.map(lambda x: jnp.where(lost, jnp.nan, x), core)
+        status = jnp.where(lost, NON_FINITE, status)
     if frames is None:
         return Path(run.times, core, problem, None, status, steps, drift)
     return Path(run.times, core, problem, frames, status, steps, drift, factors, run)

@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 from lorajax.environment.judging import judged
 from lorajax.exact import balanced_core, reduce
 from lorajax.factors import Factors, is_factors
-from lorajax.factors.descents import rebalanced, vanishes
+from lorajax.factors.descents import rebalanced
 from lorajax.factors.transformations import Pairs, reflora_of, rite_of
-from lorajax.flows.gradient import gradient_flow
+from lorajax.flows.gradient import check_product, gradient_flow
 from lorajax.flows.path import CONVERGED, Path, finite_status
 from lorajax.problems import MatrixFactorization, check_flow
 
@@ -108,6 +108,33 @@ def _closed(problem: Any, core: Factors, times: Array) -> Factors:
     return balanced_core(problem, rebalanced(core), times, jnp.zeros((), core.a.dtype)).core
 
 
+class _Flow(eqx.Module):
+    """RefLoRA's flow in frames: calling it gives the factors, as derivatives of a Path need."""
+
+    times: Array
+    at: tuple[float, ...] = eqx.field(static=True)
+    warmup: float = eqx.field(static=True)
+    rtol: float | None = eqx.field(static=True)
+
+    def __call__(self, problem: Any, start: Factors) -> Factors:
+        if not self.warmup:
+            return _closed(problem, start, self.times)
+        return self.after_warmup(problem, start)[0]
+
+    def after_warmup(self, problem: Any, start: Factors) -> tuple[Factors, Path]:
+        """The factors, and the plain flow that comes first."""
+        # The plain flow is run at all times, so that another warm-up compiles nothing anew.
+        times = np.asarray(self.at, start.a.dtype)
+        every = np.union1d(times, times.dtype.type(self.warmup))
+        plain = gradient_flow(problem, start, every, rtol=self.rtol, interpolate=False)
+        places, end = np.searchsorted(every, times), int(np.searchsorted(every, self.warmup))
+        after = jnp.asarray(np.maximum(times - self.warmup, 0))
+        later = _closed(problem, jax.tree.map(lambda x: x[end], plain.core), after)
+        early = jnp.asarray(times < self.warmup)[:, None, None]
+        found = jax.tree.map(lambda x, y: jnp.where(early, x[places], y), plain.core, later)
+        return found, plain
+
+
 @judged
 def reflora_flow(
     problem: MatrixFactorization,
@@ -132,7 +159,8 @@ def reflora_flow(
 
     Raises:
       ValueError: before any tracing, for a bad start, times or warm-up, or a product of 0 without
-        one: RefLoRA's matrix S is not defined there, and nothing moves.
+        one: RefLoRA's matrix S is not defined there, and nothing moves. A start that is traced ends
+        with NaN and the status "non-finite" there.
 
     Example:
       >>> import jax, jax.numpy as jnp, lorajax
@@ -150,24 +178,18 @@ def reflora_flow(
     check_flow(problem, factors, times)
     if not 0 <= warmup < float("inf"):
         raise ValueError(f"warmup is {warmup}; it must be at least 0 and finite.")
-    if not warmup and bool(np.any(np.asarray(vanishes(factors)))):
-        raise ValueError(
-            "factors multiply to 0, where RefLoRA's matrix S is not defined; give a warmup."
-        )
+    lost = jnp.asarray(False)
+    if not warmup:
+        lost = check_product(factors, "give a warmup")
     dtype = factors.a.dtype
     times = np.asarray(times, dtype)
     core_problem, core, frames = reduce(problem, factors)
-    after = jnp.asarray(np.maximum(times - warmup, 0))
+    run = _Flow(jnp.asarray(times), tuple(times.tolist()), float(warmup), rtol)
     if not warmup:
-        found = _closed(core_problem, core, after)
-        steps = jnp.asarray(len(times), jnp.int32)
-        return Path(after, found, core_problem, frames, finite_status(found), steps)
-    # The plain flow is run at all times, so that another warm-up compiles nothing anew.
-    every = np.union1d(times, times.dtype.type(warmup))
-    plain = gradient_flow(core_problem, core, every, rtol=rtol, interpolate=False)
-    places, end = np.searchsorted(every, times), int(np.searchsorted(every, warmup))
-    later = _closed(core_problem, jax.tree.map(lambda x: x[end], plain.core), after)
-    early = jnp.asarray(times < warmup)[:, None, None]
-    found = jax.tree.map(lambda x, y: jnp.where(early, x[places], y), plain.core, later)
-    status = jnp.where(plain.status == CONVERGED, finite_status(found), plain.status)
-    return Path(jnp.asarray(times), found, core_problem, frames, status, plain.steps)
+        found = jax.tree.map(lambda x: jnp.where(lost, jnp.nan, x), run(core_problem, core))
+        status, steps = finite_status(found), jnp.asarray(len(times), jnp.int32)
+    else:
+        found, plain = run.after_warmup(core_problem, core)
+        status = jnp.where(plain.status == CONVERGED, finite_status(found), plain.status)
+        steps = plain.steps
+    return Path(run.times, found, core_problem, frames, status, steps, start=core, rerun=run)

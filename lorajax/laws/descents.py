@@ -38,12 +38,13 @@ def riemannian_mode(times: Real, s: Real, start: Real, *, rate: float = 2.0) -> 
       rate: the law's constant 2, one rate for all modes: a half comes from each factor.
 
     Returns:
-      σ(t). Plain gradient flow learns a mode at a rate of 2s instead.
+      σ(t); NaN from a start that is not above 0, where the metric is not defined. Plain gradient
+      flow learns a mode at a rate of 2s instead.
 
     Source: theory section 9 (derived): aligned, Ȧ = (s − σ)/σ A and likewise for B.
     """
     times, s, start = broadcast(times, s, start)
-    return s + (start - s) * jnp.exp(-rate * times)
+    return jnp.where(start > 0, s + (start - s) * jnp.exp(-rate * times), jnp.nan)
 
 
 @judged
@@ -56,11 +57,12 @@ def adam_first_step(factor: Real, *, exponent: float = 1.0) -> tuple[Array, Arra
 
     Returns:
       Factors of the change through A, `ΔA B`, and of that through B, `A ΔB`: 1/s and s, because the
-      step of an entry has a size that does not depend on the gradient's.
+      step of an entry has a size that does not depend on the gradient's. NaN unless s > 0.
 
     Source: theory section 9 (derived).
     """
     factor = jnp.asarray(factor)
+    factor = jnp.where(factor > 0, factor, jnp.nan)
     return factor**-exponent, factor**exponent
 
 

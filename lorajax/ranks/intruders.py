@@ -12,13 +12,20 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 
-from lorajax.environment.judging import judged
+from lorajax.environment.judging import is_traced, judged
 
 Values = Any
 """Singular values, shape (k,), an array or a sequence of numbers, k the shorter side."""
 
 
 def _checked(singular_values: Values, shape: Sequence[int]) -> tuple[np.ndarray, float]:
+    if is_traced(singular_values):
+        raise ValueError(
+            "singular_values are being traced, and the equation for them is solved on the host; "
+            "call this outside of jit, vmap and grad."
+        )
+    if np.iscomplexobj(singular_values):
+        raise ValueError("singular_values are complex; they must be real numbers.")
     values = np.sort(np.asarray(singular_values, np.float64))[::-1]
     short, long = sorted(shape)
     if values.shape != (short,):
@@ -118,7 +125,8 @@ def intruder_overlaps(
 
     Returns:
       Squared cosines for the shorter side and for the longer one, `−2 φ(z)/(θ² D'(z))` and
-      `−2 (c φ(z) + (1 − c)/z)/(θ² D'(z))`.
+      `−2 (c φ(z) + (1 − c)/z)/(θ² D'(z))`. Below the threshold of the order of 1/(2k) for k values,
+      as much as chance gives any direction: 0 in the limit of large matrices.
 
     Raises:
       ValueError: as `intruder_value`.

@@ -1,5 +1,6 @@
 """Verdicts for people and for programs: the terminal's table, `verdicts.json`, `report.html`."""
 
+import hashlib
 import importlib
 import json
 import math
@@ -19,20 +20,31 @@ SCHEMA = 1
 SYMBOLS = {"confirmed": "✓", "refuted": "✗", "inconclusive": "?", "vacuous": "∅"}
 
 
-def to_json(outcomes: Sequence[Outcome], *, seed: int, profile: str) -> dict[str, Any]:
-    """The content of `verdicts.json`."""
+def to_json(
+    outcomes: Sequence[Outcome], figures: Mapping[str, bytes] = {}, *, seed: int, profile: str
+) -> dict[str, Any]:
+    """The content of `verdicts.json`, which `lorajax validate --resume` goes on from."""
+    digests = {name: hashlib.sha256(png).hexdigest() for name, png in figures.items()}
     return {
         "schema": SCHEMA,
         "environment": environment.versions(),
+        "code": environment.code(),
         "seed": seed,
         "profile": profile,
-        "claims": [outcome.to_json() for outcome in outcomes],
+        "claims": [o.to_json() | {"figure": digests.get(o.claim.id)} for o in outcomes],
     }
 
 
-def write_json(path: Path, outcomes: Sequence[Outcome], *, seed: int, profile: str) -> None:
+def write_json(
+    path: Path,
+    outcomes: Sequence[Outcome],
+    figures: Mapping[str, bytes] = {},
+    *,
+    seed: int,
+    profile: str,
+) -> None:
     """Writes `verdicts.json`; called after every claim, so that a run that dies loses nothing."""
-    content = to_json(outcomes, seed=seed, profile=profile)
+    content = to_json(outcomes, figures, seed=seed, profile=profile)
     files.write(path, json.dumps(content, indent=2, ensure_ascii=False, default=float) + "\n")
 
 
