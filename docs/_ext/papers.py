@@ -128,10 +128,12 @@ def section(claim: Any, depth: int = 3) -> str:
             f"- **Last run** (seed 0, quick): error {number(found['error'])}, tolerance "
             f"{number(found['tolerance'])}; the control is {found['control']['verdict']}."
         )
-    for assumption in (found or {}).get("assumptions", []):
-        holds = "holds" if assumption["holds"] else "does not hold"
-        detail = f" ({escaped(assumption['detail'])})" if assumption["detail"] else ""
-        parts.append(f"- **Assumption**, which {holds}: {escaped(assumption['text'])}{detail}.")
+    # One that is looked at on several instances is said once.
+    looked = {(a["text"], a["holds"]): a["detail"] for a in (found or {}).get("assumptions", [])}
+    for (text, holds), detail in looked.items():
+        more = f" ({escaped(detail)})" if detail else ""
+        does = "holds" if holds else "does not hold"
+        parts.append(f"- **Assumption**, which {does}: {escaped(text)}{more}.")
     on_request = " (it trains a network, and runs where it is named)" if claim.on_request else ""
     parts.append(f"- **Run it**: `lorajax validate {claim.id}`{on_request}.\n")
     figure = RUN / "figures" / f"{claim.id}.png"
@@ -162,15 +164,21 @@ def claims_of(paper: str) -> str:
     return "\n".join(parts)
 
 
+def title_of(paper: str) -> str:
+    """The heading of a paper's page."""
+    text = (ROOT / "docs" / "papers" / f"{paper}.md").read_text(encoding="utf-8")
+    return text.partition("\n")[0].removeprefix("# ")
+
+
 def verdicts() -> str:
-    """The table of all papers, as the README has it."""
-    lines = ["| paper | claims | confirmed | otherwise |", "|---|---:|---:|---|"]
+    """How many claims of each paper have which verdict on record."""
+    lines = ["| page | module | claims | confirmed | otherwise |", "|---|---|---:|---:|---|"]
     for paper in papers():
         rows = [record()[claim.id]["verdict"] for claim in of_paper(paper)]
         other = [v for v in rows if v != "confirmed"]
         shown = ", ".join(f"{other.count(v)} {v}" for v in dict.fromkeys(other))
-        name, good = f"[`{paper}`](/papers/{paper}.md)", rows.count("confirmed")
-        lines.append(f"| {name} | {len(rows)} | {good} | {shown} |")
+        page, good = f"[{title_of(paper)}](/papers/{paper}.md)", rows.count("confirmed")
+        lines.append(f"| {page} | `{paper}` | {len(rows)} | {good} | {shown} |")
     return "\n".join(lines)
 
 
@@ -183,12 +191,6 @@ def refuted() -> str:
             link = f"[`{claim.id}`](#{claim.id})"
             lines.append(f"- {link} ({claim.standing}, {row}): {escaped(claim.statement)}")
     return "\n".join(lines)
-
-
-def reconstructed(paper: str) -> str:
-    """The claims of a paper that are rebuilt from its abstract, by name."""
-    names = [c.id for c in of_paper(paper) if c.standing == "reconstructed"]
-    return ", ".join(f"[`{n.partition('.')[2]}`](#{n})" for n in names)
 
 
 def figures() -> list[pathlib.Path]:
