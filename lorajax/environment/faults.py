@@ -201,4 +201,4 @@ CANARIES: dict[str, Callable[[], float]] = {
     "product with a scalar": scalar_product,
     "the same, vmapped": lambda: scalar_product(vmapped=True),
 }
-"""Products whose value is known, by name: the error over its bound, at most 1 where JAX is right."""
+"""Products whose value is known: error over bound, at most 1 where JAX computes right."""
