@@ -6,6 +6,7 @@ it is there.
 """
 
 import functools
+import importlib
 import inspect
 import json
 import pathlib
@@ -25,8 +26,9 @@ def registry() -> dict[str, Any]:
     import lorajax.claims
     import lorajax.finetune.claims  # noqa: F401  adds to the registry
 
-    order = list(record())
-    return dict(sorted(lorajax.claims.REGISTRY.items(), key=lambda row: order.index(row[0])))
+    order = {id: place for place, id in enumerate(record())}
+    found = lorajax.claims.REGISTRY.items()
+    return dict(sorted(found, key=lambda row: order.get(row[0], len(order))))
 
 
 @functools.cache
@@ -38,9 +40,10 @@ def record() -> dict[str, Any]:
 
 @functools.cache
 def powers() -> dict[str, str]:
-    """The smallest alteration of each claim's constant that is refuted, from docs/resolving.md."""
-    text = (ROOT / "docs" / "resolving.md").read_text(encoding="utf-8")
-    return dict(re.findall(r"^\| `([\w.]+)` \| ([^|]*?) \|", text, re.MULTILINE))
+    """The smallest alteration of each claim's constant that is refuted, or why there is none."""
+    path = ROOT / "lorajax" / "claims" / "resolving.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {id: f"{x:.1%}" if isinstance(x, float) else x for id, x in found.items()}
 
 
 @functools.cache
@@ -75,6 +78,12 @@ def verdict(name: str) -> str:
     return f'<span class="verdict {name}">{SYMBOLS[name]} {name}</span>'
 
 
+def on_record(claim: Any) -> str:
+    """A claim's verdict on record, which a new claim does not have yet."""
+    row = record().get(claim.id)
+    return verdict(row["verdict"]) if row else "not on record yet"
+
+
 def seeds_of(numbers: list[int]) -> str:
     """Seeds in words: `0–9, 100–134: 45 seeds`."""
     runs: list[list[int]] = []
@@ -102,20 +111,21 @@ def table(paper: str) -> str:
         name = claim.id.partition(".")[2]
         power = powers().get(claim.id, "not measured")
         power = re.sub(r"^no constant: .*|^not asked: .*", "–", power)
-        row = record()[claim.id]["verdict"]
-        lines.append(f"| [`{name}`](#{claim.id}) | {claim.standing} | {verdict(row)} | {power} |")
+        shown = on_record(claim)
+        lines.append(f"| [`{name}`](#{claim.id}) | {claim.standing} | {shown} | {power} |")
     return "\n".join(lines)
 
 
 def section(claim: Any, depth: int = 3) -> str:
     """One claim: statement, source, verdict, tolerance, control, numbers and figure."""
-    row = record()[claim.id]
+    row = record().get(claim.id)
+    at = f" at {seeds_of(row['seeds'])}" if row else ""
     name = claim.id.partition(".")[2]
     parts = [
         f"({claim.id})=",
         f"{'#' * depth} {name}",
         f"\n{escaped(claim.statement)}\n",
-        f"{verdict(row['verdict'])} at {seeds_of(row['seeds'])}.\n",
+        f"{on_record(claim)}{at}.\n" if row else "There is no verdict on record yet.\n",
         f"- **Source** ({claim.standing}): {bibliography.cited(escaped(claim.source), 'md')}.",
         f"- **Tolerance**: {escaped(claim.tolerance)}.",
         f"- **Control**, which must not be confirmed: {escaped(claim.control.change)}.",
@@ -128,10 +138,12 @@ def section(claim: Any, depth: int = 3) -> str:
             f"- **Last run** (seed 0, quick): error {number(found['error'])}, tolerance "
             f"{number(found['tolerance'])}; the control is {found['control']['verdict']}."
         )
-    for assumption in (found or {}).get("assumptions", []):
-        holds = "holds" if assumption["holds"] else "does not hold"
-        detail = f" ({escaped(assumption['detail'])})" if assumption["detail"] else ""
-        parts.append(f"- **Assumption**, which {holds}: {escaped(assumption['text'])}{detail}.")
+    # One that is looked at on several instances is said once.
+    looked = {(a["text"], a["holds"]): a["detail"] for a in (found or {}).get("assumptions", [])}
+    for (text, holds), detail in looked.items():
+        more = f" ({escaped(detail)})" if detail else ""
+        does = "holds" if holds else "does not hold"
+        parts.append(f"- **Assumption**, which {does}: {escaped(text)}{more}.")
     on_request = " (it trains a network, and runs where it is named)" if claim.on_request else ""
     parts.append(f"- **Run it**: `lorajax validate {claim.id}`{on_request}.\n")
     figure = RUN / "figures" / f"{claim.id}.png"
@@ -142,10 +154,10 @@ def section(claim: Any, depth: int = 3) -> str:
 
 def about(paper: str) -> str:
     """What a paper's module says of its instances and of how its claims came about."""
-    import importlib
-
-    name = "lorajax.finetune.claims" if paper == "finetuning" else f"lorajax.claims.{paper}"
-    text = inspect.cleandoc(importlib.import_module(name).__doc__ or "")
+    parts = of_paper(paper)[0].check.__module__.split(".")
+    if paper in parts:  # A paper of several files has its say at the folder's door.
+        parts = parts[: parts.index(paper) + 1]
+    text = inspect.cleandoc(importlib.import_module(".".join(parts)).__doc__ or "")
     rest = text.split("\n\n", 1)[1:]
     return "\n\n".join(bibliography.cited(part, "md") for part in rest)
 
@@ -162,15 +174,21 @@ def claims_of(paper: str) -> str:
     return "\n".join(parts)
 
 
+def title_of(paper: str) -> str:
+    """The heading of a paper's page."""
+    text = (ROOT / "docs" / "papers" / f"{paper}.md").read_text(encoding="utf-8")
+    return text.partition("\n")[0].removeprefix("# ")
+
+
 def verdicts() -> str:
-    """The table of all papers, as the README has it."""
-    lines = ["| paper | claims | confirmed | otherwise |", "|---|---:|---:|---|"]
+    """How many claims of each paper have which verdict on record."""
+    lines = ["| page | module | claims | confirmed | otherwise |", "|---|---|---:|---:|---|"]
     for paper in papers():
-        rows = [record()[claim.id]["verdict"] for claim in of_paper(paper)]
+        rows = [record()[c.id]["verdict"] for c in of_paper(paper) if c.id in record()]
         other = [v for v in rows if v != "confirmed"]
         shown = ", ".join(f"{other.count(v)} {v}" for v in dict.fromkeys(other))
-        name, good = f"[`{paper}`](/papers/{paper}.md)", rows.count("confirmed")
-        lines.append(f"| {name} | {len(rows)} | {good} | {shown} |")
+        page, good = f"[{title_of(paper)}](/papers/{paper}.md)", rows.count("confirmed")
+        lines.append(f"| {page} | `{paper}` | {len(rows)} | {good} | {shown} |")
     return "\n".join(lines)
 
 
@@ -178,17 +196,11 @@ def refuted() -> str:
     """Every claim that is not confirmed, with its statement."""
     lines = []
     for claim in registry().values():
-        row = record()[claim.id]["verdict"]
+        row = record().get(claim.id, {}).get("verdict", "confirmed")
         if row != "confirmed":
             link = f"[`{claim.id}`](#{claim.id})"
             lines.append(f"- {link} ({claim.standing}, {row}): {escaped(claim.statement)}")
     return "\n".join(lines)
-
-
-def reconstructed(paper: str) -> str:
-    """The claims of a paper that are rebuilt from its abstract, by name."""
-    names = [c.id for c in of_paper(paper) if c.standing == "reconstructed"]
-    return ", ".join(f"[`{n.partition('.')[2]}`](#{n})" for n in names)
 
 
 def figures() -> list[pathlib.Path]:

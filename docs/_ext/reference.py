@@ -364,17 +364,20 @@ def sources(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
     lines[:] = [bibliography.cited(line, "rst") for line in text.split("\n")]
 
 
+# optax spells its union of rates and schedules out.
+_SCHEDULE = re.compile(r"float \| \S*Array \| \S*Callable\[\[.*?complex\], .*?complex\]")
+
+
 def signature(
     app: Any, what: str, name: str, obj: Any, options: Any, given: str | None, returns: str | None
 ) -> tuple[str | None, str | None] | None:
     """Classes whose metaclass takes anything show what their own __init__ takes."""
-    if what != "class" or given is None or "*args: " not in given or "__init__" not in vars(obj):
-        return None
-    found = inspect.signature(obj.__init__)
-    shown = found.replace(parameters=list(found.parameters.values())[1:])
-    return stringify_signature(
-        shown, show_return_annotation=False, unqualified_typehints=True
-    ), None
+    if what == "class" and "*args: " in (given or "") and "__init__" in vars(obj):
+        found = inspect.signature(obj.__init__)
+        shown = found.replace(parameters=list(found.parameters.values())[1:])
+        given = stringify_signature(shown, show_return_annotation=False, unqualified_typehints=True)
+        return given, None
+    return (_SCHEDULE.sub("optax.ScalarOrSchedule", given), returns) if given else None
 
 
 def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:

@@ -10,9 +10,9 @@ COMMITTED = ROOT / "sims" / "spectra.png"
 
 
 def rows_of(header: str, rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table; the first column is text, the others numbers."""
-    width = header.count("|") + 1
-    lines = [f"| {header} |", "|---|" + "---:|" * (width - 1)]
+    """A Markdown table; the first column and code are text, what else there is are numbers."""
+    marks = ["---", *("---" if cell.startswith("`") else "---:" for cell in rows[0][1:])]
+    lines = [f"| {header} |", "|" + "|".join(marks) + "|"]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 

@@ -25,6 +25,7 @@ Profile = Literal["quick", "full"]
 Value = float | list[float]
 
 PROFILES: tuple[Profile, ...] = ("quick", "full")
+"""How thoroughly claims run: in a minute for all of them, or with more draws and finer grids."""
 
 SAMPLING_RISK = 1e-3
 """Probability that chance alone takes a true claim over its tolerance, all its statements together.

@@ -16,6 +16,7 @@ from lorajax.environment.judging import POSITIVE, at_least, judged
 environment.warn()
 
 PRNGKey = Key[Array, ""] | UInt32[Array, "2"]
+"""A key of JAX, of the new kind or the old."""
 
 
 class Factors(NamedTuple):

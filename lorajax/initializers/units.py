@@ -12,6 +12,7 @@ from lorajax.environment.judging import judged
 from lorajax.factors import Factors, PRNGKey, check_positive
 
 Distribution = Literal["normal", "uniform"]
+"""What entries are drawn from, at the same root mean square."""
 
 SCALES: dict[str, float] = {
     # PEFT: kaiming_uniform(a=√5), U(±1/√in), so a column's mean square norm is in · 1/(3 in).

@@ -12,7 +12,9 @@ from lorajax.factors import Factors
 from lorajax.problems import MatrixFactorization
 
 Real = float | Float[Array, "..."] | Float[np.ndarray, "..."]
+"""A number or an array of floats, as laws take them."""
 ModeLaw = Callable[[MatrixFactorization, Factors, Array], Array]
+"""From a problem, a start and times (t,) to the singular values (t, modes)."""
 _Law = TypeVar("_Law", bound=Callable[..., Array])
 
 MODE_LAWS: dict[str, ModeLaw] = {}

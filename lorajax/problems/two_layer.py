@@ -13,7 +13,9 @@ from lorajax.factors import Factors, PRNGKey, check_finite
 from lorajax.problems.checks import check_precision
 
 Target = Literal["generic", "top", "bottom"]
+"""Where the shift lies: along random directions, or a principal component of the weight."""
 TARGETS = get_args(Target)
+"""The values of `Target`."""
 
 
 class TwoLayerFactors(NamedTuple):
