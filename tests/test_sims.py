@@ -1,6 +1,7 @@
 """Simulations show what their captions say, on a small form."""
 
 import importlib.util
+import json
 import pathlib
 
 import numpy as np
@@ -32,3 +33,103 @@ def test_no_run_is_stuck_above_the_threshold_and_some_are_below():
     assert np.all(found["stuck"].values <= found["uncertified"].values)
     assert np.all(found["stuck"].values.min(axis=-1) == 0)
     assert len(sim.draw(found).axes) == 4  # two maps and their color bars
+
+
+def _glue_record(sim, task, method, seed, score, losses):
+    part = sim.PROFILES["hour"][task]
+    rate = sim.RATES["full" if method == "full" else "lora"]
+    run = sim.Run(task, method, seed, rate, **sim.sizes(part))
+    return run, {
+        "run": sim.dataclasses.asdict(run),
+        "score": score,
+        "metric": sim.TASKS[task].metric,
+        "share": 1.0 if method == "full" else 0.04,
+        "steps": len(losses),
+        "ranks": {},
+        "losses": losses,
+        "seconds": 9.0,
+        "processor": 2.0 * len(losses),
+    }
+
+
+def test_glue_pairs_by_seed_and_says_what_was_not_run(tmp_path):
+    sim = load("spectral_dynamics/glue.py")
+    journal = sim.Journal(tmp_path / "glue.jsonl")
+    made = [
+        _glue_record(sim, "stsb", "rule", 0, 0.80, [1.0, 0.5]),
+        _glue_record(sim, "stsb", "rule", 1, 0.82, [1.0, 0.6]),
+        _glue_record(sim, "stsb", "peft", 1, 0.82, [1.0, 0.6001]),
+        _glue_record(sim, "stsb", "full", 0, 0.83, [1.0, 0.4]),
+        _glue_record(sim, "stsb", "full", 1, 0.84, [1.0, 0.3]),
+    ]
+    for run, record in made:
+        assert journal(run, lambda _, record=record: record) == record
+    with (tmp_path / "glue.jsonl").open("a") as file:
+        file.write('{"run": {"task": "st')  # a killed program's last line
+    found = sim.Journal(tmp_path / "glue.jsonl").found
+    assert len(found) == 5
+    records = [found[run] for run in sim.plan(sim.PROFILES["hour"]) if run in found]
+    assert len(records) == 5
+    less = sim.differences(sim.scores(records)["stsb"])
+    assert np.isclose(less["rule"][0], -0.025) and np.isclose(less["peft"][0], -0.02)
+    assert np.isnan(less["peft"][1]) and less["rule"][1] > 0.05  # two seeds say little
+    gap = sim.curves(records)["stsb"]
+    assert gap["seeds"] == 1 and np.isclose(gap["all steps"], 1e-4) and gap["scores"] == 0
+    (words,) = sim.statements(records)
+    assert "is 81.00, more than 1 point below full fine-tuning (-2.50" in words
+    assert "leave open" in words and "1.0e-04" in words
+    left = sim.missing(sim.PROFILES["hour"], records)
+    assert "stsb, LoRA at the rule's ranks: 3 of 5 seeds" in left
+    assert "sst2, full: 1 of 1 seeds" in left
+    page = sim.page(records, [], "hour")
+    assert "| stsb (spearman) | LoRA at the rule's ranks | 4.0% | 2 | 81.00" in page
+    assert "Not run: sst2, LoRA" in page and "| 2.00 |" in page
+
+
+def test_glue_learning_rates_are_chosen_by_the_mean_of_what_was_held_out():
+    sim = load("spectral_dynamics/glue.py")
+    scores = {
+        ("sst2", 1e-3): 0.80,
+        ("stsb", 1e-3): 0.70,
+        ("sst2", 2e-3): 0.79,
+        ("stsb", 2e-3): 0.75,
+    }
+    records = [
+        {"run": sim.dataclasses.asdict(run), "score": scores[run.task, run.rate]}
+        for run in sim.choices({"rule": (1e-3, 2e-3)})
+    ]
+    assert all(record["run"]["held_out"] for record in records)
+    words, best = sim.choice_table(records)
+    assert best == {"rule": 2e-3} and "| mean | 75.00 | 77.00 |" in words
+    # A rate that one task has not seen yet is not chosen.
+    _, best = sim.choice_table(
+        [r for r in records if r["run"]["task"] == "sst2" or r["score"] < 0.7]
+    )
+    assert best == {}
+
+
+def test_answers_are_written_as_mt_bench_has_them(tmp_path):
+    sim = load("spectral_dynamics/instructions.py")
+    questions = [{"question_id": 81 + i, "category": "c", "turns": ["a", "b"]} for i in range(80)]
+    taken = sim.some(questions, 8)
+    assert [each["question_id"] for each in taken] == [81 + 10 * i for i in range(8)]
+    assert sim.some(questions, 0) == questions
+    path = tmp_path / "model_answer" / "name.jsonl"
+    sim.write_answers(path, "name", taken[:2], [["one", "zwö"], ["three", ""]])
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [each["question_id"] for each in lines] == [81, 91]
+    assert set(lines[0]) == {"question_id", "answer_id", "model_id", "choices", "tstamp"}
+    assert lines[0]["choices"] == [{"index": 0, "turns": ["one", "zwö"]}]
+    assert lines[0]["answer_id"] != lines[1]["answer_id"] and lines[0]["model_id"] == "name"
+
+
+def test_figures_of_real_texts_say_that_they_need_the_folder(monkeypatch, capsys, tmp_path):
+    monkeypatch.delenv("LORAJAX_DATA", raising=False)
+    monkeypatch.syspath_prepend(str(SIMS / "spectral_dynamics"))
+    for name in ("glue", "instructions", "language_spectra"):
+        sim = load(f"spectral_dynamics/{name}.py")
+        monkeypatch.setattr("sys.argv", [name, "--out", str(tmp_path)])
+        sim.main()
+        said = capsys.readouterr().out
+        assert said.startswith("Nothing is run: LORAJAX_DATA") and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
