@@ -230,7 +230,8 @@ def _images(args: argparse.Namespace, **options: Any) -> tuple[Any, Any, Any, An
             f"--model is {args.model}, a {type(model).__name__}, which takes texts; name a file or "
             "a folder of texts by --data."
         )
-    policy = {name: getattr(args, name) for name in ("augment", "smoothing") if name in args}
+    names = ("augment", "smoothing", "mixup")
+    policy = {name: getattr(args, name) for name in names if name in args}
     task, plain = tasks.Images.of(model.config, **policy), tasks.Images.of(model.config)
     return found, model, task, plain, f"{len(found.classes)} classes"
 

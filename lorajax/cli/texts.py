@@ -53,7 +53,7 @@ def source(args: argparse.Namespace) -> Path | None:
     """Where --data is a file or folder of texts; None for images, and for names of sets."""
     from lorajax import data
 
-    if args.data in data.NAMED or args.data == "mnist-sample":
+    if args.data in data.NAMED or args.data in data.EMBEDDED:
         return None
     shelf = args.data_folder or os.environ.get("LORAJAX_DATA")
     places = [Path(args.data), *([Path(shelf) / args.data] if shelf else [])]
@@ -67,7 +67,11 @@ def source(args: argparse.Namespace) -> Path | None:
 
 def refuse(args: argparse.Namespace, of_texts: bool) -> None:
     """Raises ValueError for options that go with the other kind of data."""
-    others = {"image_size": None, "augment": "none"} if of_texts else dict.fromkeys(_OPTIONS)
+    others = (
+        {"image_size": None, "augment": "none", "mixup": 0.0}
+        if of_texts
+        else dict.fromkeys(_OPTIONS)
+    )
     for name, default in others.items():
         value = getattr(args, name, default)
         if value != default and value is not False:

@@ -75,6 +75,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--smoothing", type=float, default=0.1, help="of the labels in training (default 0.1)")
     add("--augment", choices=POLICIES, default="none")
     add(
+        "--mixup",
+        type=float,
+        default=0.0,
+        metavar="A",
+        help="mix each image with another in training, in shares from Beta(A, A) (default 0: none)",
+    )
+    add(
         "--metric",
         nargs="+",
         default=[],
@@ -100,6 +107,7 @@ def check(args: argparse.Namespace) -> None:
     bounded(args, "warmup", 0, MOST)
     bounded(args, "window", 0, MOST)
     bounded(args, "weight_decay", 0)
+    bounded(args, "mixup", 0)
     if not 0 <= args.smoothing < 1:
         raise ValueError(f"--smoothing is {args.smoothing}; it must lie in [0, 1).")
     if args.method == "full" and (args.beside is not None or args.optimizer in OF_PAIRS):

@@ -259,16 +259,21 @@ class Run:
         if allocation is not None:
             mask(adapted, {path: r[allocation] for path, r in self._allocated().items()})
         trainer = self._trainer(adapted, wrt, rate)
+        # What lies before the first thing that trains would else be computed while XLA compiles,
+        # and much slower: below a head alone that is the whole network.
+        columns, tables, watched = jax.lax.optimization_barrier(
+            (self.columns, self.tables, self.watched)
+        )
         probing = self.probing and not self._bare
 
         def stretch(state, indices):
             probe = probes.measure(trainer.model(state), self.towards) if probing else None
-            outside = None if self.watched is None else _measured(trainer, state, self.watched)
+            outside = None if watched is None else _measured(trainer, state, watched)
             state, metrics = jax.lax.scan(step, state, indices)
             return state, (metrics, probe, outside)
 
         def step(state, index):
-            batch = {name: column[index] for name, column in self.columns.items()}
+            batch = {name: column[index] for name, column in columns.items()}
             return trainer.advance(state, trainer.frozen, batch)
 
         batches = jnp.asarray(self.orders)[0 if order is None else order]
@@ -282,7 +287,7 @@ class Run:
             layers = adapters.layers(trainer.model(state)).values()
             alive = [jnp.sum(each.adapters["default"].e[...] != 0) for each in layers]
             found["ranks"] = jnp.stack(alive).astype(jnp.int32)
-        for name, chunks in self.tables.items():
+        for name, chunks in tables.items():
             loss, accuracy = _measured(trainer, state, chunks)
             found |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
         if outside is not None:

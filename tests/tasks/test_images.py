@@ -87,3 +87,31 @@ def test_totals_of_weighted_batches_are_those_of_all_samples():
 def test_bad_tasks(changes, message):
     with pytest.raises(ValueError, match=message):
         tasks.Images((0.5,), (0.5,), **changes)
+
+
+def test_mixing_trains_on_two_classes_in_the_shares_of_their_pictures(key):
+    task = tasks.Images((0.5,), (0.25,), image_size=(8, 8), smoothing=0.1, mixup=0.4)
+    plain, mixed = task.prepare(BATCH)["pixels"], task.prepare(BATCH, key)
+    share = np.asarray(mixed["share"])
+    assert share.shape == (6,) and 0.5 <= share.min() < share.max() <= 1
+    weight = share[:, None, None, None]
+    other = np.concatenate([plain[-1:], plain[:-1]])
+    np.testing.assert_allclose(mixed["pixels"], weight * plain + (1 - weight) * other, atol=1e-5)
+    scores = task.scores(Scorer(), mixed)
+    logits = np.asarray(Scorer()(mixed["pixels"]), np.float64)
+    chances = np.log(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
+    aims = np.eye(3)[BATCH["labels"]] * share[:, None]
+    aims += np.eye(3)[np.roll(BATCH["labels"], 1)] * (1 - share[:, None])
+    expected = -((0.9 * aims + 0.1 / 3) * chances).sum(-1)
+    np.testing.assert_allclose(scores.objective, expected, rtol=1e-5)
+    np.testing.assert_allclose(scores.loss, -chances[np.arange(6), BATCH["labels"]], rtol=1e-4)
+    # Nothing is mixed where nothing is trained, and the augmentation's draws stay.
+    assert "share" not in task.prepare(BATCH)
+    moved, both = (
+        tasks.Images((0.5,), (0.25,), image_size=(8, 8), augment="flip", mixup=alpha)
+        for alpha in (0.0, 1e-6)  # so small an α leaves nearly nothing of the other
+    )
+    once, twice = (each.prepare(BATCH, key)["pixels"] for each in (moved, both))
+    np.testing.assert_allclose(once, twice, atol=1e-4)
+    with pytest.raises(ValueError, match="mixup is -1"):
+        tasks.Images((0.5,), (0.25,), mixup=-1.0)
