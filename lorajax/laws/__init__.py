@@ -90,6 +90,7 @@ from lorajax.laws.two_layer import (
     loss_decay,
     slow_layer_exponent,
 )
+from lorajax.laws.whitening import whitened_noise, whitened_risk
 
 __all__ = [
     "MODE_LAWS",
@@ -151,6 +152,8 @@ __all__ = [
     "tucker_mode",
     "tucker_rate",
     "tucker_time",
+    "whitened_noise",
+    "whitened_risk",
 ]
 
 # The names above are for type checkers; a file that they leave out is found all the same.
