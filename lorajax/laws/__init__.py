@@ -70,6 +70,7 @@ from lorajax.laws.rates import (
     multiplied_equivalent,
     sign_change,
 )
+from lorajax.laws.small import guidance_gap, projected_share, saddle_curvature
 from lorajax.laws.trace_squared import (
     orthonormal_error,
     trace_squared_angle,
@@ -112,6 +113,7 @@ __all__ = [
     "gaussian_threshold",
     "gradient_step_gain",
     "growth_rates",
+    "guidance_gap",
     "half_time",
     "imbalance_decay",
     "lazy",
@@ -127,11 +129,13 @@ __all__ = [
     "one_step_error",
     "orthonormal_error",
     "outer_bound",
+    "projected_share",
     "rank_count",
     "relu_overlap_rate",
     "relu_overlap_velocity",
     "loss_decay",
     "riemannian_mode",
+    "saddle_curvature",
     "scaled_gd_error",
     "sign_change",
     "slow_layer_exponent",
