@@ -210,8 +210,10 @@ def test_rank_prints_a_table_and_writes_it(folder, tmp_path, capsys):
     assert main([*command, "--targets", "**/mlp/*"]) == 0
     printed = capsys.readouterr().out
     assert "blocks/0/mlp/up" in printed and "by energy on 64 samples" in printed
+    assert "of a trial at rank 4 is right for all these ranks with alpha 4" in printed
     found = json.loads((tmp_path / "ranks.json").read_text())
     assert list(found["layers"]) == ["blocks/0/mlp/down", "blocks/0/mlp/up"]
+    assert found["transfer"]["rates"]["alpha/r"] == 1
     for layer in found["layers"].values():
         values = np.array(layer["singular_values"])
         assert (np.diff(values) <= 0).all()

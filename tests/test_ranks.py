@@ -221,7 +221,7 @@ def test_a_budget_goes_by_energy_and_not_by_size():
     assert ranks.allocate(spectra, {"dear": 3, "cheap": 1}, 3) == {"dear": 1, "cheap": 0}
 
 
-@pytest.mark.parametrize("name", ["split_half", "random_signs", "c_over_n", "energy"])
+@pytest.mark.parametrize("name", ["split_half", "whitened", "random_signs", "c_over_n", "energy"])
 def test_rules_by_name_are_those_on_gradients(name):
     (first, second), signed = noisy_gradients(2000, 0)
     mean, rest = (first + second) / 2, (first - second) / 2
@@ -231,6 +231,7 @@ def test_rules_by_name_are_those_on_gradients(name):
     floors = {"halves": jnp.linalg.norm(rest, 2), "signs": jnp.linalg.norm(signed, 2), "none": None}
     options = {
         "split_half": {"margin": 0},
+        "whitened": {"margin": 0},
         "random_signs": {"margin": 0},
         "c_over_n": {"constant": 90},
     }
@@ -239,6 +240,7 @@ def test_rules_by_name_are_those_on_gradients(name):
     )
     want = {
         "split_half": lambda: ranks.split_half(first, second),
+        "whitened": lambda: ranks.split_half(first, second),  # of whitened halves it is that rule
         "random_signs": lambda: ranks.random_signs(mean, signed),
         "c_over_n": lambda: ranks.RankEstimate(
             ranks.c_over_n(values, 2000, 90.0), values, jnp.asarray((90 / 2000) ** 0.5)

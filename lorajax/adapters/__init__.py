@@ -18,7 +18,7 @@ in bfloat16 with adapters in float32 (their default) is the path for mixed preci
 | `surgery`, `paths` | adapt, activate, merge, remove, trainable; path patterns |
 | `starts` | filling a layer from any of `lorajax.initializers` |
 | `gradients`, `moments` | streamed gradients and inputs |
-| `selection` | ranks from the gradients |
+| `selection`, `whitening` | ranks from the gradients, whitened by the inputs or not |
 | `linearization` | a model in the NTK regime, for `optima.certify` |
 | `budget`, `optimizers` | AdaLoRA's budget; LoRA+ and ALLoRA for optax |
 | `peft`, `checkpoints` | PEFT's files; full state through orbax |
@@ -59,6 +59,7 @@ from lorajax.adapters.surgery import (
     unmerge,
 )
 from lorajax.adapters.tables import Description, Row, describe
+from lorajax.adapters.whitening import whitened
 
 __all__ = [
     "AdaLoRA",
@@ -117,4 +118,5 @@ __all__ = [
     "trainable",
     "unmerge",
     "updates_of",
+    "whitened",
 ]

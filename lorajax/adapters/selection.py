@@ -17,6 +17,7 @@ from lorajax.adapters.layers import Adapted
 from lorajax.adapters.layouts import layout
 from lorajax.adapters.surgery import Targets
 from lorajax.adapters.tables import table
+from lorajax.adapters.whitening import moment_groups, whitened_estimates
 from lorajax.environment.judging import at_least, judged
 from lorajax.initializers import PRNGKey
 
@@ -28,7 +29,8 @@ class Selected(NamedTuple):
       path: the layer's path.
       shape: (m, n) of its kernel, read as a matrix.
       rank: 0 leaves the layer alone. For layers with a stack or slices the largest of their ranks.
-      singular_values: of the gradient, in decreasing order; of all matrices, for stack and slices.
+      singular_values: of the gradient, in decreasing order; of all matrices, for stack and slices;
+        of the whitened gradient, for a rule that asks for it.
       floor: below it, a singular value is noise; 0 for rules without a floor.
       error: bound on how far the singular values may be too small, 0 where they are exact.
       cost: parameters that one rank costs.
@@ -141,13 +143,15 @@ def select_ranks(
       loss: as for `gradients`; "random_signs" needs one loss a sample.
       batches: an iterable of batches whose leaves lead with the sample axis.
       rule: a name among `ranks.rules()` or a function as `ranks.rule` takes it: "split_half" and
-        "random_signs" count what stands above the measured noise, "c_over_n" `σ² ≥ C/n`, "energy" a
-        fraction of `Σσ²`.
+        "random_signs" count what stands above the measured noise, "whitened" likewise with the
+        gradient whitened by the layer's inputs, "c_over_n" `σ² ≥ C/n`, "energy" a fraction of
+        `Σσ²`.
       targets: as for `adapt`; only the option `axes` is read.
       budget: parameters in all: `ranks.allocate` spends them on the singular values that the rule
         has let through, by energy for each parameter.
       max_rank: upper bound of each rank.
-      memory: bytes that gradients may take; the largest layers are sketched beyond them.
+      memory: bytes that gradients may take; the largest layers are sketched beyond them. Moments of
+        inputs take as many again, in several passes over the batches where they have to.
       width: columns of a sketch; no rank of a sketched layer can be larger.
       key: for sketches and signs; key 0 if None.
       **options: of the rule, such as `constant`, `fraction`, `margin`.
@@ -179,20 +183,29 @@ def select_ranks(
         raise ValueError(f"max_rank is {max_rank}; it must be at least 1.")
     if budget is not None and budget < 0:
         raise ValueError(f"budget is {budget}; it must be at least 0.")
+    if chosen.whitens and iter(batches) is batches:
+        raise ValueError(
+            f"batches is an iterator, and rule {chosen.name!r} goes through them once more for the "
+            "inputs; give a list, or an object that can be gone through again."
+        )
     found = estimate(
         model, loss, batches, targets, noise=chosen.noise, memory=memory, width=width, key=key
     )
-    sizes = shapes(model, targets)
+    sizes, estimates, passes = shapes(model, targets), found.layers.items(), found.passes
+    if chosen.whitens:
+        groups = moment_groups(found.layers, memory)
+        passes += len(groups)
+        estimates = whitened_estimates(model, loss, batches, targets, found.layers, groups)
     selected = [
         _selected(path, sizes[path], functools.partial(chosen, **options), each, found.samples)
-        for path, each in found.layers.items()
+        for path, each in estimates
     ]
     if max_rank is not None:
         selected = [each._replace(rank=min(each.rank, max_rank)) for each in selected]
     if budget is not None:
         selected = _within(selected, budget)
     gradients = {path: each.mean for path, each in found.layers.items()}
-    return Selection(tuple(selected), chosen.name, found.samples, found.passes, gradients)
+    return Selection(tuple(selected), chosen.name, found.samples, passes, gradients)
 
 
 def _selected(

@@ -6,7 +6,6 @@ rsLoRA (Kalajdzievski 2023, arXiv:2312.03732), LoRA+ (Hayou et al. 2024, arXiv:2
 hidden layer does not depend on the width.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -29,6 +28,11 @@ MUA = "μA (arXiv:2602.06204), recalled; theory §9"
 GAMMAS = (0.0, 0.5, 1.0)
 
 
+def _numbers(run: Run, index: int) -> np.random.Generator:
+    """NumPy's numbers from a claim's key: draws of many shapes cost no compilation."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(run.key(index))))
+
+
 def _slope(logs: np.ndarray, values: np.ndarray, bars: np.ndarray) -> tuple[float, float]:
     """The slope of a least-squares line, and its standard error from those of the values."""
     weights = (logs - logs.mean()) / np.sum((logs - logs.mean()) ** 2)
@@ -49,14 +53,17 @@ def first_step(run: Run, exponent: float = 2.0) -> Evidence:
     n, draws, ranks = 24, run.pick(300, 3000), np.array([4.0, 16.0, 64.0])
 
     def simulate() -> np.ndarray:
-        keys = jax.random.split(run.key(110), 4)
-        x = jax.random.normal(keys[0], (16, n))
-        w = jax.random.normal(keys[1], (n, n)) / n**0.5
-        v = jax.random.normal(keys[2], (n,)) / n
-        goal = jax.random.normal(keys[3], (16,))
-        at = jax.grad(lambda d: jnp.mean((jnp.tanh(x @ (w + d)) @ v - goal) ** 2))
+        numbers = _numbers(run, 110)
+        x, w = numbers.normal(size=(16, n)), numbers.normal(size=(n, n)) / n**0.5
+        v, goal = numbers.normal(size=n) / n, numbers.normal(size=16)
+
+        @jax.jit
+        @jax.grad
+        def at(update: Any) -> Any:
+            return jnp.mean((jnp.tanh(x @ (w + update)) @ v - goal) ** 2)
+
         g = np.asarray(at(jnp.zeros((n, n))))
-        a = np.asarray(jax.random.normal(run.key(111), (draws, n, int(ranks[-1]))))
+        a = numbers.normal(size=(draws, n, int(ranks[-1])))
         # Columns of A are independent, so that the first r of them are an A of rank r.
         along = np.sum((np.swapaxes(a, 1, 2) @ g) ** 2, axis=2) / np.sum(g**2)
         return np.stack([along[:, : int(r)].sum(axis=1) for r in ranks], axis=1)
@@ -64,8 +71,8 @@ def first_step(run: Run, exponent: float = 2.0) -> Evidence:
     share = run.once("first_step_shares", simulate)
     found = np.stack([share * ranks ** (-2 * gamma) for gamma in GAMMAS], axis=1)
     mean, bars = found.mean(axis=0), found.std(axis=0, ddof=1) / draws**0.5
-    grid = [np.asarray(laws.gradient_step_gain(ranks, g, exponent=exponent)) for g in GAMMAS]
-    law = np.stack(grid)
+    gammas = np.array(GAMMAS)[:, None]
+    law = np.asarray(laws.gradient_step_gain(ranks[None], gammas, exponent=exponent))
     off = np.abs(mean - law) / bars
 
     def draw(ax):
@@ -104,12 +111,12 @@ def multiplier(run: Run, exponent: float = 0.5) -> Evidence:
     mode first moves at the rate s² |Aᵀu|²: as the rank grows the time to its first hundredth stays
     for s = 1/√r, grows in proportion to r for 1/r, and vanishes for a fixed s."""
     shape, ranks, goal = (64, 8), (4, 16, 64), 0.002
-    keys = jax.random.split(run.key(112))
-    v = np.asarray(jax.random.normal(keys[0], (shape[1],)))
+    numbers = _numbers(run, 112)
+    v = numbers.normal(size=shape[1])
     v = v / np.linalg.norm(v)
     target = jnp.asarray(goal * np.outer(np.arange(shape[0]) == 0, v))
     # Entries ±1/√n, so that every row of r of them has the length that it has in the mean.
-    full = np.asarray(jax.random.rademacher(keys[1], (shape[0], max(ranks)), float)) / 8
+    full = numbers.choice([-0.125, 0.125], size=(shape[0], max(ranks)))
     cases = [(float(rank) ** -gamma, rank) for gamma in GAMMAS for rank in ranks]
     # Columns of zeros stay zero: all ranks have one size, so that their flows compile once.
     starts = [jnp.asarray(full * (np.arange(max(ranks)) < rank)) for _, rank in cases]
@@ -166,41 +173,44 @@ def multiplier(run: Run, exponent: float = 0.5) -> Evidence:
     )
 
 
-def _samples(key: jax.Array, widths: Any, rank: int, outputs: int) -> tuple[jax.Array, ...]:
-    """A sample's x, frozen pre-activations, output weights of order 1/n, and A, for each width.
+WIDTHS, RANK, HIDDEN = np.array([16, 64, 256]), 4, 3
+RATE_A, RATE_B, TAKEN = 0.01, 0.02, 6
+
+
+@jax.jit
+def _sign_steps(samples: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    """Changes of h after 1 … TAKEN sign steps towards a larger output, and `s xᵀA(0) B`."""
+    x, h, v, a0 = samples
+    multiplier = RANK**-0.5
+
+    def moved(a: Any, b: Any) -> Any:
+        return multiplier * jnp.einsum("bi,bir,brj->bj", x, a, b)
+
+    def step(state: Any, _: Any) -> Any:
+        up = jax.grad(lambda pair: jnp.sum(v * jnp.tanh(h + moved(*pair))))(state)
+        a, b = (
+            y + rate * jnp.sign(g) for y, rate, g in zip(state, (RATE_A, RATE_B), up, strict=True)
+        )
+        return (a, b), (moved(a, b), moved(a0, b))
+
+    start = a0, jnp.zeros((*a0.shape[::2], HIDDEN))
+    return jax.lax.scan(step, start, None, length=TAKEN)[1]
+
+
+def _sign_runs(run: Run) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Samples x, h, v of order 1/n and A, draws of the first width first, and their runs.
 
     What lies beyond a width is zero and stays so: all widths have one size and compile once.
     """
-    widths, keys = jnp.asarray(widths, float), jax.random.split(key, 4)
-    most = round(float(widths.max()))
-    inside = jnp.arange(float(most))[None] < widths[:, None]
-    x = jnp.where(inside, jax.random.normal(keys[0], inside.shape), 0)
-    h, v = (jax.random.normal(k, (len(widths), outputs)) for k in keys[1:3])
-    a = jax.random.normal(keys[3], (*inside.shape, rank)) / widths[:, None, None] ** 0.5
-    return x, h, v / widths[:, None], jnp.where(inside[:, :, None], a, 0)
-
-
-@functools.partial(jax.jit, static_argnames="count")
-def _sign_steps(
-    samples: tuple[jax.Array, ...], rate_a: Any, rate_b: Any, multiplier: Any, *, count: int
-) -> tuple[jax.Array, jax.Array]:
-    """Changes of h after 1 … count sign steps towards a larger output, and `s xᵀA(0) B`."""
-    x, h, v, a0 = samples
-
-    def output(a: Any, b: Any) -> Any:
-        changed = h + multiplier * jnp.einsum("bi,bir,brj->bj", x, a, b)
-        return jnp.sum(v * jnp.tanh(changed))
-
-    def step(state: Any, _: Any) -> Any:
-        up = jax.grad(output, (0, 1))(*state)
-        rates = rate_a, rate_b
-        a, b = (y + rate * jnp.sign(g) for y, rate, g in zip(state, rates, up, strict=True))
-        changes = [multiplier * jnp.einsum("bi,bir,brj->bj", x, each, b) for each in (a, a0)]
-        return (a, b), changes
-
-    start = a0, jnp.zeros((*a0.shape[::2], h.shape[1]))
-    _, (changes, through_b) = jax.lax.scan(step, start, None, length=count)
-    return changes, through_b
+    draws, numbers = run.pick(500, 4000), _numbers(run, 120)
+    widths = np.repeat(WIDTHS, draws)
+    inside = np.arange(max(WIDTHS)) < widths[:, None]
+    x = inside * numbers.normal(size=inside.shape)
+    h, v = numbers.normal(size=(2, len(widths), HIDDEN))
+    a = inside[:, :, None] * numbers.normal(size=(*inside.shape, RANK))
+    samples = x, h, v / widths[:, None], a / widths[:, None, None] ** 0.5
+    changes, through_b = _sign_steps(tuple(map(jnp.asarray, samples)))
+    return samples, (np.asarray(changes), np.asarray(through_b))
 
 
 @claim(
@@ -214,36 +224,38 @@ def sign_steps(run: Run, constant: float = 1.0) -> Evidence:
     """On one sample k steps of sign descent change every output of a network's LoRA layer by
     s η_B k ‖Aᵀx‖₁ + s η_A η_B r ‖x‖₁ k (k − 1), whatever lies above it: B's part does not grow
     with the width, that of A and B together does."""
-    widths, rank, outputs, count = (16, 64, 256), 4, 12, 8
-    rate_a, rate_b, s = 0.01, 0.02, rank**-0.5
-    samples = _samples(run.key(120), widths, rank, outputs)
-    changes, _ = run.once(
-        "sign_steps", lambda: _sign_steps(samples, rate_a, rate_b, s, count=count)
-    )
-    k = np.arange(1.0, count + 1)
-    x, _, v, a = samples
-    inputs, start = jnp.abs(x).sum(1), jnp.abs(jnp.einsum("bi,bir->br", x, a)).sum(1)
+    (x, _, v, a), (changes, _) = run.once("sign_runs", lambda: _sign_runs(run))
+    k = np.arange(1.0, TAKEN + 1)
+    inputs, start = np.abs(x).sum(1), np.abs(np.einsum("bi,bir->br", x, a)).sum(1)
     parts = laws.sign_change(
-        k[None], rate_a, rate_b, inputs[:, None], start[:, None], rank, s, constant=constant
+        k[None],
+        RATE_A,
+        RATE_B,
+        inputs[:, None],
+        start[:, None],
+        RANK,
+        RANK**-0.5,
+        constant=constant,
     )
-    law = np.asarray(parts[0] + parts[1])
-    towards = np.asarray(changes).transpose(1, 0, 2) * np.sign(np.asarray(v))[:, None]
-    found, off = towards.mean(axis=2), float(np.abs(towards / law[:, :, None] - 1).max())
+    law = np.asarray(parts[0]) + np.asarray(parts[1])
+    towards = changes.transpose(1, 0, 2) * np.sign(v)[:, None]
+    off = float(np.abs(towards / law[:, :, None] - 1).max())
+    found, law = (y.reshape(3, -1, TAKEN).mean(axis=1) for y in (towards.mean(axis=2), law))
 
     def draw(ax):
-        for i, n in enumerate(widths):
+        for i, n in enumerate(WIDTHS):
             ax.plot(k, found[i], f"C{i}o", label=f"width {n}")
             ax.plot(k, law[i], f"C{i}--")
         ax.set(xlabel="steps", ylabel="change of an output of the layer", title="dashed: law")
         ax.legend()
 
     return Evidence(
-        measured={f"width_{n}": row.tolist() for n, row in zip(widths, found, strict=True)},
-        predicted={f"width_{n}": row.tolist() for n, row in zip(widths, law, strict=True)},
+        measured={f"width_{n}": row.tolist() for n, row in zip(WIDTHS, found, strict=True)},
+        predicted={f"width_{n}": row.tolist() for n, row in zip(WIDTHS, law, strict=True)},
         error=off,
-        tolerance=EPS * (max(widths) + rank) * count,
+        tolerance=EPS * (max(WIDTHS) + RANK) * TAKEN,
         draw=draw,
-        caption=f"vᵀ tanh(h + s Bᵀ Aᵀ x), {outputs} hidden units, rank {rank}.",
+        caption=f"vᵀ tanh(h + s Bᵀ Aᵀ x), rank {RANK}; means, the error is the largest of all.",
     )
 
 
@@ -259,30 +271,23 @@ def balance(run: Run, exponent: float = 1.0) -> Evidence:
     """In a network of width n the second sign step changes the outputs η_A n times as much through
     A as through B, whatever the rank and η_B: with one rate for both, feature learning at a large
     width leaves B behind, and η_B/η_A in proportion to n moves both alike."""
-    widths, rank, outputs, draws = np.array([16, 64, 256]), 4, 3, run.pick(500, 4000)
-    rate_a, rate_b, s = 0.01, 0.5, rank**-1.0
-
-    def simulate() -> np.ndarray:
-        samples = _samples(run.key(124), np.repeat(widths, draws), rank, outputs)
-        changes, through_b = _sign_steps(samples, rate_a, rate_b, s, count=2)
-        # What A's step adds at B's first value: half of what both add, B having doubled.
-        sizes = (changes[1] - through_b[1]) / 2, through_b[1] - through_b[0]
-        sizes = np.stack([np.abs(np.asarray(each)).mean(axis=1) for each in sizes], axis=1)
-        return sizes.reshape(len(widths), draws, 2)
-
-    found = run.once("balance", simulate)
+    _, (changes, through_b) = run.once("sign_runs", lambda: _sign_runs(run))
+    # What A's step adds at B's first value: half of what both add, B having doubled.
+    sizes = (changes[1] - through_b[1]) / 2, through_b[1] - through_b[0]
+    found = np.stack([np.abs(each).mean(axis=1) for each in sizes], axis=1).reshape(3, -1, 2)
+    draws = found.shape[1]
     means = found.mean(axis=1)
     relative = found.std(axis=1, ddof=1) / draws**0.5 / means
     ratio, bars = means[:, 0] / means[:, 1], np.hypot(relative[:, 0], relative[:, 1])
-    law = np.asarray(laws.factor_balance(rate_a, widths.astype(float), exponent=exponent))
-    allowed = standard_errors(len(widths), draws - 1) * bars + 1 / widths
+    law = np.asarray(laws.factor_balance(RATE_A, WIDTHS.astype(float), exponent=exponent))
+    allowed = standard_errors(len(WIDTHS), draws - 1) * bars + 1 / WIDTHS
     off = np.abs(ratio / law - 1)
     worst = int(np.argmax(off / allowed))
-    slope, _ = _slope(np.log(widths), np.log(ratio), bars)
+    slope, _ = _slope(np.log(WIDTHS), np.log(ratio), bars)
 
     def draw(ax):
-        ax.errorbar(widths, ratio, bars * ratio, fmt="o", label="simulated")
-        ax.plot(widths, law, "--", label="η_A n")
+        ax.errorbar(WIDTHS, ratio, bars * ratio, fmt="o", label="simulated")
+        ax.plot(WIDTHS, law, "--", label="η_A n")
         ax.set(xlabel="width", ylabel="change through A / through B", xscale="log", yscale="log")
         ax.legend()
 
@@ -292,7 +297,7 @@ def balance(run: Run, exponent: float = 1.0) -> Evidence:
         error=float(off[worst]),
         tolerance=float(allowed[worst]),
         draw=draw,
-        caption=f"Means over {draws} samples, rank {rank}, η_A = {rate_a:g}.",
+        caption=f"Means over {draws} samples, rank {RANK}, η_A = {RATE_A:g}.",
     )
 
 
@@ -303,44 +308,43 @@ SAMPLES, OUTPUTS, STEPS, STD, CENTER = 4, 16, 10, 0.01, 0.08
 def _trained(data: tuple[jax.Array, ...], a0: Any, multiplier: Any, rates: Any) -> jax.Array:
     """Loss after STEPS steps of Adam over that before, for every lane and rate."""
     adam = optax.scale_by_adam(eps=1e-30)
+    x, h, v, goal = (each[:, None] for each in data)
+    rates, multiplier = rates[:, :, None, None], multiplier[:, None, None, None]
+    before = jnp.einsum("...sj,...j->...s", jnp.tanh(h), v)
 
-    def one(data: Any, a0: Any, multiplier: Any, rate: Any) -> Any:
-        x, h, v, goal = data
-        before = jnp.tanh(h) @ v
+    def losses(pair: Any) -> Any:
+        moved = h + multiplier * ((x @ pair[0]) @ pair[1])
+        after = jnp.einsum("...sj,...j->...s", jnp.tanh(moved), v)
+        return jnp.mean((after - before - goal) ** 2, axis=-1)
 
-        def loss(pair: Any) -> Any:
-            after = jnp.tanh(h + multiplier * ((x @ pair[0]) @ pair[1])) @ v
-            return jnp.mean((after - before - goal) ** 2)
+    def step(state: Any, _: Any) -> Any:
+        pair, kept = state
+        moved, kept = adam.update(jax.grad(lambda p: losses(p).sum())(pair), kept, pair)
+        return (jax.tree.map(lambda y, d: y - rates * d, pair, moved), kept), None
 
-        def step(state: Any, _: Any) -> Any:
-            pair, kept = state
-            moved, kept = adam.update(jax.grad(loss)(pair), kept, pair)
-            return (jax.tree.map(lambda y, d: y - rate * d, pair, moved), kept), None
-
-        pair = a0, jnp.zeros((a0.shape[1], OUTPUTS))
-        (pair, _), _ = jax.lax.scan(step, (pair, adam.init(pair)), None, length=STEPS)
-        return loss(pair) / jnp.mean(goal**2)
-
-    over_rates = jax.vmap(one, (None, None, None, 0))
-    return jax.vmap(over_rates)(data, a0, multiplier, rates)
+    lanes = rates.shape[:2]
+    a = jnp.broadcast_to(a0[:, None], (*lanes, *a0.shape[1:]))
+    pair = a, jnp.zeros((*lanes, a0.shape[2], OUTPUTS))
+    (pair, _), _ = jax.lax.scan(step, (pair, adam.init(pair)), None, length=STEPS)
+    return losses(pair) / jnp.mean(goal**2, axis=-1)
 
 
-def _halving_rates(key: jax.Array, sizes: np.ndarray, draws: int) -> np.ndarray:
+def _halving_rates(numbers: np.random.Generator, sizes: np.ndarray, draws: int) -> np.ndarray:
     """Logarithm of the rate at which training halves the loss, (sizes, draws); a row is n, r, γ.
 
     One draw serves all sizes, so that their differences are those of width and rank.
     """
-    (n, r, gamma), keys = sizes.T, jax.random.split(key, 5)
+    n, r, gamma = sizes.T
     most, count = (int(n.max()), int(r.max())), len(sizes) * draws
     rows = (np.arange(most[0]) < n[:, None])[:, None, None, :]
     columns = (np.arange(most[1]) < r[:, None])[:, None, None, :]
-    x = rows * np.asarray(jax.random.normal(keys[0], (1, draws, SAMPLES, most[0])))
-    a0 = np.asarray(jax.random.normal(keys[1], (1, draws, *most))) * columns
-    a0 = STD * a0 * rows.swapaxes(2, 3) / n[:, None, None, None] ** 0.5
-    h = jax.random.normal(keys[2], (draws, SAMPLES, OUTPUTS))
-    v = jax.random.rademacher(keys[3], (draws, OUTPUTS), float) / OUTPUTS
-    goal = 0.3 * jax.random.rademacher(keys[4], (draws, SAMPLES), float)
-    rest = [np.tile(np.asarray(y), (len(sizes),) + (1,) * (y.ndim - 1)) for y in (h, v, goal)]
+    x = rows * numbers.normal(size=(1, draws, SAMPLES, most[0]))
+    a0 = STD * numbers.normal(size=(1, draws, *most)) * columns
+    a0 = a0 * rows.swapaxes(2, 3) / n[:, None, None, None] ** 0.5
+    h = numbers.normal(size=(draws, SAMPLES, OUTPUTS))
+    v = numbers.choice([-1.0, 1.0], size=(draws, OUTPUTS)) / OUTPUTS
+    goal = numbers.choice([-0.3, 0.3], size=(draws, SAMPLES))
+    rest = [np.tile(y, (len(sizes),) + (1,) * (y.ndim - 1)) for y in (h, v, goal)]
     data = tuple(map(jnp.asarray, (x.reshape(count, *x.shape[2:]), *rest)))
     logs = np.log(CENTER * np.asarray(laws.carried_rate(n, r, gamma)))
     logs = np.repeat(logs, draws)[:, None] + np.log(2) * np.array([-0.5, 0.0, 0.5])
@@ -362,9 +366,9 @@ def _halving_rates(key: jax.Array, sizes: np.ndarray, draws: int) -> np.ndarray:
     tolerance="standard errors of a mean over draws, as many as chance exceeds in any of four "
     "exponents in 1 of 1000 cases, and finite size: 1/n of the smallest width over the range of "
     "ln n, and what A's start leaves in `laws.sign_change`, a quarter of σ/(η n (k − 1))",
-    control=Control("the exponent −½ of the width becomes −0.525", {"width_exponent": -0.525}),
+    control=Control("the exponent −½ becomes −0.525", {"exponent": -0.525}),
 )
-def carried_rate(run: Run, width_exponent: float = -0.5, rank_exponent: float = -0.5) -> Evidence:
+def carried_rate(run: Run, exponent: float = -0.5) -> Evidence:
     """The rate at which ten steps of Adam halve the loss of a network's LoRA goes with its width
     and rank as n^{−½} r^{−(1−γ)/2}, for multipliers r^{−γ}; at 1/r it is one rate for all ranks."""
     draws = run.pick(128, 512)
@@ -373,7 +377,7 @@ def carried_rate(run: Run, width_exponent: float = -0.5, rank_exponent: float = 
     wide, deep = np.array(groups[0], float), np.array(sum(groups[1:], []), float)
 
     def simulate() -> np.ndarray:
-        parts = [_halving_rates(run.key(126 + i), s, draws) for i, s in enumerate((wide, deep))]
+        parts = [_halving_rates(_numbers(run, 126), s, draws) for s in (wide, deep)]
         return np.concatenate(parts).reshape(len(groups), 3, draws)
 
     found = run.once("halving_rates", simulate)
@@ -383,12 +387,7 @@ def carried_rate(run: Run, width_exponent: float = -0.5, rank_exponent: float = 
     span = logs[:, 2] - logs[:, 0]
     slopes = (found[:, 2] - found[:, 0]) / span[:, None]
     mean, bars = slopes.mean(axis=1), slopes.std(axis=1, ddof=1) / draws**0.5
-    factors = [
-        np.asarray(
-            laws.carried_rate(*s.T, width_exponent=width_exponent, rank_exponent=rank_exponent)
-        )
-        for s in sizes
-    ]
+    factors = [np.asarray(laws.carried_rate(*s.T, exponent=exponent)) for s in sizes]
     law = np.array([np.log(y[2] / y[0]) for y in factors]) / span
     left = STD / (np.exp(found.mean(axis=2)) * sizes[:, :, 0] * (STEPS - 1)) / 4
     allowed = standard_errors(len(groups), draws - 1) * bars + 1 / 64 / span + left.max(axis=1)

@@ -50,7 +50,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--rule",
         default="split_half",
         metavar="RULE",
-        help="that ranks are chosen by: split_half (default), random_signs, c_over_n, energy",
+        help="that ranks are chosen by: split_half (default), random_signs, whitened, c_over_n, "
+        "energy",
     )
     add("--constant", type=float, metavar="C", help="of the rule c_over_n")
     add("--max-rank", type=int, metavar="R", help="upper bound of every rank")

@@ -31,6 +31,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="with --peft, where the adapter starts: a function of lorajax.initializers, written "
         "with the fitted head (default: PEFT starts by itself)",
     )
+    parser.add_argument(
+        "--trial-rank",
+        type=int,
+        default=4,
+        metavar="R",
+        help="of a small trial (default 4) whose learning rate is to carry over to these ranks",
+    )
+    parser.add_argument(
+        "--trial-rate", type=float, metavar="RATE", help="the learning rate that it found best"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,6 +53,8 @@ def _run(args: argparse.Namespace) -> int:
     finetuning.check(args)
     if args.start is not None and args.peft is None:
         raise ValueError(f"--start is {args.start!r}; it goes with --peft DIR.")
+    finetuning.bounded(args, "trial_rank", 1, finetuning.MOST)
+    finetuning.bounded(args, "trial_rate", 0, above=True)
     folder = output_folder(args.out)
     prepare_jax(x64=False)
 
@@ -68,6 +80,10 @@ def _run(args: argparse.Namespace) -> int:
         **finetuning.selection(args, begun),
     )
     print(selection)
+    carried = None
+    if selection.ranks:
+        carried = finetune.transfer(selection.ranks, args.trial_rank, args.trial_rate)
+        print(carried)
     layers = {
         each.path: {
             "shape": list(each.shape),
@@ -85,6 +101,7 @@ def _run(args: argparse.Namespace) -> int:
         "samples": selection.samples,
         "parameters": selection.parameters,
         "layers": layers,
+        "transfer": carried._asdict() if carried is not None else None,
         "peft": selection.peft() if selection.ranks else None,
     }
     files.write(folder / "ranks.json", json.dumps(result, indent=2) + "\n")

@@ -37,6 +37,7 @@ from lorajax.finetune.runs import (
 )
 from lorajax.finetune.setup import adapt, fit_head, gradients_of, moments_of, select_ranks
 from lorajax.finetune.training import Metrics, Record, State, Trainer, fit, order_of
+from lorajax.finetune.transfer import Transfer, transfer
 
 __all__ = [
     "Footprint",
@@ -53,6 +54,7 @@ __all__ = [
     "Stopped",
     "Store",
     "Trainer",
+    "Transfer",
     "abstract_lora",
     "adapt",
     "check_metrics",
@@ -78,4 +80,5 @@ __all__ = [
     "stable_ranks",
     "targets_of",
     "widened",
+    "transfer",
 ]

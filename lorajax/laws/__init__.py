@@ -70,6 +70,7 @@ from lorajax.laws.rates import (
     multiplied_equivalent,
     sign_change,
 )
+from lorajax.laws.small import guidance_gap, projected_share, saddle_curvature
 from lorajax.laws.trace_squared import (
     orthonormal_error,
     trace_squared_angle,
@@ -90,6 +91,7 @@ from lorajax.laws.two_layer import (
     loss_decay,
     slow_layer_exponent,
 )
+from lorajax.laws.whitening import whitened_noise, whitened_risk
 
 __all__ = [
     "MODE_LAWS",
@@ -111,6 +113,7 @@ __all__ = [
     "gaussian_threshold",
     "gradient_step_gain",
     "growth_rates",
+    "guidance_gap",
     "half_time",
     "imbalance_decay",
     "lazy",
@@ -126,11 +129,13 @@ __all__ = [
     "one_step_error",
     "orthonormal_error",
     "outer_bound",
+    "projected_share",
     "rank_count",
     "relu_overlap_rate",
     "relu_overlap_velocity",
     "loss_decay",
     "riemannian_mode",
+    "saddle_curvature",
     "scaled_gd_error",
     "sign_change",
     "slow_layer_exponent",
@@ -151,6 +156,8 @@ __all__ = [
     "tucker_mode",
     "tucker_rate",
     "tucker_time",
+    "whitened_noise",
+    "whitened_risk",
 ]
 
 # The names above are for type checkers; a file that they leave out is found all the same.

@@ -122,21 +122,15 @@ def factor_balance(
 
 @judged(width=POSITIVE, rank=POSITIVE)
 def carried_rate(
-    width: Real,
-    rank: Real,
-    gamma: Real = 0.0,
-    *,
-    width_exponent: float = -0.5,
-    rank_exponent: float = -0.5,
+    width: Real, rank: Real, gamma: Real = 0.0, *, exponent: float = -0.5
 ) -> Float[Array, "..."]:
-    """By what a learning rate of Adam changes with width and rank: `n^{−½} r^{−(1−γ)/2}`.
+    """By what a learning rate of Adam changes with width and rank: `(n r^{1−γ})^{−½}`.
 
     Args:
       width: n, or the ratio of two.
       rank: r, or the ratio of two.
       gamma: γ of the multiplier r^{−γ}: 1 for alpha/r, ½ for alpha/√r, 0 for a fixed one.
-      width_exponent: the law's constant −½.
-      rank_exponent: the law's constant −½ of r^{1−γ}.
+      exponent: the law's constant −½.
 
     Returns:
       The factor, for one rate of both factors, A of variance 1/n and B = 0: the same number of
@@ -147,4 +141,4 @@ def carried_rate(
     a relative size 1/(η n) (a short training, a narrow layer), and with rates of their own (LoRA+).
     """
     width, rank, gamma = broadcast(width, rank, gamma)
-    return width**width_exponent * rank ** (rank_exponent * (1 - gamma))
+    return (width * rank ** (1 - gamma)) ** exponent

@@ -11,7 +11,7 @@ from lorajax.environment.judging import judged
 from lorajax.ranks import rules as named
 from lorajax.ranks.estimates import RankEstimate
 
-FACTS = ("shape", "samples", "halves", "signs")
+FACTS = ("shape", "samples", "halves", "signs", "whitened")
 """What a rule may ask for by keyword besides its own options; see `ranks.rules`."""
 
 
@@ -34,10 +34,17 @@ class Rule(NamedTuple):
     @property
     def noise(self) -> Literal["none", "halves", "signs"]:
         """The measurement of the noise that it needs: "halves", "signs" or "none"."""
+        if self.whitens:
+            return "halves"
         for kind in ("halves", "signs"):
             if kind in self.parameters:
                 return kind
         return "none"
+
+    @property
+    def whitens(self) -> bool:
+        """Whether it reads the spectrum of the gradient whitened by the layer's inputs."""
+        return "whitened" in self.parameters
 
     @property
     def options(self) -> dict[str, Any]:
@@ -95,7 +102,8 @@ class Rule(NamedTuple):
         self._judge(options)
         if self.noise != "none" and floor is None:
             raise ValueError(f"rule {self.name!r} needs the floor that it asks for, {self.noise}.")
-        facts = {"shape": shape, "samples": samples, "halves": floor, "signs": floor}
+        facts: dict[str, Any] = {"shape": shape, "samples": samples}
+        facts |= dict.fromkeys(("halves", "signs", "whitened"), floor)
         given = {name: facts[name] for name in self.parameters if name in facts}
         given |= {name: value for name, value in options.items() if value is not None}
         found = self.function(singular_values, **given)

@@ -5,7 +5,9 @@ whatever it needs of these facts:
 
 * `shape`, (m, n) of the gradient; `samples`, how many it is the mean of;
 * `halves`, the top singular value of the half-difference over two halves of the data, shape (...);
-* `signs`, that of the gradient of the randomly signed losses, shape (...).
+* `signs`, that of the gradient of the randomly signed losses, shape (...);
+* `whitened`, that of the half-difference whitened by the layer's inputs; asking for it, the rule
+  gets the singular values of the whitened gradient `C^{−½} G` as well, C = E[x xᵀ].
 
 Every other keyword is an option, with its default. It returns a RankEstimate, or the counts alone.
 """
@@ -81,6 +83,34 @@ def random_signs(
     Source: theory section 3 (derived); see `ranks.random_signs`.
     """
     return _over(singular_values, signs, _margin(margin, shape))
+
+
+def whitened(
+    singular_values: Float[Array, "*batch k"],
+    *,
+    whitened: Float[Array, "*batch"],
+    shape: tuple[int, int],
+    margin: Number | None = None,
+) -> RankEstimate:
+    """What stands above the noise once the gradient is whitened by the layer's inputs.
+
+    Args:
+      singular_values: of `C^{−½} G`, in decreasing order.
+      whitened: top singular value of the whitened half-difference.
+      shape: (m, n) of the gradient.
+      margin: δ by which floor² is raised; `edge_margin` of the shape if None.
+
+    Returns:
+      A RankEstimate. For inputs of covariance ∝ I it is that of `split_half`; for others it finds
+      directions that the noise along strong inputs would hide, and none that strong inputs make up.
+
+    Raises:
+      ValueError: for a negative margin.
+
+    Source: Lin 2026, theory section 9 (report read), with the floor of theory section 3 (derived).
+    As an allocator over layers it is a null result in small transformers (same report).
+    """
+    return _over(singular_values, whitened, _margin(margin, shape))
 
 
 def c_over_n(

@@ -200,3 +200,46 @@ def test_bad_calls(network, options, message):
     model, batches = network
     with pytest.raises(ValueError, match=message):
         adapters.select_ranks(model, loss, batches[:2], **options)
+
+
+def test_whitened_ranks_are_those_of_the_update_whatever_the_inputs():
+    """Inputs of 100 : 1 hide two of three planted directions from the plain rule alone."""
+    shapes, draw = {"a": (20, 16)}, np.random.default_rng(5)
+    model = Branches(shapes)
+    strengths = np.geomspace(0.1, 10.0, 20)
+    right = np.linalg.qr(draw.normal(size=(16, 16)))[0][:3]
+    update = np.zeros((20, 16))
+    update[[1, 10, 18]] = 1.5 * right / strengths[[1, 10, 18], None]
+    x = draw.normal(size=(4000, 20)) * strengths
+    y = x @ (np.asarray(model.a.kernel[...]) + update) + draw.normal(size=(4000, 16))
+    batches = [
+        ({"a": jnp.asarray(u, jnp.float32)}, {"a": jnp.asarray(v, jnp.float32)})
+        for u, v in zip(np.split(x, 8), np.split(y, 8), strict=True)
+    ]
+    plain = adapters.select_ranks(model, loss, batches)
+    found = adapters.select_ranks(model, loss, batches, "whitened")
+    assert found.layers[0].rank == 3 > plain.layers[0].rank
+    assert found.passes == 2 and plain.passes == 1
+    moment = x.T @ x / len(x)
+    values, vectors = np.linalg.eigh(moment)
+    want = (vectors * values**-0.5) @ vectors.T @ np.asarray(plain.gradients["a"].matrix)
+    sigma = np.linalg.svd(want, compute_uv=False)
+    np.testing.assert_allclose(found.layers[0].singular_values, sigma, rtol=2e-3)
+    # Gradients for starts are those of the loss, not whitened.
+    np.testing.assert_array_equal(found.gradients["a"].matrix, plain.gradients["a"].matrix)
+    with pytest.raises(ValueError, match="batches is an iterator"):
+        adapters.select_ranks(model, loss, iter(batches), "whitened")
+
+
+def test_whitening_leaves_out_what_no_input_has():
+    moment = jnp.diag(jnp.array([4.0, 0.0, 1.0], "float32"))
+    gradient = adapters.Gradient(None, jnp.ones((3, 2), "float32"), jnp.zeros((), "float32"))
+    found = adapters.whitened(gradient, moment)
+    np.testing.assert_array_equal(found.matrix, [[0.5, 0.5], [0, 0], [1, 1]])
+    basis = jnp.eye(3, dtype="float32")[:, :2]
+    sketch = adapters.Gradient(basis, gradient.core[:2], jnp.ones((), "float32"))
+    found = adapters.whitened(sketch, moment)
+    np.testing.assert_allclose(found.matrix, [[0.5, 0.5], [0, 0], [0, 0]], atol=1e-6)
+    assert float(found.error) == 1.0  # at most that of the weakest kept direction
+    with pytest.raises(ValueError, match="as many rows as moment has, 2"):
+        adapters.whitened(gradient, moment[:2, :2])
