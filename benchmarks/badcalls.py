@@ -10,6 +10,7 @@ runs as users run it, without the tests' checks of types. A campaign that was cu
 """
 
 import argparse
+import collections
 import functools
 import inspect
 import os
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 os.environ.setdefault("JAX_TRACEBACK_FILTERING", "off")
@@ -115,7 +117,13 @@ def quietly(work: Any, *details: Any) -> Any:
     return work(*details)
 
 
-def section(rows: list[dict[str, Any]], exempt: int) -> str:
+def _reasons(exempt: Mapping[str, int]) -> str:
+    """Why names are not called, the commonest reasons first."""
+    ordered = sorted(exempt.items(), key=lambda item: (-item[1], item[0]))
+    return "; ".join(f"{count} ({reason})" for reason, count in ordered)
+
+
+def section(rows: list[dict[str, Any]], exempt: Mapping[str, int]) -> str:
     """The campaign in words and a table."""
     rooms: dict[str, dict[str, int]] = {}
     for row in rows:
@@ -134,9 +142,8 @@ def section(rows: list[dict[str, Any]], exempt: int) -> str:
     words = (
         f"## Bad calls\n\n{total:,} bad calls of {len(rows)} functions, classes and commands, "
         f"{refused:,} refused as they should be; the slowest took {slowest:.1f} s. "
-        f"{exempt} public names are not called, for the reasons in `benchmarks/trust/valid.py` "
-        "(records, base classes, what others make). *accepted*: came back; *internal*: raised by "
-        "something else than this package; *nameless*: does not name the argument; *unworded*: "
+        f"{sum(exempt.values())} public names are not called: {_reasons(exempt)}. "
+        "*accepted*: came back; *internal*: raised by something else than this package; *nameless*: does not name the argument; *unworded*: "
         "no sentence."
     )
     return f"{words}\n\n{pages.table(['room', 'functions', *kinds], lines)}\n"
@@ -156,10 +163,10 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("JAX_ENABLE_X64", "1")
     file = cache / ("badcalls-partial.jsonl" if partial else "badcalls.jsonl")
     journal = pages.Journal(file, given.fresh or partial)
-    rows, exempt = [], 0
+    rows, exempt = [], collections.Counter[str]()
     for name, function in valid.named():
-        if valid.exempt(name, function):
-            exempt += 1
+        if reason := valid.exempt(name, function):
+            exempt[reason] += 1
             continue
         if not name.removeprefix("lorajax.").startswith(given.only):
             continue

@@ -78,7 +78,14 @@ def kinds(place: pathlib.Path) -> list[Kind]:
     claims = [f"gradient_flow.{x}" for x in ("spectral_flow", "scaled_gd_one_step", "logistic")]
     return [
         Kind("sweep", lambda f: [*flow, "--store", str(f / "s.zarr")], [], _sweep, 15, "s.zarr"),
-        Kind("validate", lambda f: ["validate", *claims, "--out", str(f)], [], _validate, 3, ""),
+        Kind(
+            "validate",
+            lambda f: ["validate", *claims, "--out", str(f)],
+            ["--resume"],
+            _validate,
+            3,
+            "",
+        ),
         Kind("rank", lambda f: ["rank", *model, *few, "--out", str(f)], [], _rank, 3, ""),
         Kind(
             "finetune",
@@ -130,6 +137,8 @@ class Site:
         """Lanes or steps that a folder has."""
         if self.kind.name == "sweep":
             return _lanes(folder / "s.zarr")
+        if self.kind.name == "validate":
+            return _verdicts(folder / "verdicts.json")
         saved = folder / "checkpoints"
         if self.kind.name == "finetune" and saved.is_dir():
             return max((int(p.name) for p in saved.iterdir() if p.name.isdecimal()), default=0)
@@ -150,6 +159,10 @@ class Site:
         except (OSError, ValueError) as error:
             return f"lost: {error}", ended
         return "same" if same else "changed", ended
+
+
+def _verdicts(file: pathlib.Path) -> int:
+    return len(json.loads(file.read_text())["claims"]) if file.exists() else 0
 
 
 def _lanes(store: pathlib.Path) -> int:

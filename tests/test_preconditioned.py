@@ -227,7 +227,7 @@ STARTS = {
     "wide": Factors(draw(0, 3, 4), draw(1, 4, 3)),  # r > m, n: the product has less rank than r
 }
 STARTS["deficient"].a[:, 1] = STARTS["deficient"].a[:, 0]
-RULES = {
+DIRECTIONS = {
     "riemannian": lambda x, g: descents.riemannian(g, x),
     "damped": lambda x, g: descents.riemannian(g, x, damping=0.3),
     "altered": lambda x, g: descents.riemannian(g, x, damping=0.3, exponent=1.5),
@@ -238,7 +238,7 @@ RULES = {
 
 
 @pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", DIRECTIONS)
 def test_derivatives_of_the_directions_are_those_of_differences(rule, start):
     """At equal singular values and without full rank, where decompositions have none."""
     factors = jnp_pair(STARTS[start])
@@ -248,7 +248,7 @@ def test_derivatives_of_the_directions_are_those_of_differences(rule, start):
     def value(x):
         moved = jax.tree.map(lambda y, z: y + x * z, factors, moves)
         gradient = Factors(g @ moved.b.T, moved.a.T @ g)
-        return flat(RULES[rule](moved, gradient))
+        return flat(DIRECTIONS[rule](moved, gradient))
 
     got = jax.jvp(value, (0.0,), (1.0,))[1]
     weights = jnp.asarray(draw(8, got.size))
