@@ -74,8 +74,11 @@ class Layout(Protocol):
 
 
 @judged
-def kernel_variable(module: nnx.Module) -> nnx.Variable:
-    """The Variable that holds a layer's kernel: `embedding` for an Embed, else `kernel`."""
+def kernel_variable(module: nnx.Module) -> Any:
+    """The Variable that holds a layer's kernel: `embedding` for an Embed, else `kernel`.
+
+    Where Qwix has quantized the layer it is Qwix's own holder, which has a shape and no array.
+    """
     return module.embedding if isinstance(module, nnx.Embed) else module.kernel  # type: ignore
 
 
