@@ -143,7 +143,8 @@ def section(rows: list[dict[str, Any]], exempt: Mapping[str, int]) -> str:
         f"## Bad calls\n\n{total:,} bad calls of {len(rows)} functions, classes and commands, "
         f"{refused:,} refused as they should be; the slowest took {slowest:.1f} s. "
         f"{sum(exempt.values())} public names are not called: {_reasons(exempt)}. "
-        "*accepted*: came back; *internal*: raised by something else than this package; *nameless*: does not name the argument; *unworded*: "
+        "*accepted*: came back; *internal*: raised by something else than this package; "
+        "*nameless*: does not name the argument; *unworded*: "
         "no sentence."
     )
     return f"{words}\n\n{pages.table(['room', 'functions', *kinds], lines)}\n"

@@ -127,6 +127,8 @@ NAMES: dict[str, Any] = {
     "value": 0.3,
     "level": 0.5,
     "ratio": 4.0,
+    "laws:c": 0.5,
+    "strength": 2.0,
     "modes": 3,
     "mode": 0,
     "rate": 1.0,

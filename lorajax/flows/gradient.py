@@ -106,10 +106,13 @@ class _Run(eqx.Module):
 
 
 @eqx.filter_jit
-def _integrate(run: _Run, problem: Problem, start: Any) -> tuple[Any, Array, Array, Array]:
+def _integrate(
+    run: _Run, problem: Problem, start: Any, stands: Array
+) -> tuple[Any, Array, Array, Array]:
     solution = run.solve(problem, start)
-    # diffrax leaves inf where it never got to; NaN cannot be mistaken for a value.
-    core = jax.tree.map(lambda x: jnp.where(jnp.isinf(x), jnp.nan, x), solution.ys)
+    # diffrax leaves inf where it never got to; NaN cannot be mistaken for a value. A lane that
+    # stands still for want of a metric has none either.
+    core = jax.tree.map(lambda x: jnp.where(jnp.isinf(x) | stands, jnp.nan, x), solution.ys)
     finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(core)]))
     result = solution.result
     status = jnp.where(
@@ -153,6 +156,12 @@ def check_product(start: Any, remedy: str) -> Array:
             f"factors multiply to 0, where RefLoRA's matrix S is not defined; {remedy}."
         )
     return lost
+
+
+def _stands(metric: Metric | None, start: Any) -> Array:
+    if metric is not reflora:
+        return jnp.asarray(False)
+    return check_product(start, "move them a little first, or see reflora_flow's warmup")
 
 
 def _metric_of(metric: str | Metric | None) -> Metric | None:
@@ -211,8 +220,7 @@ def gradient_flow(
 
     Raises:
       ValueError: before any tracing, for shapes, dtypes or times that do not fit, entries that are
-        not finite, or a start that cannot move. A traced one that RefLoRA's metric cannot move ends
-        with the status "non-finite".
+        not finite, or a start that cannot move (a traced one ends "non-finite" under "reflora").
 
     Example:
       >>> import jax, jax.numpy as jnp, lorajax
@@ -231,9 +239,6 @@ def gradient_flow(
     rtol = DEFAULT_RTOL[str(dtype)] if rtol is None else rtol
     check_positive(rtol=rtol, b_rate=b_rate)
     problem, factors, frames = _framed(problem, factors, reduced)
-    lost = jnp.asarray(False)
-    if _metric_of(metric) is reflora:
-        lost = check_product(factors, "move them a little first, or see reflora_flow's warmup")
     run = _Run(
         times=jnp.asarray(times, dtype),
         rtol=jnp.asarray(rtol, dtype),
@@ -246,10 +251,7 @@ def gradient_flow(
         interpolate=interpolate,
         metric=_metric_of(metric),
     )
-    core, status, steps, drift = _integrate(run, problem, factors)
-    if is_traced(lost):  # A lane that would stand still says so.
-        core = jax.tree.map(lambda x: jnp.where(lost, jnp.nan, x), core)
-        status = jnp.where(lost, NON_FINITE, status)
+    core, status, steps, drift = _integrate(run, problem, factors, _stands(run.metric, factors))
     if frames is None:
         return Path(run.times, core, problem, None, status, steps, drift)
     return Path(run.times, core, problem, frames, status, steps, drift, factors, run)
