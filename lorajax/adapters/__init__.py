@@ -14,7 +14,7 @@ in bfloat16 with adapters in float32 (their default) is the path for mixed preci
 |---|---|
 | `layouts` | how the kernel of each kind of layer is read as a matrix |
 | `layers` | what adapters have in common, and the layer that carries them |
-| `kinds` | LoRA with rsLoRA and DoRA, AdaLoRA, Tucker; one file a kind |
+| `kinds` | LoRA with rsLoRA and DoRA, AdaLoRA, Tucker, (IA)³, Propulsion; one file a kind |
 | `surgery`, `paths` | adapt, activate, merge, remove, trainable; path patterns |
 | `starts` | filling a layer from any of `lorajax.initializers` |
 | `gradients`, `moments` | streamed gradients and inputs |
@@ -29,10 +29,14 @@ from lorajax.adapters.checkpoints import load_checkpoint, save_checkpoint
 from lorajax.adapters.gradients import Gradient, gradients
 from lorajax.adapters.intruders import Intruder, Intruders, intruders
 from lorajax.adapters.kinds import (
+    IA3,
     AdaLoRA,
     AdaLoRASpec,
+    IA3Spec,
     LoRA,
     LoRASpec,
+    Propulsion,
+    PropulsionSpec,
     Spec,
     Tucker,
     TuckerSpec,
@@ -70,10 +74,14 @@ __all__ = [
     "Description",
     "Frozen",
     "Gradient",
+    "IA3",
+    "IA3Spec",
     "Intruder",
     "Intruders",
     "LoRA",
     "LoRASpec",
+    "Propulsion",
+    "PropulsionSpec",
     "RankBudget",
     "PeftLayer",
     "PeftMethod",
