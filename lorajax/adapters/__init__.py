@@ -19,6 +19,7 @@ in bfloat16 with adapters in float32 (their default) is the path for mixed preci
 | `starts` | filling a layer from any of `lorajax.initializers` |
 | `gradients`, `moments` | streamed gradients and inputs |
 | `selection`, `whitening` | ranks from the gradients, whitened by the inputs or not |
+| `guidance` | base + γ (adapted − base), of outputs and of weights |
 | `linearization` | a model in the NTK regime, for `optima.certify` |
 | `budget`, `optimizers` | AdaLoRA's budget; LoRA+ and ALLoRA for optax |
 | `peft`, `checkpoints` | PEFT's files; full state through orbax |
@@ -27,6 +28,7 @@ in bfloat16 with adapters in float32 (their default) is the path for mixed preci
 from lorajax.adapters.budget import RankBudget, cubic_budget, orthogonality
 from lorajax.adapters.checkpoints import load_checkpoint, save_checkpoint
 from lorajax.adapters.gradients import Gradient, gradients
+from lorajax.adapters.guidance import guided, guided_weights
 from lorajax.adapters.intruders import Intruder, Intruders, intruders
 from lorajax.adapters.kinds import (
     IA3,
@@ -101,6 +103,8 @@ __all__ = [
     "describe",
     "effective_kernel",
     "gradients",
+    "guided",
+    "guided_weights",
     "input_moments",
     "intruders",
     "kernel_of",

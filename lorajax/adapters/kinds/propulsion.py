@@ -18,12 +18,12 @@ class Propulsion(IA3):
       power: k, which multiplies the first step of a scale by as much.
       options: as for `IA3`.
 
-    Source: Propulsion (arXiv:2409.10927), recalled by theory section 9.
+    Source: Propulsion, theory section 9 (recalled); the default power is this toolkit's.
     """
 
     peft = None
 
-    def __init__(self, change: Array, *, power: int = 15, **options: Any):
+    def __init__(self, change: Array, *, power: int = 4, **options: Any):
         self.power = int(power)
         super().__init__(change, **options)
 
@@ -48,7 +48,7 @@ class PropulsionSpec(IA3Spec):
 
     name = "propulsion"
 
-    power: int = 15
+    power: int = 4
 
     def build(self, site: Site) -> Propulsion:
         """The Propulsion adapter of one layer."""
