@@ -14,11 +14,12 @@ in bfloat16 with adapters in float32 (their default) is the path for mixed preci
 |---|---|
 | `layouts` | how the kernel of each kind of layer is read as a matrix |
 | `layers` | what adapters have in common, and the layer that carries them |
-| `kinds` | LoRA with rsLoRA and DoRA, AdaLoRA, Tucker; one file a kind |
+| `kinds` | LoRA with rsLoRA and DoRA, AdaLoRA, Tucker, (IA)³, Propulsion; one file a kind |
 | `surgery`, `paths` | adapt, activate, merge, remove, trainable; path patterns |
 | `starts` | filling a layer from any of `lorajax.initializers` |
 | `gradients`, `moments` | streamed gradients and inputs |
 | `selection`, `whitening` | ranks from the gradients, whitened by the inputs or not |
+| `guidance` | base + γ (adapted − base), of outputs and of weights |
 | `linearization` | a model in the NTK regime, for `optima.certify` |
 | `budget`, `optimizers` | AdaLoRA's budget; LoRA+ and ALLoRA for optax |
 | `peft`, `checkpoints` | PEFT's files; full state through orbax |
@@ -27,12 +28,17 @@ in bfloat16 with adapters in float32 (their default) is the path for mixed preci
 from lorajax.adapters.budget import RankBudget, cubic_budget, orthogonality
 from lorajax.adapters.checkpoints import load_checkpoint, save_checkpoint
 from lorajax.adapters.gradients import Gradient, gradients
+from lorajax.adapters.guidance import guided, guided_weights
 from lorajax.adapters.intruders import Intruder, Intruders, intruders
 from lorajax.adapters.kinds import (
+    IA3,
     AdaLoRA,
     AdaLoRASpec,
+    IA3Spec,
     LoRA,
     LoRASpec,
+    Propulsion,
+    PropulsionSpec,
     Spec,
     Tucker,
     TuckerSpec,
@@ -70,10 +76,14 @@ __all__ = [
     "Description",
     "Frozen",
     "Gradient",
+    "IA3",
+    "IA3Spec",
     "Intruder",
     "Intruders",
     "LoRA",
     "LoRASpec",
+    "Propulsion",
+    "PropulsionSpec",
     "RankBudget",
     "PeftLayer",
     "PeftMethod",
@@ -93,6 +103,8 @@ __all__ = [
     "describe",
     "effective_kernel",
     "gradients",
+    "guided",
+    "guided_weights",
     "input_moments",
     "intruders",
     "kernel_of",

@@ -127,6 +127,11 @@ class Adapter(nnx.Module):
     def update(self, base: nnx.Module) -> Array:
         """The change of the base's kernel, in the kernel's shape and the adapter's dtype."""
 
+    def bias_update(self, base: nnx.Module) -> Array | None:
+        """The change of the base's bias, which merging needs; None for a kind that leaves it."""
+        del base
+        return None
+
     def __call__(self, base: nnx.Module, x: Array, y: Array, out_sharding: Any = None) -> Array:
         """What is added to the base's output `y` at the input `x`, in the adapter's dtype."""
         del y
@@ -225,6 +230,24 @@ def effective_kernel(layer: Adapted) -> Array:
     if total is None:
         return kernel
     return _rounded_sum(kernel, total)
+
+
+def effective_bias(layer: Adapted) -> Array | None:
+    """The bias that a layer, not merged, acts with; None where no active adapter changes it.
+
+    Args:
+      layer: an adapted layer.
+
+    Returns:
+      `b + Σ weight · change`, computed in the adapters' dtype and rounded once.
+    """
+    total = None
+    for name, weight in layer.active:
+        change = layer.adapters[name].bias_update(layer.base)
+        if change is not None:
+            change = weight * change
+            total = change if total is None else total + change.astype(total.dtype)
+    return None if total is None else _rounded_sum(layer.base.bias[...], total)
 
 
 def _rounded_sum(x: Array, change: Array) -> Array:

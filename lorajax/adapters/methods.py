@@ -37,10 +37,12 @@ class PeftMethod(abc.ABC):
     Attributes:
       type: PEFT's `peft_type`.
       suffixes: names of its tensors behind that of the module, without ".weight".
+      omitted: fields of every configuration here that PEFT's of this kind does not have.
     """
 
     type: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]]
+    omitted: ClassVar[tuple[str, ...]] = ()
 
     def refusal(self, base: nnx.Module, axes: Axes | None = None) -> str | None:
         """Why PEFT's adapter of a layer would be another one: for writing and for reading.

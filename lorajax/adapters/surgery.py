@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from lorajax.adapters import paths
 from lorajax.adapters.kinds import Kind, Spec, target_spec
-from lorajax.adapters.layers import Adapted, Adapter, effective_kernel
+from lorajax.adapters.layers import Adapted, Adapter, effective_bias, effective_kernel
 from lorajax.adapters.layouts import kernel_variable
 from lorajax.adapters.starts import Site
 from lorajax.environment.judging import judged
@@ -278,6 +278,8 @@ def merge(model: nnx.Module) -> Any:
     def edit(layer: Adapted) -> Adapted:
         merged = nnx.clone(layer.base)
         kernel_variable(merged).set_value(effective_kernel(layer))
+        if (bias := effective_bias(layer)) is not None:
+            merged.bias.set_value(bias)
         layer.unmerged, layer.base = layer.base, merged
         return layer
 

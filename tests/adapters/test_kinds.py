@@ -15,27 +15,27 @@ KEY = jax.random.key(0, impl="rbg")
 
 
 class ScalingMethod(adapters.PeftMethod):
-    """PEFT's IA3, which multiplies a layer's outputs."""
+    """A method like PEFT's IA3, under a type of its own."""
 
-    type, suffixes = "IA3", ("ia3_l",)
+    type, suffixes = "SCALING", ("scale",)
 
     def refusal(self, base, axes=None):
         if getattr(base, "bias", None) is not None:
-            return "has a bias, which PEFT's IA3 scales along"
+            return "has a bias, which that method scales along"
         return super().refusal(base, axes)
 
     def write(self, torch, base, adapter):
         scale = 1 + adapter.scaling * np.asarray(adapter.change[...], np.float32)
-        return adapters.PeftLayer({"ia3_l": scale[:, None]})
+        return adapters.PeftLayer({"scale": scale[:, None]})
 
     def config(self, modules, adapters):
         return modules, {"feedforward_modules": []}
 
     def read(self, torch, base, parts, config, *, offset, dtype):
         methods.check_shape(
-            torch.module, "ia3_l", parts["ia3_l"], (adapters.layout(base).shape[1], 1)
+            torch.module, "scale", parts["scale"], (adapters.layout(base).shape[1], 1)
         )
-        return Scaling(jnp.asarray(parts["ia3_l"][:, 0] - 1, dtype), start="peft", attends=False)
+        return Scaling(jnp.asarray(parts["scale"][:, 0] - 1, dtype), start="peft", attends=False)
 
 
 class Scaling(adapters.Adapter):
@@ -140,7 +140,7 @@ def test_it_declares_how_peft_holds_it(tmp_path):
     x = inputs_of(model[0], (3, 6))
     np.testing.assert_allclose(again[0](x), 1.5 * model[0](x), atol=1e-5)
     biased = adapters.adapt(model, "1", kind="scaling", key=KEY)
-    with pytest.raises(ValueError, match="of '1': it has a bias, which PEFT's IA3"):
+    with pytest.raises(ValueError, match="of '1': it has a bias, which that method"):
         adapters.save_peft(biased, tmp_path / "b")
 
     class Undeclared(Scaling):

@@ -52,6 +52,9 @@ CASES = {
         "adalora": peft.AdaLoraConfig(
             init_r=4, target_r=2, total_step=10, lora_alpha=8, target_modules=["query", "value"]
         ),
+        "ia3": peft.IA3Config(
+            target_modules=["key", "value", "output.dense"], feedforward_modules=["output.dense"]
+        ),
     },
     "vit": {
         "lora": peft.LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj"]),

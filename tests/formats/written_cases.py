@@ -23,6 +23,10 @@ CASES = {
         "recentered": ("**/query", {"rank": 2, "start": "small", "recenter": True}),
         "embedding": (["**/word_embeddings", "classifier"], {"rank": 3, "alpha": 6.0}),
         "adalora": ({"**/query": 4, "**/value": 2}, {"kind": "adalora", "alpha": 6.0}),
+        "ia3": (
+            {"**/key": {}, "**/value": {}, "**/output/dense": {"side": "inputs"}},
+            {"kind": "ia3", "rank": None},
+        ),
     },
     "vit": {
         "conv": ({"**/projection": 2, "**/fc1": 4}, {"alpha": 3.0}),
@@ -38,7 +42,8 @@ def make(family, case):
     """The adapted model of a case, with every adapter leaf away from its start."""
     targets, options = CASES[family][case]
     model = tiny_models.load(FIXTURES / family)
-    adapted = adapters.adapt(model, targets, key=jax.random.key(1), **{"rank": 8} | options)
+    options = {name: x for name, x in ({"rank": 8} | options).items() if x is not None}
+    adapted = adapters.adapt(model, targets, key=jax.random.key(1), **options)
     graphdef, params, rest = nnx.split(adapted, nnx.LoRAParam, ...)
     draw = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + jnp.asarray(draw.normal(size=x.shape) / 4, x.dtype), params)

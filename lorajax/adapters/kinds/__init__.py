@@ -8,7 +8,9 @@ import pkgutil
 
 from lorajax.adapters.kinds.adalora import AdaLoRA, AdaLoRASpec
 from lorajax.adapters.kinds.base import Kind, Spec, axes_of, kinds, target_spec
+from lorajax.adapters.kinds.ia3 import IA3, IA3Spec
 from lorajax.adapters.kinds.lora import LoRA, LoRASpec, LowRankSpec
+from lorajax.adapters.kinds.propulsion import Propulsion, PropulsionSpec
 from lorajax.adapters.kinds.tucker import Tucker, TuckerSpec
 
 for _file in pkgutil.iter_modules(__path__):
@@ -17,10 +19,14 @@ for _file in pkgutil.iter_modules(__path__):
 __all__ = [
     "AdaLoRA",
     "AdaLoRASpec",
+    "IA3",
+    "IA3Spec",
     "Kind",
     "LoRA",
     "LoRASpec",
     "LowRankSpec",
+    "Propulsion",
+    "PropulsionSpec",
     "Spec",
     "Tucker",
     "TuckerSpec",

@@ -183,6 +183,8 @@ def _content(
         **fields,
         "target_modules": _targets(list(modules), every),
     }
+    for field in method.omitted:
+        del config[field]
     return config, tensors, metadata
 
 
