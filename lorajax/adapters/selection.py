@@ -183,11 +183,8 @@ def select_ranks(
         raise ValueError(f"max_rank is {max_rank}; it must be at least 1.")
     if budget is not None and budget < 0:
         raise ValueError(f"budget is {budget}; it must be at least 0.")
-    if chosen.whitens and iter(batches) is batches:
-        raise ValueError(
-            f"batches is an iterator, and rule {chosen.name!r} goes through them once more for the "
-            "inputs; give a list, or an object that can be gone through again."
-        )
+    if chosen.whitens:
+        _check_again(batches, chosen.name)
     found = estimate(
         model, loss, batches, targets, noise=chosen.noise, memory=memory, width=width, key=key
     )
@@ -196,16 +193,22 @@ def select_ranks(
         groups = moment_groups(found.layers, memory)
         passes += len(groups)
         estimates = whitened_estimates(model, loss, batches, targets, found.layers, groups)
-    selected = [
-        _selected(path, sizes[path], functools.partial(chosen, **options), each, found.samples)
-        for path, each in estimates
-    ]
+    rule = functools.partial(chosen, **options)
+    selected = [_selected(path, sizes[path], rule, each, found.samples) for path, each in estimates]
     if max_rank is not None:
         selected = [each._replace(rank=min(each.rank, max_rank)) for each in selected]
     if budget is not None:
         selected = _within(selected, budget)
     gradients = {path: each.mean for path, each in found.layers.items()}
     return Selection(tuple(selected), chosen.name, found.samples, passes, gradients)
+
+
+def _check_again(batches: Any, rule: str) -> None:
+    if iter(batches) is batches:
+        raise ValueError(
+            f"batches is an iterator, and rule {rule!r} goes through them once more for the "
+            "inputs; give a list, or an object that can be gone through again."
+        )
 
 
 def _selected(

@@ -90,7 +90,7 @@ def first_step(run: Run, exponent: float = 2.0) -> Evidence:
     slopes = [_slope(np.log(ranks), np.log(m), b / m)[0] for m, b in zip(mean, bars, strict=True)]
     return Evidence(
         measured={"exponents": slopes, "standard_errors_off": float(off.max())},
-        predicted={"exponents": [1 - exponent * gamma for gamma in GAMMAS]},
+        predicted={"exponents": [_slope(np.log(ranks), np.log(each), 0 * each)[0] for each in law]},
         error=float(off.max()),
         # The three multipliers share their draws, hence the number of ranks.
         tolerance=standard_errors(len(ranks), draws - 1),
