@@ -55,15 +55,14 @@ def _run(args: argparse.Namespace) -> int:
         recipe = training.recipe(args, len(begun.data.train), task.unit, begun.rates)
         finetune.order_of(begun.data.train, recipe)
         finetune.check_metrics(task, args.metric)
-        if args.linearized is not None:
-            finetune.check_linear(task)
+        outcomes.check_linearized(args, task)
         sharding.check_batch(recipe.batch_size, recipe.accumulate, args.devices)
         rank = None if args.rank == "auto" else int(args.rank)
         if lora:
             finetune.targets_of(begun.model, args.targets, args.also, rank)
     planning.recompute(args, begun.model)
-    model, wrt, gradients, heads = finetuning.fitted(args, begun), nnx.Param, None, ()
-    base = model
+    base = finetuning.fitted(args, begun)
+    model, wrt, gradients, heads = base, nnx.Param, None, ()
     if lora:
         model, wrt, heads, gradients = finetune.prepare(
             base,
@@ -84,11 +83,7 @@ def _run(args: argparse.Namespace) -> int:
     else:
         model.train()
     trainer = finetune.Trainer(model, wrt, task, recipe, mesh=mesh, layout=args.layout)
-    print(
-        f"{trainer.parameters:,} parameters train, the model has {begun.parameters:,} of its own; "
-        f"{recipe.steps} steps of {recipe.batch_size} {task.unit}",
-        flush=True,
-    )
+    outcomes.announce(begun, trainer)
     sheet = outcomes.sheet(begun, trainer, folder)
     store = Checkpoints(folder / "checkpoints", training.settings(args))
     with store, Lines(recipe, task.unit) as lines, outcomes.going_on(args.out) as stop:
@@ -103,13 +98,14 @@ def _run(args: argparse.Namespace) -> int:
             test_batch=2 * at_once,
             stop=stop,
         )
-    judged = finetune.judge(trainer, found.state, begun.data.test, args.metric, 2 * at_once)
-    found.history["metrics"] = judged
+    found.history["metrics"] = finetune.judge(
+        trainer, found.state, begun.data.test, args.metric, 2 * at_once
+    )
     tuned = trainer.model(found.state)
     written = outcomes.write(args, folder, tuned, found.history, heads)
     intruders = outcomes.report(begun, trainer, tuned, found.history)
-    linear = outcomes.linearized(args, begun, base, tuned)
-    explained = outcomes.explained(trainer, tuned, found.history, gradients, intruders)
-    written += outcomes.explain(args, begun, trainer, found.history, explained, linear)
+    written += outcomes.explain(
+        args, begun, trainer, found.history, base, tuned, gradients, intruders
+    )
     print(f"Written to {folder}: {', '.join([*sheet, *written])}")
     return 0

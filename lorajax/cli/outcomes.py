@@ -53,6 +53,16 @@ def going_on(out: str) -> Iterator[Stop]:
             ) from None
 
 
+def announce(begun: Begun, trainer: Any) -> None:
+    """Says what is about to train, and for how long."""
+    recipe = trainer.recipe
+    print(
+        f"{trainer.parameters:,} parameters train, the model has {begun.parameters:,} of its own; "
+        f"{recipe.steps} steps of {recipe.batch_size} {trainer.task.unit}",
+        flush=True,
+    )
+
+
 def sheet(begun: Begun, trainer: Any, folder: Path) -> list[str]:
     """Writes the first batch of images as the model sees it; the file's name, none for texts."""
     from lorajax import finetune, plots, tasks
@@ -134,6 +144,17 @@ def explained(
     return [each._asdict() for each in found]
 
 
+def check_linearized(args: argparse.Namespace, task: Any) -> None:
+    """Raises ValueError where --linearized asks what the task does not offer."""
+    from lorajax import finetune
+
+    if args.linearized is not None:
+        try:
+            finetune.check_linear(task)
+        except ValueError as error:
+            raise ValueError(f"--linearized is {args.linearized}, but {error}") from error
+
+
 def linearized(args: argparse.Namespace, begun: Begun, base: Any, tuned: Any) -> Any:
     """What the linearized model would have reached, where it is asked for; says so."""
     from lorajax import finetune
@@ -170,8 +191,10 @@ def explain(
     begun: Begun,
     trainer: Any,
     history: dict[str, Any],
-    layers: list[dict[str, Any]],
-    linear: Any,
+    base: Any,
+    tuned: Any,
+    gradients: Any,
+    intruders: Any,
 ) -> list[str]:
     """Writes `run.json` and `report.html`; their names."""
     from lorajax import environment, finetune
@@ -206,8 +229,8 @@ def explain(
             "why": finetune.why_no_law(trainer.recipe),
             "caveats": finetune.caveats(trainer.recipe, trainer.task),
         },
-        "layers": layers,
-        "linearized": linear,
+        "layers": explained(trainer, tuned, history, gradients, intruders),
+        "linearized": linearized(args, begun, base, tuned),
     }
     run = _plain(run)
     folder = Path(args.out)

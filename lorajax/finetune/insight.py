@@ -81,7 +81,7 @@ BREAKS = {
     "riemannian": "the gradient is divided by the other factor's Gram matrix, then by Adam's sizes",
     "reflora": "the factors are rebalanced in every step, and Adam divides by running sizes",
     "lora-rite": "steps are divided by running sizes in the factors' own basis",
-    "muon": "momentum's singular values are replaced by 1, of the matrices, and Adam takes the rest",
+    "muon": "the singular values of each matrix's momentum are replaced by 1",
     "spectral": "the gradient's singular values are replaced by 1",
 }
 
@@ -109,9 +109,9 @@ def caveats(recipe: Recipe, task: Task) -> list[str]:
     """What a run does that the law of early descent, where it speaks, leaves out; in words."""
     found = ["the gradient is that of a part of the training data, and of its mean"]
     if smoothing := getattr(task, "smoothing", 0):
-        found.append(f"training smooths labels by {smoothing:g}, the gradient's loss does not")
+        found.append(f"training smooths classes by {smoothing:g}, the gradient's loss does not")
     if getattr(task, "augment", "none") != "none":
-        found.append("training augments images")
+        found.append("training augments the samples")
     if recipe.batch_size:
         found.append(f"steps take batches of {recipe.batch_size}")
     found.append("the head and what else trains in full move the gradient as well")
@@ -192,7 +192,9 @@ def insights(
 
 
 def _rates(recipe: Recipe) -> Array:
-    return jnp.broadcast_to(recipe.rate()(jnp.arange(recipe.steps)), (recipe.steps,))
+    return jnp.broadcast_to(
+        recipe.rate()(jnp.arange(recipe.steps, dtype=jnp.float32)), (recipe.steps,)
+    )
 
 
 def _factors(adapter: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from flax import nnx
 from lorajax import adapters, data, optima
 from lorajax.environment.judging import POSITIVE, at_least, judged
 from lorajax.optima.certificate import singular_values
-from lorajax.tasks import Images, Task
+from lorajax.tasks import Asks, Task
 
 TOLERANCE = 1e-2
 """Gap at which the solver rests, relative to the loss before training."""
@@ -20,18 +20,18 @@ STEPS = 160
 
 @judged
 def check_linear(task: Task) -> None:
-    """Raises ValueError for a task whose model gives no scores of classes.
+    """Raises ValueError for a task whose model does not give each sample one score a class.
 
     Args:
       task: what a batch means.
 
     Raises:
-      ValueError: for a task other than `tasks.Images`.
+      ValueError: for a task without `asked`.
     """
-    if not isinstance(task, Images):
+    if not isinstance(task, Asks):
         raise ValueError(
-            f"task is {type(task).__name__}; the linearized model is that of Images, with one "
-            "class each."
+            f"task is {type(task).__name__}; the linearized model needs one that offers `asked`, "
+            "an input and a class for each sample."
         )
 
 
@@ -52,7 +52,7 @@ def linear_optimum(
     Args:
       model: before `adapt`, its head fitted, as the run began. It is not changed.
       tuned: the adapted model after training, whose update is judged by the same problem.
-      task: `tasks.Images`; labels are not smoothed and images not augmented.
+      task: one that offers `tasks.Asks`; classes are not smoothed and samples not augmented.
       train: whose first samples the loss is of.
       test: whose first samples are predicted.
       decay: w, of LoRA's factors: (w/2)(‖A‖² + ‖B‖²) is what w‖X‖_* stands for.
@@ -73,17 +73,19 @@ def linear_optimum(
     network is from its linearization: compare `run_loss` with the run's own training loss.
     """
     check_linear(task)
+    assert isinstance(task, Asks)
+    asked, prepare = task.asked, task.prepare
     frozen = nnx.clone(model)
     frozen.eval()
     updates = adapters.updates_of(tuned)
 
     def problem(table: data.Table) -> Any:
         rows = table[np.arange(min(samples, len(table)))]
-        batch = task.prepare({name: jnp.asarray(column) for name, column in rows.items()})
-        pixels = batch["pixels"].astype(jnp.float32)
-        classes = frozen(pixels[:1]).shape[-1]
-        targets = jax.nn.one_hot(batch["labels"], classes, dtype=jnp.float32)
-        return adapters.linearized(frozen, pixels, targets, list(updates))
+        inputs, right = asked(prepare({name: jnp.asarray(x) for name, x in rows.items()}))
+        inputs = inputs.astype(jnp.float32)
+        classes = frozen(inputs[:1]).shape[-1]
+        targets = jax.nn.one_hot(right, classes, dtype=jnp.float32)
+        return adapters.linearized(frozen, inputs, targets, list(updates))
 
     fit, held = problem(train), problem(test)
     found = optima.minimize(fit, decay, tolerance=TOLERANCE, max_steps=max_steps)

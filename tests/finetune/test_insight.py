@@ -107,7 +107,7 @@ def test_momentum_and_clipping_are_named():
 def test_caveats_name_smoothing_and_augmentation():
     task = tasks.Images.of(CONFIG, smoothing=0.1, augment="flip")
     said = " ".join(finetune.caveats(finetune.Recipe(STEPS), task))
-    assert "smooths labels by 0.1" in said and "augments" in said
+    assert "smooths classes by 0.1" in said and "augments" in said
     assert "smooths" not in " ".join(finetune.caveats(finetune.Recipe(STEPS), TASK))
 
 
