@@ -136,6 +136,50 @@ def test_results_are_written(finished, folder):
         assert (finished / name).read_bytes().startswith(b"\x89PNG")
 
 
+def strict(text):
+    """JSON without the numbers that only JavaScript's cousins have."""
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_a_run_is_explained(finished):
+    run = strict((finished / "run.json").read_text())
+    history = json.loads((finished / "history.json").read_text())
+    assert run["results"] == {
+        "loss": history["test_loss"][-1],
+        "accuracy": history["test_accuracy"][-1],
+    }
+    assert [layer["path"] for layer in run["layers"]] == history["layers"]
+    last = history["probes"]["singular_values"][-1]
+    for layer, values in zip(run["layers"], last, strict=True):
+        assert layer["learned"] == pytest.approx(values, rel=1e-3, abs=1e-6)
+        assert layer["rank"] == 2 and 1 <= layer["used"] <= 2 + 1e-6
+    assert "Adam" in run["law"]["why"] and run["linearized"] is None
+    assert run["command"].startswith("lorajax finetune --data ")
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert "Measured only: Adam" in page and f"{100 * run['results']['accuracy']:.2f} %" in page
+    for layer in run["layers"]:
+        assert f'id="layer-{layer["path"]}"' in page
+
+
+def test_runs_are_compared(finished, folder, tmp_path, capsys):
+    """Plain descent, with its law and its linearized model, beside the default optimizer."""
+    out = tmp_path / "sgd"
+    changed = ["--optimizer", "sgd", "--learning-rate", "0.1", "--linearized", "0.05"]
+    assert main([*fast(folder, out), *changed, "--targets", "**/mlp/*"]) == 0
+    assert "Linearized at its start, with decay 0.05" in capsys.readouterr().out
+    run = strict((out / "run.json").read_text())
+    assert run["law"]["why"] == "" and len(run["layers"][0]["predicted"]) == 5
+    assert run["linearized"]["decay"] == 0.05 and run["linearized"]["gap"] >= 0
+    assert "What the linearized model would have reached" in (out / "report.html").read_text()
+    assert main(["compare", str(finished), str(out), "--out", str(tmp_path / "c")]) == 0
+    printed = capsys.readouterr().out
+    assert "B: " in printed and "optimizer sgd" in printed and "too few runs" in printed
+
+
 def test_the_adapter_is_a_peft_adapter_that_loads_again(finished, folder):
     config = json.loads((finished / "adapter" / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA" and config["r"] == 2
@@ -233,6 +277,8 @@ def test_rank_prints_a_table_and_writes_it(folder, tmp_path, capsys):
         (["rank", "--seed", "9" * 20], "it must be at least 0 and at most 2,147,483,647"),
         (["finetune", "--method", "full", "--beside", "2"], "--beside is 2.0 with --method full"),
         (["finetune", "--beside", "0"], "--beside is 0.0"),
+        (["finetune", "--linearized", "0"], "--linearized is 0.0; it must be positive"),
+        (["finetune", "--method", "full", "--linearized"], "--linearized is 0.001 with --method"),
         (["finetune", "--budget", "0"], "--budget is 0.0"),
         (["finetune", "--hold-out", "100"], "--hold-out is 100.0"),
         (["rank", "--rule", "c_over_n"], "needs --constant C"),

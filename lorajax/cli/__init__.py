@@ -13,7 +13,17 @@ from collections.abc import Sequence
 from lorajax import __version__
 from lorajax.cli.interrupts import interruptible
 
-COMMANDS = ("validate", "claims", "spectra", "sweep", "plot", "finetune", "rank", "doctor")
+COMMANDS = (
+    "validate",
+    "claims",
+    "spectra",
+    "sweep",
+    "plot",
+    "finetune",
+    "compare",
+    "rank",
+    "doctor",
+)
 
 DESCRIPTION = """\
 The theory of low-rank adaptation (LoRA), made executable: simulate its training dynamics, hold the
@@ -76,6 +86,7 @@ def _main(argv: Sequence[str] | None) -> int:
         args = build_parser().parse_args(argv)
         if args.command is None:
             raise ValueError("no command is given; `lorajax --help` lists them.")
+        args.given = ["lorajax", *argv]
         return args.run(args)
     except ValueError as error:
         print(f"lorajax: error: {error}", file=sys.stderr)

@@ -2,9 +2,10 @@
 
 While it trains, the theory's quantities are recorded in every layer: the spectrum of the update,
 the factors' norm, their alignment with the gradient's top direction, and their imbalance. Results
-are curves.png, probes.png, history.json and the adapter in PEFT's format; samples.png shows the
-first batch of images as the model sees it. A run that was interrupted goes on where it was when the
-same command is given again with --resume.
+are report.html, which explains the run with the source of every number (run.json has them), and
+curves.png, probes.png, history.json and the adapter in PEFT's format; samples.png shows the first
+batch of images as the model sees it. `lorajax compare` puts several runs side by side. A run that
+was interrupted goes on where it was when the same command is given again with --resume.
 """
 
 import argparse
@@ -54,15 +55,17 @@ def _run(args: argparse.Namespace) -> int:
         recipe = training.recipe(args, len(begun.data.train), task.unit, begun.rates)
         finetune.order_of(begun.data.train, recipe)
         finetune.check_metrics(task, args.metric)
+        outcomes.check_linearized(args, task)
         sharding.check_batch(recipe.batch_size, recipe.accumulate, args.devices)
         rank = None if args.rank == "auto" else int(args.rank)
         if lora:
             finetune.targets_of(begun.model, args.targets, args.also, rank)
     planning.recompute(args, begun.model)
-    model, wrt, gradients, heads = finetuning.fitted(args, begun), nnx.Param, None, ()
+    base = finetuning.fitted(args, begun)
+    model, wrt, gradients, heads = base, nnx.Param, None, ()
     if lora:
         model, wrt, heads, gradients = finetune.prepare(
-            model,
+            base,
             task,
             begun.data.train,
             key=jax.random.key(args.seed),
@@ -80,11 +83,7 @@ def _run(args: argparse.Namespace) -> int:
     else:
         model.train()
     trainer = finetune.Trainer(model, wrt, task, recipe, mesh=mesh, layout=args.layout)
-    print(
-        f"{trainer.parameters:,} parameters train, the model has {begun.parameters:,} of its own; "
-        f"{recipe.steps} steps of {recipe.batch_size} {task.unit}",
-        flush=True,
-    )
+    outcomes.announce(begun, trainer)
     sheet = outcomes.sheet(begun, trainer, folder)
     store = Checkpoints(folder / "checkpoints", training.settings(args))
     with store, Lines(recipe, task.unit) as lines, outcomes.going_on(args.out) as stop:
@@ -99,10 +98,14 @@ def _run(args: argparse.Namespace) -> int:
             test_batch=2 * at_once,
             stop=stop,
         )
-    judged = finetune.judge(trainer, found.state, begun.data.test, args.metric, 2 * at_once)
-    found.history["metrics"] = judged
+    found.history["metrics"] = finetune.judge(
+        trainer, found.state, begun.data.test, args.metric, 2 * at_once
+    )
     tuned = trainer.model(found.state)
     written = outcomes.write(args, folder, tuned, found.history, heads)
-    outcomes.report(begun, trainer, tuned, found.history)
+    intruders = outcomes.report(begun, trainer, tuned, found.history)
+    written += outcomes.explain(
+        args, begun, trainer, found.history, base, tuned, gradients, intruders
+    )
     print(f"Written to {folder}: {', '.join([*sheet, *written])}")
     return 0

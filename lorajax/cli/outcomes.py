@@ -2,7 +2,10 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
+import math
+import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +53,16 @@ def going_on(out: str) -> Iterator[Stop]:
             ) from None
 
 
+def announce(begun: Begun, trainer: Any) -> None:
+    """Says what is about to train, and for how long."""
+    recipe = trainer.recipe
+    print(
+        f"{trainer.parameters:,} parameters train, the model has {begun.parameters:,} of its own; "
+        f"{recipe.steps} steps of {recipe.batch_size} {trainer.task.unit}",
+        flush=True,
+    )
+
+
 def sheet(begun: Begun, trainer: Any, folder: Path) -> list[str]:
     """Writes the first batch of images as the model sees it; the file's name, none for texts."""
     from lorajax import finetune, plots, tasks
@@ -66,12 +79,16 @@ def sheet(begun: Begun, trainer: Any, folder: Path) -> list[str]:
     return ["samples.png"]
 
 
-def report(begun: Begun, trainer: Any, tuned: Any, history: dict[str, Any]) -> None:
-    """Prints how a run ended."""
+def _per_second(trainer: Any, history: dict[str, Any]) -> float:
+    return trainer.recipe.batch_size * len(history["step"]) / max(history["seconds"], 1e-9)
+
+
+def report(begun: Begun, trainer: Any, tuned: Any, history: dict[str, Any]) -> Any:
+    """Prints how a run ended; its updates against their thresholds, None without adapters."""
     from lorajax import adapters, finetune
 
     last = {name: history[f"test_{name}"][-1] for name in ("loss", "accuracy")}
-    rate = trainer.recipe.batch_size * len(history["step"]) / max(history["seconds"], 1e-9)
+    rate = _per_second(trainer, history)
     print(
         f"\n{begun.kind} loss {last['loss']:.4f}, {begun.kind} accuracy "
         f"{100 * last['accuracy']:.2f} %; {trainer.parameters:,} trainable parameters "
@@ -86,8 +103,11 @@ def report(begun: Begun, trainer: Any, tuned: Any, history: dict[str, Any]) -> N
             f"stable rank of the updates: {stable.mean():.2f} on average, {stable.max():.2f} at "
             "most"
         )
-    if adapters.layers(tuned):
-        print(f"\nUpdates against the thresholds of their weights:\n{adapters.intruders(tuned)}")
+    if not adapters.layers(tuned):
+        return None
+    intruders = adapters.intruders(tuned)
+    print(f"\nUpdates against the thresholds of their weights:\n{intruders}")
+    return intruders
 
 
 def write(
@@ -109,3 +129,111 @@ def write(
     if why := bridge.save_adapter(tuned, folder / "adapter", args.model, heads):
         print(f"adapter/ has this package's names, for {why}")
     return ["curves.png", "history.json", "adapter", "probes.png"]
+
+
+def explained(
+    trainer: Any, tuned: Any, history: dict[str, Any], gradients: Any, intruders: Any
+) -> list[dict[str, Any]]:
+    """What each adapted layer shows, as plain numbers; none without adapters."""
+    from lorajax import finetune
+
+    if intruders is None:
+        return []
+    start, recipe = trainer.model(trainer.init()), trainer.recipe
+    found = finetune.insights(start, tuned, history, recipe, gradients, intruders)
+    return [each._asdict() for each in found]
+
+
+def check_linearized(args: argparse.Namespace, task: Any) -> None:
+    """Raises ValueError where --linearized asks what the task does not offer."""
+    from lorajax import finetune
+
+    if args.linearized is not None:
+        try:
+            finetune.check_linear(task)
+        except ValueError as error:
+            raise ValueError(f"--linearized is {args.linearized}, but {error}") from error
+
+
+def linearized(args: argparse.Namespace, begun: Begun, base: Any, tuned: Any) -> Any:
+    """What the linearized model would have reached, where it is asked for; says so."""
+    from lorajax import finetune
+
+    if args.linearized is None:
+        return None
+    found = finetune.linear_optimum(
+        base, tuned, begun.plain, begun.data.train, begun.data.test, decay=args.linearized
+    )
+    print(
+        f"\nLinearized at its start, with decay {found['decay']:g}, the model would have reached "
+        f"{begun.kind} accuracy {100 * found['test_accuracy']:.2f} % ({found['samples']} samples; "
+        f"objective {found['objective']:.4g}, within {found['gap']:.2g} of the global minimum)"
+    )
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A value as strict JSON has it: what is no finite number is null."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _again(given: list[str]) -> str:
+    """The command that repeats a run."""
+    return shlex.join(word for word in given if word != "--resume")
+
+
+def explain(
+    args: argparse.Namespace,
+    begun: Begun,
+    trainer: Any,
+    history: dict[str, Any],
+    base: Any,
+    tuned: Any,
+    gradients: Any,
+    intruders: Any,
+) -> list[str]:
+    """Writes `run.json` and `report.html`; their names."""
+    from lorajax import environment, finetune
+    from lorajax.cli import training
+    from lorajax.environment import files
+    from lorajax.report import runs
+
+    last = {name: history[f"test_{name}"][-1] for name in ("loss", "accuracy")}
+    run = {
+        "schema": runs.SCHEMA,
+        "environment": environment.versions(),
+        "command": _again(args.given),
+        "settings": training.settings(args),
+        "model": {
+            "name": Path(args.model).name,
+            "kind": type(begun.model).__name__,
+            "parameters": begun.parameters,
+            "trained": trainer.parameters,
+        },
+        "data": {
+            "name": begun.data.name,
+            "kind": begun.kind,
+            "unit": trainer.task.unit,
+            "train": len(begun.data.train),
+            "test": len(begun.data.test),
+        },
+        "recipe": dataclasses.asdict(trainer.recipe),
+        "results": last | history["metrics"],
+        "seconds": history["seconds"],
+        "per_second": _per_second(trainer, history),
+        "law": {
+            "why": finetune.why_no_law(trainer.recipe),
+            "caveats": finetune.caveats(trainer.recipe, trainer.task),
+        },
+        "layers": explained(trainer, tuned, history, gradients, intruders),
+        "linearized": linearized(args, begun, base, tuned),
+    }
+    run = _plain(run)
+    folder = Path(args.out)
+    files.write(folder / "run.json", json.dumps(run, indent=1, allow_nan=False) + "\n")
+    files.write(folder / "report.html", runs.to_html(run, history))
+    return ["report.html", "run.json"]

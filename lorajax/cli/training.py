@@ -88,6 +88,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="to report at the end: accuracy, f1, matthews; of numbers: pearson, spearman",
     )
+    add(
+        "--linearized",
+        type=float,
+        nargs="?",
+        const=1e-3,
+        metavar="DECAY",
+        help="also find what the model linearized in its adapted kernels would have reached with "
+        "this decay of LoRA's factors (1e-3 if none is given), with a certificate; of images",
+    )
     add("--probes", type=int, default=30, metavar="N", help="looks at the quantities (default 30)")
     add("--checkpoints", type=int, default=5, metavar="N", help="saved on the way (default 5)")
     add("--resume", action="store_true", help="go on from the last checkpoint in --out")
@@ -99,7 +108,7 @@ def check(args: argparse.Namespace) -> None:
     finetuning.check(args)
     if args.rank != "auto" and not (args.rank.isdecimal() and 0 < int(args.rank) <= MOST):
         raise ValueError(f"--rank is {args.rank!r}; it must be 'auto' or an integer of at least 1.")
-    for name in ("scale", "beside", "alpha", "learning_rate"):
+    for name in ("scale", "beside", "alpha", "learning_rate", "linearized"):
         bounded(args, name, 0, above=True)
     bounded(args, "epochs", 0, 1e6, above=True)
     for name in ("batch_size", "accumulate", "probes", "checkpoints", "devices"):
@@ -113,6 +122,10 @@ def check(args: argparse.Namespace) -> None:
     if args.method == "full" and (args.beside is not None or args.optimizer in OF_PAIRS):
         given = f"--beside is {args.beside}" if args.beside else f"--optimizer is {args.optimizer}"
         raise ValueError(f"{given} with --method full; it goes with lora.")
+    if args.linearized is not None and args.method == "full":
+        raise ValueError(
+            f"--linearized is {args.linearized} with --method full; it goes with lora."
+        )
     decays = args.optimizer in ("adamw", "muon")
     if args.weight_decay and not decays and args.method == "lora":
         raise ValueError(
@@ -194,6 +207,7 @@ def looks(args: argparse.Namespace) -> Any:
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """What determines a run: every option but where it is written and how often it is looked at."""
-    skipped = {"out", "resume", "command", "run", "data_folder", "checkpoints"}
+    skipped = {"out", "resume", "command", "run", "given", "data_folder", "checkpoints"}
+    skipped |= {"linearized"}  # what is computed of a run that has ended
     skipped |= {"devices", "layout", "remat", "dry_run"}  # where it is computed, not what
     return {name: value for name, value in sorted(vars(args).items()) if name not in skipped}

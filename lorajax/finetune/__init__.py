@@ -11,11 +11,14 @@
 | `bridge` | ranks, starts and adapters as folders that PEFT trains on from |
 | `experiments`, `budgets`, `contest` | runs as lanes of a sweep; AdaLoRA; ways to choose ranks |
 | `probes`, `checkpoints` | the theory's quantities; full state through orbax |
+| `insight`, `linear` | a finished run explained; what its linearized model would have reached |
 | `claims` | what is claimed of a real network |
 """
 
 from lorajax.finetune.experiments import Run, interval, mask, picked, run_of
 from lorajax.finetune.footprints import Footprint, abstract_lora, footprint
+from lorajax.finetune.insight import Insight, caveats, insights, why_no_law
+from lorajax.finetune.linear import check_linear, linear_optimum
 from lorajax.finetune.probes import Probe, directions, measure, paths
 from lorajax.finetune.recipes import Recipe
 from lorajax.finetune.runs import (
@@ -41,6 +44,7 @@ from lorajax.finetune.transfer import Transfer, transfer
 
 __all__ = [
     "Footprint",
+    "Insight",
     "Looks",
     "Metrics",
     "Observer",
@@ -57,6 +61,8 @@ __all__ = [
     "Transfer",
     "abstract_lora",
     "adapt",
+    "caveats",
+    "check_linear",
     "check_metrics",
     "check_start",
     "directions",
@@ -65,8 +71,10 @@ __all__ = [
     "footprint",
     "gradients_of",
     "in_full",
+    "insights",
     "interval",
     "judge",
+    "linear_optimum",
     "mask",
     "measure",
     "moments_of",
@@ -79,6 +87,7 @@ __all__ = [
     "select_ranks",
     "stable_ranks",
     "targets_of",
+    "why_no_law",
     "widened",
     "transfer",
 ]

@@ -14,7 +14,7 @@ from lorajax.factors import Factors
 def early_descent(
     matrix: Float[Array, "m n"],
     start: Factors,
-    step: float | Float[Array, ""],
+    step: float | Float[Array, ""] | Float[Array, " k"],
     steps: Int[Array, " t"] | Int[np.ndarray, " t"],
 ) -> Factors:
     """Gradient descent of any loss while the adapter is small: `Z(k) = (I + η H(M))^k Z(0)`.
@@ -22,7 +22,8 @@ def early_descent(
     Args:
       matrix: `M = −∇_W L` at the start, shape (m, n); `H(M) = [[0, M], [Mᵀ, 0]]`, `Z = [A; Bᵀ]`.
       start: shapes (..., m, r) and (..., r, n).
-      step: η.
+      step: η, or one for each step: the law is then `Π_j (I + η_j H(M)) Z(0)`, and NaN beyond the
+        last one.
       steps: numbers of steps k, shape (t,).
 
     Returns:
@@ -34,13 +35,19 @@ def early_descent(
     u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
     left, right = u.T @ start.a, vt @ jnp.swapaxes(start.b, -1, -2)
     count = jnp.asarray(steps)[:, None]
+    rate = jnp.asarray(step, s.dtype)
 
-    def power(base: Array) -> Array:
+    def power(sign: int) -> Array:
+        if rate.ndim:
+            factors = 1 + sign * rate[:, None] * s[None, :]
+            grown = jnp.cumprod(jnp.concatenate([jnp.ones_like(s)[None], factors]), axis=0)
+            return grown.at[count[:, 0]].get(mode="fill", fill_value=jnp.nan)
+        base = 1 + sign * rate * s[None, :]
         # Of integers, with strict dtypes: a large step makes the base negative.
-        sign = jnp.where((base < 0) & (count % 2 == 1), -1, 1).astype(s.dtype)
-        return sign * jnp.abs(base) ** count.astype(s.dtype)
+        odd = jnp.where((base < 0) & (count % 2 == 1), -1, 1).astype(s.dtype)
+        return odd * jnp.abs(base) ** count.astype(s.dtype)
 
-    grown, faded = power(1 + step * s[None, :]), power(1 - step * s[None, :])
+    grown, faded = power(1), power(-1)
     even = jnp.einsum("tk,...kr->...tkr", grown, (left + right) / 2)
     odd = jnp.einsum("tk,...kr->...tkr", faded, (left - right) / 2)
     # What lies across the singular vectors of M stays as it is.

@@ -73,18 +73,22 @@ def _escaped(text: str) -> str:
     return html.escape(_UNPRINTABLE.sub("�", text))
 
 
-def number(value: float) -> str:
+def number(value: float | int) -> str:
     """A number as pages and tables show it: six digits at most, a real minus sign."""
     return f"{float(value):.6g}".replace("-", "−")
 
 
-def short(value: float) -> str:
+def short(value: float | int) -> str:
     """A number in three digits."""
     return f"{float(value):.3g}".replace("-", "−")
 
 
 def table(
-    header: Sequence[Any], rows: Iterable[Sequence[Any]], *, numbers: Iterable[int] = ()
+    header: Sequence[Any],
+    rows: Iterable[Sequence[Any]],
+    *,
+    numbers: Iterable[int] = (),
+    dense: bool = False,
 ) -> Html:
     """A table that becomes a list of cards where the screen is narrow.
 
@@ -92,6 +96,7 @@ def table(
       header: one cell a column.
       rows: as many cells each; the first one names the row.
       numbers: the columns that hold numbers, which are flush right.
+      dense: whether a card has several cells a line, for short ones.
     """
     right = {*numbers}
     kinds = ["number" if i in right else None for i in range(len(header))]
@@ -106,9 +111,8 @@ def table(
         )
         for row in rows
     ]
-    return element(
-        "div", element("table", element("thead", head), element("tbody", body)), class_="scroll"
-    )
+    whole = element("table", element("thead", head), element("tbody", body))
+    return element("div", whole, class_="scroll dense" if dense else "scroll")
 
 
 def _plain(label: Any) -> str:
@@ -122,7 +126,7 @@ def picture(png: bytes, about: str, caption: str = "") -> Html:
     return element("figure", image, element("figcaption", caption) if caption else None)
 
 
-def bar(share: float, about: str, kind: str = "") -> Html:
+def bar(share: float | int, about: str, kind: str = "") -> Html:
     """A bar with a mark at 1, in the scale 0 … 1.5; what is longer ends in an arrow.
 
     Args:
@@ -310,7 +314,7 @@ input, select, button { font: inherit; font-size: .9rem; color: inherit; backgro
   border: 1px solid var(--line); border-radius: 6px; padding: .35rem .6rem; }
 input { flex: 1 1 12rem; min-width: 0; } button { cursor: pointer; }
 output { font-size: .86rem; color: var(--soft); }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr));
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr));
   gap: 1rem 1.5rem; margin: .8rem 0; }
 .charts figure { margin: 0; min-width: 0; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
@@ -320,10 +324,11 @@ svg .axis { stroke: var(--soft); stroke-width: 1; fill: none; }
 svg .grid { stroke: var(--line); stroke-width: .7; fill: none; }
 svg .line { fill: none; stroke-width: 1.7; stroke-linejoin: round; stroke-linecap: round; }
 svg .faint { stroke-width: .8; opacity: .45; } svg .law { stroke-dasharray: 4 3; }
-svg .dot { stroke: none; }
+svg .dot { fill: var(--paper); stroke-width: 1.5; }
+svg .level { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 1 3; fill: none; }
 svg .c0 { stroke: var(--s0); } svg .c1 { stroke: var(--s1); } svg .c2 { stroke: var(--s2); }
 svg .c3 { stroke: var(--s3); } svg .c4 { stroke: var(--s4); } svg .c5 { stroke: var(--s5); }
-svg .k { stroke: var(--ink); } svg .zero { stroke: var(--ink); stroke-width: 1; }
+svg .k { stroke: var(--ink); }
 .key { display: flex; flex-wrap: wrap; gap: .1rem 1rem; font-size: .82rem; color: var(--soft); }
 .key svg { display: inline-block; width: 1.8rem; height: .7rem; vertical-align: middle;
   margin-right: .35rem; }
@@ -342,6 +347,9 @@ svg .k { stroke: var(--ink); } svg .zero { stroke: var(--ink); stroke-width: 1; 
   .scroll td:first-child { font-weight: 600; text-align: left; justify-content: flex-start; }
   .scroll td:not(:first-child)::before { content: attr(data-label); color: var(--soft);
     text-align: left; flex: 0 0 auto; max-width: 50%; }
+  .dense td:not(:first-child) { display: inline-flex; width: auto; gap: .35rem;
+    margin-right: .9rem; }
+  .dense td:not(:first-child)::before { max-width: none; }
 }
 @media print {
   :root { --paper: #fff; --card: #f4f4f4; --ink: #000; --soft: #444; --line: #bbb; --good: #00543b;

@@ -6,6 +6,7 @@ frozen dataclass with a `unit` and two methods, written as `images` and `texts` 
 
 from lorajax.tasks import metrics
 from lorajax.tasks.base import (
+    Asks,
     Batch,
     Predicts,
     Scores,
@@ -24,6 +25,7 @@ from lorajax.tasks.texts import NextToken, Regression, Texts, takes
 __all__ = [
     "METRICS",
     "SMOOTHING",
+    "Asks",
     "Batch",
     "Images",
     "MaskedTokens",

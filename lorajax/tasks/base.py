@@ -63,6 +63,15 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class Asks(Protocol):
+    """What a task of one answer a sample offers, so that a model can be linearized in it."""
+
+    def asked(self, batch: Batch) -> tuple[Array, Array]:
+        """What the model is called with, and the class that is right, of a prepared batch."""
+        ...
+
+
+@runtime_checkable
 class Predicts(Protocol):
     """What a task offers beside, so that `finetune.judge` can hold predictions against answers."""
 

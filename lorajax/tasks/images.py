@@ -117,5 +117,9 @@ class Images:
         """The most likely class of each image of a prepared batch, and the right one."""
         return self._logits(model, batch).argmax(-1).astype(jnp.int32), batch["labels"]
 
+    def asked(self, batch: Batch) -> tuple[Array, Array]:
+        """The pixels that the model is called with, and the class of each image."""
+        return batch["pixels"], batch["labels"]
+
     def _logits(self, model: Any, batch: Batch) -> Array:
         return model(batch["pixels"].astype(model.dtype or jnp.float32))

@@ -1,57 +1,16 @@
 """Reports are pages that need nothing else, hold no foreign markup, and show what the JSON says."""
 
-import base64
-import hashlib
 import json
 import math
 import pathlib
 import re
-import xml.etree.ElementTree as ElementTree
 
 import pytest
 
 from lorajax import claims, report
 from lorajax.report import page, verdicts
 
-TABLE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "resolving.md"
-HOSTILE = "<script>alert('1')</script> & \"quoted\" </style>\x00\ud800"
-
-
-def read(text):
-    """A page as a tree; raises where it is not well-formed."""
-    head, _, rest = text.partition("\n")
-    assert head == "<!doctype html>"
-    return ElementTree.fromstring(rest.encode())
-
-
-def words(tree):
-    """What a page says, without styles and scripts."""
-    for parent in tree.iter():
-        for child in [*parent]:
-            if child.tag in ("style", "script"):
-                parent.remove(child)
-    return " ".join("".join(tree.itertext()).split())
-
-
-def check_alone(text):
-    """Asserts that a page refers to nothing outside itself and runs no script but its own."""
-    tree = read(text)
-    ids = [e.get("id") for e in tree.iter() if e.get("id")]
-    assert len(ids) == len({*ids})
-    for element in tree.iter():
-        assert element.tag not in ("link", "iframe", "object", "embed", "base")
-        assert not [name for name in element.attrib if name.startswith("on")]
-        for name in ("src", "href", "action", "srcset", "poster", "data"):
-            value = element.get(name)
-            assert value is None or re.match(r"#|data:image/png;base64,", value), value
-        if (element.get("href") or "").startswith("#"):
-            assert element.get("href")[1:] in ids
-    assert "url(" not in text and "@import" not in text
-    (script,) = tree.iter("script")
-    digest = base64.b64encode(hashlib.sha256((script.text or "").encode()).digest()).decode()
-    (policy,) = [e for e in tree.iter("meta") if e.get("http-equiv")]
-    assert f"script-src 'sha256-{digest}'" in policy.get("content")
-    return tree
+TABLE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "resolving.md"
 
 
 def made(id, verdict, *, text="A statement.", **evidence):
@@ -72,39 +31,39 @@ def made(id, verdict, *, text="A statement.", **evidence):
     return claims.Outcome(claim, found, "refuted", 1.0)
 
 
-def test_a_report_is_one_page_that_needs_nothing_else():
+def test_a_report_is_one_page_that_needs_nothing_else(pages):
     outcomes = [made("a.first", "confirmed"), made("b.second", "refuted")]
     text = report.to_html(outcomes, {"a.first": b"\x89PNG"}, seed=0, profile="quick")
-    tree = check_alone(text)
+    tree = pages.alone(text)
     assert len([*tree.iter("img")]) == 1
     # Search and choice wait for a script, and nothing else is hidden without it.
     assert [e.get("id") for e in tree.iter() if e.get("hidden")] == ["controls"]
 
 
 @pytest.mark.parametrize("field", ["id", "text"])
-def test_foreign_text_stays_text(field):
-    named = f"a.{HOSTILE}" if field == "id" else "a.b"
-    outcome = made(named, "confirmed", text=HOSTILE)
-    text = report.to_html([outcome], {named: b"x"}, seed=0, profile=HOSTILE)
-    tree = read(text)
+def test_foreign_text_stays_text(pages, field):
+    named = f"a.{pages.hostile}" if field == "id" else "a.b"
+    outcome = made(named, "confirmed", text=pages.hostile)
+    text = report.to_html([outcome], {named: b"x"}, seed=0, profile=pages.hostile)
+    tree = pages.read(text)
     assert len([*tree.iter("script")]) == len([*tree.iter("style")]) == 1
     assert "alert" not in "".join(e.text or "" for e in tree.iter("script"))
-    assert "<script>alert('1')</script> & \"quoted\" </style>\ufffd\ufffd" in words(tree)
+    assert "<script>alert('1')</script> & \"quoted\" </style>\ufffd\ufffd" in pages.words(tree)
 
 
-def test_what_was_refuted_comes_first():
+def test_what_was_refuted_comes_first(pages):
     outcomes = [made("a.good", "confirmed"), made("a.bad", "refuted"), made("b.good", "confirmed")]
-    tree = read(report.to_html(outcomes, {}, seed=0, profile="quick"))
+    tree = pages.read(report.to_html(outcomes, {}, seed=0, profile="quick"))
     order = [e.get("id") for e in tree.iter("article")]
     assert order == ["a.bad", "a.good", "b.good"]
-    said = words(tree)
+    said = pages.words(tree)
     assert said.index("a.bad (derived): A statement.") < said.index("By paper")
 
 
-def test_every_number_is_that_of_the_json():
+def test_every_number_is_that_of_the_json(pages):
     outcomes = [made("a.good", "confirmed"), made("a.bad", "refuted", error=3.000001234)]
-    tree = read(report.to_html(outcomes, {}, seed=0, profile="quick"))
-    articles = {e.get("id"): words(e) for e in tree.iter("article")}
+    tree = pages.read(report.to_html(outcomes, {}, seed=0, profile="quick"))
+    articles = {e.get("id"): pages.words(e) for e in tree.iter("article")}
     for entry in report.to_json(outcomes, seed=0, profile="quick")["claims"]:
         said = articles[entry["id"]]
         assert entry["verdict"] in said and entry["standing"] in said
@@ -123,40 +82,40 @@ def widths(tree):
     ("error", "tolerance", "width"),
     [(0.25, 1.0, 100 / 6), (1.0, 1.0, 200 / 3), (9.0, 1.0, 100), (-1.0, 0.0, 0), (0.5, 0.0, 100)],
 )
-def test_a_bar_is_error_over_tolerance(error, tolerance, width):
+def test_a_bar_is_error_over_tolerance(pages, error, tolerance, width):
     outcome = made("a.b", "confirmed", error=error, tolerance=tolerance)
-    tree = read(report.to_html([outcome], {}, seed=0, profile="quick"))
+    tree = pages.read(report.to_html([outcome], {}, seed=0, profile="quick"))
     assert widths(tree) == [pytest.approx(width, abs=0.01)]
     over = [e for e in tree.iter("div") if "over" in (e.get("class") or "").split()]
     assert len(over) == (error > 1.5 * tolerance and error > 0)
 
 
-def test_seeds_of_the_run_and_of_the_record_are_shown(monkeypatch):
+def test_seeds_of_the_run_and_of_the_record_are_shown(pages, monkeypatch):
     known = {"record.json": {"a.b": {"verdict": "confirmed", "seeds": [0, 1, 2, 100]}}}
     known["resolving.json"] = {"a.b": 0.005}
     monkeypatch.setattr(verdicts, "_read", known.__getitem__)
     others = {2: [made("a.b", "refuted")]}
     text = report.to_html([made("a.b", "confirmed")], {}, seed=1, profile="quick", others=others)
-    said = words(read(text))
+    said = pages.words(pages.read(text))
     assert "Seeds of this run: 2 ✗ refuted; 1 ✓ confirmed; on record: confirmed at 4 seeds" in said
     assert "(0–2, 100)" in said and "1 other than on record" in said.replace("1other", "1 other")
     assert "constant by 0.5 % is refuted" in said
     assert "refuted at 1 of 2 seeds a.b" in said
 
 
-def test_a_verdict_that_is_not_on_record_is_called_changed():
+def test_a_verdict_that_is_not_on_record_is_called_changed(pages):
     claim = claims.REGISTRY["gradient_flow.logistic"]
     outcome = claims.Outcome(claim, None, "inconclusive", 1.0, "ValueError: no")
-    said = words(read(report.to_html([outcome], {}, seed=0, profile="quick")))
+    said = pages.words(pages.read(report.to_html([outcome], {}, seed=0, profile="quick")))
     assert "changed: on record confirmed" in said
     assert "The check did not finish: ValueError: no" in said
     assert "Claims about every LoRA flow" in said
 
 
-def test_an_error_that_is_no_number_has_no_bar():
+def test_an_error_that_is_no_number_has_no_bar(pages):
     outcome = made("a.b", "confirmed", error=math.nan)
-    tree = read(report.to_html([outcome], {}, seed=0, profile="quick"))
-    assert widths(tree) == [] and "which decides nothing" in words(tree)
+    tree = pages.read(report.to_html([outcome], {}, seed=0, profile="quick"))
+    assert widths(tree) == [] and "which decides nothing" in pages.words(tree)
 
 
 def test_resolving_powers_on_record_are_those_of_the_documented_table():
@@ -176,6 +135,6 @@ def test_ranges(numbers, words):
     assert page.ranges(numbers) == words
 
 
-def test_a_page_is_json_safe_and_utf8():
-    assert json.dumps(page.shell(HOSTILE, HOSTILE)).isascii()
-    assert page.shell(HOSTILE).encode()
+def test_a_page_is_json_safe_and_utf8(pages):
+    assert json.dumps(page.shell(pages.hostile, pages.hostile)).isascii()
+    assert page.shell(pages.hostile).encode()
