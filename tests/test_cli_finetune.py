@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from lorajax import adapters, data, finetune, models, tasks
-from lorajax.cli import main, training
+from lorajax.cli import finetuning, main, training
 from lorajax.finetune import checkpoints, recipes
 
 pytestmark = pytest.mark.slow  # they train
@@ -85,6 +86,41 @@ def test_folders_without_a_split_and_a_sheet_of_what_is_seen(folder, tmp_path, c
     assert "samples.png" in out
     sheet = np.asarray(Image.open(tmp_path / "out" / "samples.png").convert("RGB"))
     assert sheet.std() > 10 and not np.any(sheet[..., 0] != sheet[..., 2])
+
+
+@pytest.mark.parametrize("gray", [True, False])
+def test_the_model_that_comes_along_is_one_for_such_pictures(tmp_path, gray):
+    root = pictures(tmp_path / "pictures", sides=(8, 9))
+    if gray:
+        for path in root.rglob("*.png"):
+            Image.open(path).convert("L").save(path)
+    args = parsed(["--data", str(root), "--hold-out", "20"])
+    begun = finetuning.begin(args)
+    assert args.model == ("vit-fashion-mnist" if gray else "vit-tiny-imagenet")
+    config = begun.model.config
+    assert config.channels == (1 if gray else 3) and config.classes == 3
+    # Their sizes differ, so that they are brought to the model's own, once.
+    assert begun.data.train[:1]["images"].shape == (1, *config.image_size, config.channels)
+
+
+def test_the_pictures_that_come_along_need_no_folder_and_no_network(monkeypatch):
+    monkeypatch.delenv("LORAJAX_DATA", raising=False)
+    monkeypatch.setattr(socket, "socket", None)
+    for source, model in (("mnist-sample", "fashion-mnist"), ("cifar10-sample", "tiny-imagenet")):
+        args = parsed(["--data", source])
+        begun = finetuning.begin(args)
+        assert args.model == f"vit-{model}" and len(begun.data.classes) == 10
+    # A model that is named stays, as do its own channels.
+    args = parsed(["--data", "cifar10-sample", "--model", "vit-fashion-mnist"])
+    assert finetuning.begin(args).model.config.channels == 1
+
+
+def parsed(arguments):
+    """Options as the command gets them."""
+    parser = argparse.ArgumentParser()
+    training.configure(parser)
+    finetuning.configure(parser)
+    return parser.parse_args(arguments)
 
 
 def test_a_list_of_paths(folder, tmp_path, capsys):

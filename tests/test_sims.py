@@ -5,6 +5,9 @@ import json
 import pathlib
 
 import numpy as np
+import pytest
+
+from lorajax import data, models
 
 SIMS = pathlib.Path(__file__).resolve().parents[1] / "sims"
 
@@ -133,3 +136,51 @@ def test_figures_of_real_texts_say_that_they_need_the_folder(monkeypatch, capsys
         said = capsys.readouterr().out
         assert said.startswith("Nothing is run: LORAJAX_DATA") and said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+class Sudden(Exception):
+    """A run is killed."""
+
+
+@pytest.mark.slow
+def test_pretraining_goes_on_where_it_was_and_its_first_stage_can_be_made_longer(
+    tmp_path, monkeypatch
+):
+    sim = load("pretrain_vit.py")
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 60).astype(np.int32)
+    images = rng.integers(0, 90, (60, 16, 16, 3), dtype=np.uint8)
+    images[np.arange(60), labels * 4] += 150
+    table = data.Table({"images": images, "labels": labels})
+    found = data.Dataset("rows", table, table, ("a", "b", "c"))
+    monkeypatch.setattr(sim.data, "load", lambda source, folder=None: found)
+    config = models.ViTConfig((16, 16), 4, 16, 1, 2, classes=3)
+    plan = sim.Plan("rows", "rows", config, ((8, 1),), 20, 1e-3, "zoom-flip", 0.1, "muon", 1)
+    monkeypatch.setitem(sim.PLANS, "rows", plan)
+
+    def train(name, stages, stop=None):
+        def stepped(self, record):
+            if record.step == stop:
+                raise Sudden
+
+        monkeypatch.setattr(sim.Teller, "stepped", stepped)
+        out = tmp_path / f"{name}.safetensors"
+        sim.run("rows", "full", None, out, tmp_path / name, stages)
+        return models.notes(out), models.tensors(models.load(out))
+
+    stages = ((8, 2), (16, 2))
+    notes, whole = train("whole", stages)
+    with pytest.raises(Sudden):
+        train("cut", stages, stop=5)
+    _, resumed = train("cut", stages)
+    for name, each in whole.items():
+        np.testing.assert_array_equal(resumed[name], each)
+    assert notes["data"].startswith("rows; 60") and '"side": 16' in notes["stages"]
+    with pytest.raises(ValueError, match="has taken 6 steps of stage 0 already"):
+        train("cut", ((8, 1), (16, 2)))
+    # A first stage may go on, to another end.
+    train("cut", ((8, 3), (16, 1)))
+    assert {each.stem for each in (tmp_path / "cut").glob("*.safetensors")} == {
+        *("8x2", "8x2-16x2"),
+        *("8x3", "8x3-16x1"),
+    }

@@ -14,6 +14,8 @@ MOST = 2**31 - 1
 """The largest number of anything: steps, samples and ranks are counted in 32 bits."""
 LARGEST = 1e30
 """The largest real number, well inside of float32."""
+GRAY, COLORED = "vit-fashion-mnist", "vit-tiny-imagenet"
+"""The models that come along, for gray pictures and for those in color."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,20 +23,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--model",
-        default="vit-fashion-mnist",
         metavar="MODEL",
         help="a checkpoint (.safetensors, .npz or a folder; Hugging Face, timm, augreg, "
-        "torchvision or lorajax), owner/name on the hub, or the small ViT that comes along "
-        "(default)",
+        "torchvision or lorajax), owner/name on the hub, or one of the small ViTs that come along: "
+        f"{COLORED} (default for pictures in color), {GRAY} (for gray ones)",
     )
     add(
         "--data",
         default="mnist-sample",
         metavar="DATA",
-        help="mnist-sample (comes along; default), mnist, fashion-mnist, cifar10, cifar100, an npz "
-        "pack (MedMNIST's, too), a folder with train/CLASS/ and test/CLASS/ or with CLASS/ alone, "
-        "of IDX files, or a .csv of paths and labels; for a language model texts: a .tsv, .csv, "
-        ".jsonl or .txt file, or a folder of .txt files",
+        help="mnist-sample (default) and cifar10-sample, which come along, mnist, fashion-mnist, "
+        "cifar10, cifar100, an npz pack (MedMNIST's, too), a folder with train/CLASS/ and "
+        "test/CLASS/ or with CLASS/ alone, of IDX files, or a .csv of paths and labels; for a "
+        "language model texts: a .tsv, .csv, .jsonl or .txt file, or a folder of .txt files",
     )
     add(
         "--data-folder", metavar="DIR", help="where named sets and packs are (default LORAJAX_DATA)"
@@ -211,20 +212,13 @@ def begin(args: argparse.Namespace) -> Begun:
 
 def _images(args: argparse.Namespace, **options: Any) -> tuple[Any, Any, Any, Any, str]:
     """Images, a model for them, the task, the plain one, and in words what is asked for."""
-    from lorajax import data, models, tasks
+    from lorajax import models, tasks
 
     if args.image_size is not None:
         options["image_size"] = args.image_size
     if args.pool is not None:
         options["pool"] = args.pool
-    with _naming_hold_out(args):
-        found = data.load(
-            args.data,
-            folder=args.data_folder,
-            size=args.image_size,
-            fallback=_size(args),
-            hold_out=args.hold_out / 100,
-        )
+    found, args.model = _pictures(args)
     model = models.load(args.model, classes=len(found.classes), **options)
     if tasks.takes(model) != "images":
         raise ValueError(
@@ -237,15 +231,42 @@ def _images(args: argparse.Namespace, **options: Any) -> tuple[Any, Any, Any, An
     return found, model, task, plain, f"{len(found.classes)} classes"
 
 
-def _size(args: argparse.Namespace) -> tuple[int, int] | None:
-    """(height, width) of the images that the model takes, where it takes one size."""
+def _pictures(args: argparse.Namespace) -> tuple[Any, str]:
+    """The images, and the model that was named, or that comes along for such images."""
+
+    def load(model: str) -> Any:
+        from lorajax import data
+
+        return data.load(
+            args.data,
+            folder=args.data_folder,
+            size=args.image_size,
+            fallback=_size(args, model),
+            hold_out=args.hold_out / 100,
+        )
+
+    with _naming_hold_out(args):
+        found = load(args.model or COLORED)
+        if args.model is not None or found.train[slice(0, 1)]["images"].shape[-1] == 3:
+            return found, args.model or COLORED
+        # Again, as pictures of several sizes are brought to that of the model.
+        return found if _size(args, GRAY) is None else load(GRAY), GRAY
+
+
+def _size(args: argparse.Namespace, model: str) -> tuple[int, int] | None:
+    """(height, width) of the images that a model takes, where it takes one size."""
     from lorajax import data, models
 
-    arrays = args.data in ("mnist-sample", *data.NAMED) or args.data.endswith(".npz")
+    arrays = args.data in (*data.EMBEDDED, *data.NAMED) or args.data.endswith(".npz")
     if args.image_size is not None or arrays:
         return None
     pool = {} if args.pool is None else {"pool": args.pool}
-    return getattr(models.abstract(args.model, classes=2, **pool).config, "image_size", None)
+    return getattr(models.abstract(model, classes=2, **pool).config, "image_size", None)
+
+
+def usual_model(source: str) -> str:
+    """The model that comes along for data of which only the name is looked at."""
+    return GRAY if source in ("mnist-sample", "mnist", "fashion-mnist") else COLORED
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lorajax.cli import training
+from lorajax.cli import finetuning, training
 from lorajax.cli.output import prepare_jax
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -47,6 +47,7 @@ def _model(args: argparse.Namespace) -> Any:
 
     from lorajax import finetune, models, tasks
 
+    args.model = args.model or finetuning.usual_model(args.data)
     dtype = jnp.dtype(args.precision)
     options: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype}
     for name in ("image_size", "pool"):

@@ -129,6 +129,10 @@ def begin(args: argparse.Namespace, found: Path, **options: Any) -> tuple[Any, A
     """
     from lorajax import data
 
+    if args.model is None:
+        raise ValueError(
+            f"--data is {args.data}, which is of texts; give --model, a language model's folder."
+        )
     with naming_options():
         asked = data.text.read_texts(
             *_files(args, found), text=args.text, label=args.label, kind=args.kind

@@ -20,8 +20,9 @@ from lorajax.models import catalog
 from lorajax.models.family import Family, Format, Model, Rule, Untold
 from lorajax.models.files import Source, Tensor, opened, said
 
-EMBEDDED = ("vit-fashion-mnist",)
-"""Small models that come with the package: a ViT of 28×28 pixels (`sims/pretrain_vit.py`)."""
+EMBEDDED = ("vit-fashion-mnist", "vit-tiny-imagenet")
+"""Small models that come with the package (`sims/pretrain_vit.py`): a ViT for gray images of 28×28
+pixels, another for colored ones of 32×32."""
 
 _BUFFERS = r"(^|\.)(num_batches_tracked|position_ids|mask_token)$"
 _FLOATS = ("float64", "float32", "float16", "bfloat16")

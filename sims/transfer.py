@@ -1,0 +1,201 @@
+"""From Tiny ImageNet to CIFAR-10: LoRA, full fine-tuning and a linear probe, over several seeds.
+
+`python sims/transfer.py --profile quick` takes the sample of CIFAR-10 that comes with the package
+and few steps; `sample` the same pictures in earnest; `full` all of CIFAR-10 (`cifar10_jpg.npz` in
+LORAJAX_DATA, lossy copies). All three methods begin at one fitted head and see the same batches;
+learning rates are chosen on a fifth of the training pictures, held out, and the test set is looked
+at with the chosen ones alone. A run that was cut off goes on where it was.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from flax import nnx  # noqa: E402
+
+from lorajax import data, finetune, models, sweeps, tasks  # noqa: E402
+from lorajax.finetune import recipes  # noqa: E402
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """How much is done.
+
+    Attributes:
+      source: of the pictures.
+      images: to train on, and as many to measure on at most.
+      side: that pictures are brought to.
+      epochs: through them.
+      seeds: orders of the pictures and draws of the start.
+      rates: learning rates that are tried, by method; with one nothing is chosen.
+    """
+
+    source: str
+    images: int
+    side: int
+    epochs: int
+    seeds: int
+    rates: dict[str, tuple[float, ...]]
+
+
+RATES = {
+    "LoRA": (1.5e-3, 3e-3, 6e-3),
+    "full": (5e-4, 1e-3, 2e-3),
+    "probe": (3e-3, 1e-2, 3e-2),
+}
+PROFILES = {
+    "quick": Profile("cifar10-sample", 200, 32, 1, 2, {k: v[1:2] for k, v in RATES.items()}),
+    "sample": Profile("cifar10-sample", 1000, 32, 12, 5, RATES),
+    "full": Profile("cifar10_jpg.npz", 50_000, 64, 6, 5, RATES),
+}
+BUDGET = 7
+"""Percent of the model's parameters that the adapters have."""
+BATCH = 50
+BESIDE = ("head", "embeddings")
+
+
+def part(table: data.Table, images: int) -> data.Table:
+    """As many images of a set that is sorted by class, spread over it."""
+    count = min(images, len(table))
+    return table.take(np.arange(count) * len(table) // count)
+
+
+class Trial:
+    """The pretrained model with a head that fits, and the ranks of its adapters."""
+
+    def __init__(self, source: str, profile: Profile, train: data.Table, test: data.Table):
+        self.profile, self.train, self.test = profile, train, test
+        model = models.load(source, classes=10, image_size=profile.side)
+        self.task = tasks.Images.of(model.config)
+        self.model = finetune.fit_head(model, self.task, train, batch_size=BATCH)
+        self.parameters = _count(self.model)
+        self.selection = finetune.select_ranks(
+            self.model,
+            self.task,
+            train,
+            targets="blocks/**",
+            budget=self.parameters * BUDGET // 100,
+        )
+
+    def trainable(self, method: str) -> int:
+        """Parameters that train."""
+        if method == "full":
+            return self.parameters
+        beside = BESIDE if method == "LoRA" else BESIDE[:1]
+        own = sum(_count(getattr(self.model, name)) for name in beside)
+        return own + (self.selection.parameters if method == "LoRA" else 0)
+
+    def run(self, method: str, orders: int) -> finetune.Run:
+        """Training by a method, its learning rate a multiple of the recipe's 1."""
+        task = dataclasses.replace(self.task, augment="flip", smoothing=tasks.SMOOTHING)
+        steps = self.profile.epochs * (len(self.train) // BATCH)
+        recipe = {"LoRA": recipes.lora}.get(method, recipes.full)(
+            steps, batch_size=BATCH, learning_rate=1.0
+        )
+        options: dict[str, Any] = {"targets": None}
+        if method == "LoRA":
+            options = {
+                "start": "orthogonal",
+                "heads": BESIDE,
+                "gradients": self.selection.gradients,
+                "allocations": [self.selection.ranks],
+            }
+        elif method == "probe":
+            options = {"targets": (), "heads": BESIDE[:1]}
+        return finetune.run_of(
+            self.model, task, self.train, recipe, test=self.test, every=0, orders=orders, **options
+        )
+
+    def accuracy(self, method: str, rates: tuple[float, ...], orders: int, store: pathlib.Path):
+        """Accuracy on what is measured on, a row a learning rate and a column a seed."""
+        axes = {"rate": np.asarray(rates, np.float32), "order": range(orders)}
+        if method == "LoRA":
+            axes = {"allocation": range(1), **axes}
+        found = sweeps.sweep(
+            self.run(method, orders),
+            axes,
+            key=jax.random.key(0),
+            fold=("order",),
+            bucket=1,
+            chunk=1,
+            store=store,
+            settings={"profile": repr(self.profile)},
+            progress=lambda done: print(f"  {store.name}: {done.done} of {done.total}", flush=True),
+        )
+        return found["test_accuracy"].values.reshape(len(rates), orders)
+
+
+def _count(module: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
+
+
+def compare(source: str, profile: Profile, folder: pathlib.Path) -> dict[str, Any]:
+    """Chooses the learning rates on held-out pictures, then measures all three methods."""
+    found = data.load(profile.source)
+    train, test = part(found.train, profile.images), part(found.test, profile.images)
+    chosen = {method: rates[0] for method, rates in profile.rates.items()}
+    tried: dict[str, dict[str, float]] = {}
+    if any(len(rates) > 1 for rates in profile.rates.values()):
+        trial = Trial(source, profile, *data.hold_out(train, len(train) // 5))
+        for method, rates in profile.rates.items():
+            scores = trial.accuracy(method, rates, 1, folder / f"{method}-rates.zarr")[:, 0]
+            chosen[method] = rates[int(scores.argmax())]
+            tried[method] = {f"{r:g}": float(s) for r, s in zip(rates, scores, strict=True)}
+            print(f"{method}, held-out accuracy by learning rate: {tried[method]}", flush=True)
+    trial = Trial(source, profile, train, test)
+    scores = {
+        method: trial.accuracy(method, (rate,), profile.seeds, folder / f"{method}.zarr")[0]
+        for method, rate in chosen.items()
+    }
+    return {
+        "held-out accuracy": tried,
+        "learning rate": chosen,
+        "test accuracy": {method: each.tolist() for method, each in scores.items()},
+        "LoRA − probe": finetune.interval(scores["LoRA"] - scores["probe"]),
+        "full − LoRA": finetune.interval(scores["full"] - scores["LoRA"]),
+        "trainable share": {m: trial.trainable(m) / trial.parameters for m in chosen},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add = parser.add_argument
+    add("--profile", choices=PROFILES, default="quick")
+    add("--model", default="vit-tiny-imagenet", help="a ViT as for lorajax.models.load")
+    add("--images", type=int, help="instead of the profile's")
+    add("--epochs", type=int, help="likewise")
+    add("--side", type=int, help="likewise")
+    add("--seeds", type=int, help="likewise")
+    add("--out", type=pathlib.Path, default=pathlib.Path("out/transfer"), help="folder")
+    args = parser.parse_args()
+    given = {k: v for k in ("images", "epochs", "side", "seeds") if (v := getattr(args, k))}
+    profile = dataclasses.replace(PROFILES[args.profile], **given)
+    model = models.load(args.model)
+    digest = hashlib.sha256(
+        b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    ).hexdigest()[:8]
+    # Other weights or another profile are another experiment.
+    folder = args.out / f"{args.profile}-{digest}"
+    result = {"model": args.model, "weights": digest, "profile": dataclasses.asdict(profile)}
+    result |= compare(args.model, profile, folder)
+    for method, each in result["test accuracy"].items():
+        share = result["trainable share"][method]
+        print(f"{method}: test accuracy {100 * np.mean(each):.2f} %, {share:.2%} of the parameters")
+    for name in ("LoRA − probe", "full − LoRA"):
+        mean, half = result[name]
+        print(f"{name}: {100 * mean:.2f} ± {100 * half:.2f} points (95 %), {profile.seeds} seeds")
+    path = folder / "result.json"
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

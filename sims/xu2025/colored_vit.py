@@ -1,0 +1,204 @@
+"""Xu et al. 2025, figures 2 and 5, with a ViT that knows pictures: small against spectral start.
+
+The embedded ViT goes from Tiny ImageNet to CIFAR-10: loss and accuracy on training and held-out
+pictures, alignment of every layer with its gradient's top direction, and the norm of its factors,
+for several scales of both starts, by plain descent; mean ± one standard deviation over repetitions.
+The prediction is the linearization at zero (derived): a layer aligns before its norm grows, and the
+spectral start is aligned from the first step on. The profiles quick and sample take the pictures
+that come with the package, full takes `cifar10_jpg.npz` from the folder that LORAJAX_DATA names.
+What has been computed is kept in `out/` and not computed again.
+"""
+
+import dataclasses
+import functools
+import os
+
+os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from lorajax import (  # noqa: E402
+    data,
+    finetune,
+    initializers,
+    models,
+    plots,
+    sweeps,
+    tasks,
+)
+from lorajax.studies import simulation  # noqa: E402
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """How much is done.
+
+    Attributes:
+      source: of the pictures.
+      steps: of descent.
+      every: steps between looks.
+      batch: pictures a step.
+      repetitions: draws of the small start; a start and a scale share the orders of pictures.
+      watched: held-out pictures.
+      samples: behind the gradient.
+      side: that pictures are brought to.
+      store: whether lanes are kept.
+    """
+
+    source: str
+    steps: int
+    every: int
+    batch: int
+    repetitions: int
+    watched: int
+    samples: int
+    side: int
+    store: bool = True
+
+
+PROFILES = {
+    "quick": Profile("cifar10-sample", 30, 5, 8, 2, 64, 128, 32, store=False),
+    "sample": Profile("cifar10-sample", 300, 15, 32, 30, 250, 1000, 32),
+    "full": Profile("cifar10_jpg.npz", 1000, 25, 100, 30, 1000, 4096, 64),
+}
+SCALES = (1e-1, 1e-2, 1e-3)
+STARTS = ("small", "spectral")
+RANK = 4
+RATE = 0.1
+"""Learning rate times the largest singular value of any layer's gradient."""
+TARGETS = "blocks/**"
+MODEL = "vit-tiny-imagenet"
+
+
+def simulate(profile: Profile, seed: int = 0, model: str = MODEL):
+    """Curves of all lanes by start and scale, repetitions first."""
+    found = data.load(profile.source)
+    _, watched = data.hold_out(found.test, profile.watched, seed)
+    network = models.load(model, classes=10, image_size=profile.side)
+    task = tasks.Images.of(network.config)
+    network = finetune.fit_head(network, task, found.train.take(_spread(found.train)), epochs=2)
+    options = {"targets": TARGETS, "samples": profile.samples, "batch_size": 64, "seed": seed}
+    gradients = finetune.gradients_of(network, task, found.train, **options)
+    recipe = finetune.Recipe(
+        steps=profile.steps,
+        batch_size=profile.batch,
+        optimizer="sgd",
+        learning_rate=RATE / max(float(each.norm) for each in gradients.values()),
+        schedule="constant",
+        seed=seed,
+    )
+    lane = finetune.run_of(
+        network,
+        task,
+        found.train,
+        recipe,
+        targets=TARGETS,
+        rank=RANK,
+        start=[
+            initializers.small,
+            # The paper's spectral start lies along the top direction alone.
+            functools.partial(initializers.spectral, directions=1),
+        ],
+        gradients=gradients,
+        watch=watched,
+        every=profile.every,
+        orders=profile.repetitions,
+    )
+    # The spectral start has no randomness but that of the batches.
+    axes = {
+        "start": range(len(STARTS)),
+        "scale": np.asarray(SCALES, np.float32),
+        "order": range(profile.repetitions),
+    }
+    return sweeps.sweep(
+        lane,
+        axes,
+        key=jax.random.key(seed),
+        fold=("order",),
+        store=f"out/xu2025/colored_vit-{seed}.zarr" if profile.store else None,
+        settings={"profile": repr(profile)},
+    )
+
+
+def _spread(table: data.Table, most: int = 5000) -> np.ndarray:
+    """Indices of so many samples, spread over a table that is sorted by class."""
+    count = min(most, len(table))
+    return np.arange(count) * len(table) // count
+
+
+def draw(profile: Profile, swept):
+    """Loss, accuracy, alignment and norm against steps, a row a scale."""
+    figure, panels = plots.figure(len(SCALES), 4, size=(3.8, 2.6))
+    steps = np.arange(0, profile.steps, profile.every)
+    with plots.style():
+        for row, scale in zip(panels, range(len(SCALES)), strict=True):
+            for i, start in enumerate(STARTS):
+                lanes = swept.isel(start=i, scale=scale)
+                loss, accuracy = (
+                    lanes[name].values.reshape(profile.repetitions, -1, profile.every).mean(2)
+                    for name in ("loss", "accuracy")
+                )
+                for panel, curve, style, label in (
+                    (row[0], loss, "-", f"{start}, training"),
+                    (row[0], lanes["watch_loss"].values, "--", f"{start}, held-out"),
+                    (row[1], accuracy, "-", None),
+                    (row[1], lanes["watch_accuracy"].values, "--", None),
+                    (row[2], lanes["misalignment"].values.mean(2), "-", None),
+                    (row[3], lanes["norm"].values.mean(2), "-", None),
+                ):
+                    mean, deviation = curve.mean(0), curve.std(0)
+                    low, high = np.maximum(mean - deviation, 1e-9), mean + deviation
+                    panel.plot(steps, mean, style, color=f"C{i}", label=label)
+                    panel.fill_between(steps, low, high, color=f"C{i}", alpha=0.2)
+            names = ("loss", "accuracy", "1 − |cos|, mean of layers", "‖[A; Bᵀ]‖₂, mean of layers")
+            for panel, name in zip(row, names, strict=True):
+                panel.set_ylabel(name)
+            row[0].set_title(f"α = {SCALES[scale]:g}")
+            row[2].set_yscale("log")
+            row[2].set_ylim(bottom=1e-5)  # spectral starts begin at rounding
+            row[3].set_yscale("log")
+        for panel in panels[-1]:
+            panel.set_xlabel("step")
+        panels[0][0].legend(fontsize="x-small")
+        figure.suptitle(
+            f"ViT, Tiny ImageNet → CIFAR-10 (JPEG), rank {RANK}, {profile.repetitions} "
+            f"repetitions, {profile.steps} steps of {profile.batch}",
+            fontsize="medium",
+        )
+    return figure
+
+
+def statements(swept) -> dict[str, list[float]]:
+    """What the figure shows, in numbers: mean and standard deviation over repetitions."""
+    numbers = {}
+    for i, start in enumerate(STARTS):
+        for j, scale in enumerate(SCALES):
+            lanes = swept.isel(start=i, scale=j)
+            for name, values in (
+                ("held-out loss at first", lanes["watch_loss"].values[:, 0]),
+                ("held-out loss at last", lanes["watch_loss"].values[:, -1]),
+                ("held-out accuracy at last", lanes["watch_accuracy"].values[:, -1]),
+                ("misalignment at first", lanes["misalignment"].values[:, 0].mean(1)),
+                ("least misalignment of a layer", lanes["misalignment"].values.min((1, 2))),
+                ("growth of the norm", (lanes["norm"][:, -1] / lanes["norm"][:, 0]).values.mean(1)),
+            ):
+                values = np.asarray(values)
+                key = f"{start}, {scale:g}: {name}"
+                numbers[key] = [float(values.mean()), float(values.std())]
+    for j, scale in enumerate(SCALES):
+        loss = swept["watch_loss"].values[:, j, :, -1]
+        numbers[f"{scale:g}: small − spectral, held-out loss at last, ± 95 %"] = list(
+            finetune.interval(loss[0] - loss[1])
+        )
+    return numbers
+
+
+def run(profile: Profile, seed: int):
+    """The figure and what it shows."""
+    swept = simulate(profile, seed)
+    return draw(profile, swept), statements(swept)
+
+
+if __name__ == "__main__":
+    simulation.command(__doc__ or "", PROFILES, run, "xu2025/colored_vit")
