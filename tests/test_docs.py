@@ -16,7 +16,18 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path for path in (DOCS / "extending").glob("*.md") if path.stem != "index")
 GUIDES = [DOCS / "tutorial.md", *sorted((DOCS / "howto").glob("*.md"))]
 EXTENSIONS = {
-    *("problem", "start", "law", "claim", "rank_rule", "study", "adapter", "task", "model"),
+    *(
+        "experiment",
+        "problem",
+        "start",
+        "law",
+        "claim",
+        "rank_rule",
+        "study",
+        "adapter",
+        "task",
+        "model",
+    ),
 }
 LONGEST = 40
 
