@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lorajax.cli import finetuning
@@ -17,7 +17,12 @@ POLICIES = ("none", "crop", "flip", "crop-flip", "zoom-flip", "resized-crop")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options of training."""
-    add = parser.add_argument
+    _what(parser.add_argument_group("what trains").add_argument)
+    _how(parser.add_argument_group("how it trains").add_argument)
+    _seen(parser.add_argument_group("what is looked at and written").add_argument)
+
+
+def _what(add: Callable[..., Any]) -> None:
     add("--method", choices=("lora", "full"), default="lora", help="what trains beside the head")
     add(
         "--rank", default="auto", metavar="R", help="a number, or auto (default) for lorajax rank's"
@@ -43,6 +48,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="learning rate of head and --also over A's (default with lora-plus: 4, as for B)",
     )
     add("--alpha", type=float, help="numerator of the scaling alpha/rank (default: scaling 1)")
+
+
+def _how(add: Callable[..., Any]) -> None:
     add("--epochs", type=float, default=6.0, help="times through the data (default 6)")
     add("--batch-size", type=int, help="samples a step (default 50, or what --devices divide)")
     add(
@@ -81,6 +89,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="A",
         help="mix each image with another in training, in shares from Beta(A, A) (default 0: none)",
     )
+
+
+def _seen(add: Callable[..., Any]) -> None:
     add(
         "--metric",
         nargs="+",
