@@ -278,7 +278,8 @@ def _to_rest(found: _LowRank) -> _LowRank:
 
     What a blind start has along the last mode may be next to nothing, and then it comes late.
     """
-    problem, path, tolerance, horizon = *found, float(found.path.times[0, -1])
+    problem, path, tolerance = found
+    horizon = float(path.times[0, -1])
     for _ in range(5):
         horizon *= 4
         ends = jax.tree.map(lambda x: x[:, -1], path.core)

@@ -276,9 +276,9 @@ class Bench:
 
     def _by_peft(self, run: Run) -> tuple[Any, list[float], int]:
         """The same run by PEFT and torch: base, start, head, batches, optimizer and schedule."""
-        import torch
-        from peft import PeftModel
-        from transformers import BertModel
+        import torch  # type: ignore[import-not-found]
+        from peft import PeftModel  # type: ignore[import-not-found]
+        from transformers import BertModel  # type: ignore[import-not-found]
 
         adapted = self._adapted("peft", run.seed)
         made = bridge.bridge(adapted, self.base)

@@ -166,7 +166,7 @@ class Bench:
             tokens[row, width - len(kept) :], mask[row, width - len(kept) :] = kept, True
         # Rows without a question repeat the first, so that all batches share one program.
         tokens[len(part) :], mask[len(part) :] = tokens[0], mask[0]
-        found = models.generate(model, tokens, mask, limit=profile.tokens)
+        found = models.generate(model, jnp.asarray(tokens), jnp.asarray(mask), limit=profile.tokens)
         rows = zip(np.asarray(found.tokens), np.asarray(found.mask), strict=True)
         ends = set(model.config.ends)
         written = [[t for t in row[kept].tolist() if t not in ends] for row, kept in rows]
@@ -248,7 +248,8 @@ def main() -> None:
     if bench.name != profile.model[0]:
         print(f"{profile.model[0]} is not in LORAJAX_DATA; {bench.name} takes its place.")
     out = args.out / "spectral_dynamics"
-    runs, tuned = [], None
+    runs: list[Any] = []
+    tuned: Any = None
     for model, found in bench.learn(profile, range(args.seed, args.seed + profile.seeds)):
         tuned = model if tuned is None else tuned
         runs.append(found)

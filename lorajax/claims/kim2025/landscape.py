@@ -107,7 +107,7 @@ def special_regime(run: Run, constant: float = 2.0) -> Evidence:
     is α and the smoothness β, as the theorem has them)."""
     ends = instances.ends(run)
     betas = instances.betas()[:, 0]
-    rows = laws.spurious_share(ALPHA, betas, constant=constant) > 1
+    rows = np.asarray(laws.spurious_share(ALPHA, betas, constant=constant)) > 1
     points = instances.local(ends)[rows]
     stuck = instances.spurious(ends)[rows] & points
     built = {beta: instances.restricted_curvature(beta) for beta in (BELOW, BEYOND)}
