@@ -182,13 +182,13 @@ def title_of(paper: str) -> str:
 
 def verdicts() -> str:
     """How many claims of each paper have which verdict on record."""
-    lines = ["| page | module | claims | confirmed | otherwise |", "|---|---|---:|---:|---|"]
+    lines = ["| page | claims | confirmed | otherwise | module |", "|---|---:|---:|---|---|"]
     for paper in papers():
         rows = [record()[c.id]["verdict"] for c in of_paper(paper) if c.id in record()]
         other = [v for v in rows if v != "confirmed"]
         shown = ", ".join(f"{other.count(v)} {v}" for v in dict.fromkeys(other))
         page, good = f"[{title_of(paper)}](/papers/{paper}.md)", rows.count("confirmed")
-        lines.append(f"| {page} | `{paper}` | {len(rows)} | {good} | {shown} |")
+        lines.append(f"| {page} | {len(rows)} | {good} | {shown} | `{paper}` |")
     return "\n".join(lines)
 
 
