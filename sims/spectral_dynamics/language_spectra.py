@@ -1,12 +1,13 @@
 """Singular values of every layer's update in language models, against what theory predicts.
 
 The spectral-dynamics paper fine-tunes BERT and Llama beside a ViT. Here a real BERT (MiniLM, 22.7M
-parameters) learns SST-2 and a real Llama (SmolLM2, 135M parameters; the quick form has the 260k one
-alone, which also takes SmolLM2's place where the folder has none) the answers to instructions, by plain descent with batches from
-a small start, as the ViT of `real_spectra.py` does: solid lines are the singular values of A B in
-the layers that grow fastest, dashed ones those of the linear law Z(k) = (I + η H(M))^k Z(0), which
-knows the gradient before training alone (theory section 4), and dots the times at which each passes
-a level of its own, against the gradient's singular values. Needs LORAJAX_DATA.
+parameters) learns SST-2 and a real Llama (SmolLM2, 135M parameters) the answers to instructions, by
+plain descent with batches from a small start, as the ViT of `real_spectra.py` does. The quick form
+has a Llama of 260k parameters alone, which takes SmolLM2's place where the folder has none. Solid
+lines are the singular values of A B where they grow fastest, dashed ones those of the linear
+law Z(k) = (I + η H(M))^k Z(0), which knows the gradient before training alone (theory section 4),
+and dots the times at which each passes a level of its own, against the gradient's singular values.
+Needs LORAJAX_DATA.
 """
 
 import argparse
