@@ -99,12 +99,6 @@ def _seen(add: Callable[..., Any]) -> None:
         metavar="NAME",
         help="to report at the end: accuracy, f1, matthews; of numbers: pearson, spearman",
     )
-    _configure_looks(parser)
-
-
-def _configure_looks(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of what is looked at, kept and written."""
-    add = parser.add_argument
     add(
         "--linearized",
         type=float,
