@@ -112,6 +112,8 @@ def caveats(recipe: Recipe, task: Task) -> list[str]:
         found.append(f"training smooths classes by {smoothing:g}, the gradient's loss does not")
     if getattr(task, "augment", "none") != "none":
         found.append("training augments the samples")
+    if getattr(task, "mixup", 0):
+        found.append("training mixes samples with each other")
     if recipe.batch_size:
         found.append(f"steps take batches of {recipe.batch_size}")
     found.append("the head and what else trains in full move the gradient as well")

@@ -73,7 +73,10 @@ ORDER = ("refuted", "inconclusive", "vacuous", "confirmed")
 
 
 def _read(name: str) -> dict[str, Any]:
-    """A file of records that comes with the claims."""
+    """A file of records that comes with the claims.
+
+    `resolving.json` is what `lorajax validate --resolving` writes; its table is docs/resolving.md.
+    """
     return json.loads(resources.files("lorajax.claims").joinpath(name).read_text("utf-8"))
 
 
