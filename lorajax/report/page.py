@@ -324,7 +324,7 @@ svg .axis { stroke: var(--soft); stroke-width: 1; fill: none; }
 svg .grid { stroke: var(--line); stroke-width: .7; fill: none; }
 svg .line { fill: none; stroke-width: 1.7; stroke-linejoin: round; stroke-linecap: round; }
 svg .faint { stroke-width: .8; opacity: .45; } svg .law { stroke-dasharray: 4 3; }
-svg .dot { fill: var(--paper); stroke-width: 1.5; }
+svg .dot { fill: var(--paper); stroke-dasharray: none; stroke-width: 1.5; }
 svg .level { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 1 3; fill: none; }
 svg .c0 { stroke: var(--s0); } svg .c1 { stroke: var(--s1); } svg .c2 { stroke: var(--s2); }
 svg .c3 { stroke: var(--s3); } svg .c4 { stroke: var(--s4); } svg .c5 { stroke: var(--s5); }
