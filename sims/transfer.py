@@ -53,7 +53,7 @@ RATES = {
 }
 PROFILES = {
     "quick": Profile("cifar10-sample", 200, 32, 1, 2, {k: v[1:2] for k, v in RATES.items()}),
-    "sample": Profile("cifar10-sample", 1000, 32, 12, 5, RATES),
+    "sample": Profile("cifar10-sample", 1000, 32, 6, 5, RATES),
     "full": Profile("cifar10_jpg.npz", 50_000, 64, 6, 5, RATES),
 }
 BUDGET = 7

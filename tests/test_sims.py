@@ -154,7 +154,7 @@ def test_pretraining_goes_on_where_it_was_and_its_first_stage_can_be_made_longer
     table = data.Table({"images": images, "labels": labels})
     found = data.Dataset("rows", table, table, ("a", "b", "c"))
     monkeypatch.setattr(sim.data, "load", lambda source, folder=None: found)
-    config = models.ViTConfig((16, 16), 4, 16, 1, 2, classes=3)
+    config = models.ViTConfig((12, 12), 4, 16, 1, 2, classes=3)
     plan = sim.Plan("rows", "rows", config, ((8, 1),), 20, 1e-3, "zoom-flip", 0.1, "muon", 1)
     monkeypatch.setitem(sim.PLANS, "rows", plan)
 
@@ -175,6 +175,7 @@ def test_pretraining_goes_on_where_it_was_and_its_first_stage_can_be_made_longer
     _, resumed = train("cut", stages)
     for name, each in whole.items():
         np.testing.assert_array_equal(resumed[name], each)
+    assert whole["embeddings.positions"].shape == (1, 1 + 3 * 3, 16)  # of 12 pixels
     assert notes["data"].startswith("rows; 60") and '"side": 16' in notes["stages"]
     with pytest.raises(ValueError, match="has taken 6 steps of stage 0 already"):
         train("cut", ((8, 1), (16, 2)))

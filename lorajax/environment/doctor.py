@@ -107,7 +107,7 @@ def _cache() -> Finding:
 def _data() -> Finding:
     named = os.environ.get("LORAJAX_DATA")
     if not named:
-        remedy = "Set it to a folder of data sets; mnist-sample comes along without."
+        remedy = "Set it to a folder of data sets; mnist-sample and cifar10-sample come along."
         return Finding("data", "LORAJAX_DATA is unset", "note", remedy)
     if Path(named).is_dir():
         return Finding("data", named)

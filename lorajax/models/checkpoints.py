@@ -22,7 +22,7 @@ from lorajax.models.files import Source, Tensor, opened, said
 
 EMBEDDED = ("vit-fashion-mnist", "vit-tiny-imagenet")
 """Small models that come with the package (`sims/pretrain_vit.py`): a ViT for gray images of 28×28
-pixels, another for colored ones of 32×32."""
+pixels, another for colored ones of 48×48."""
 
 _BUFFERS = r"(^|\.)(num_batches_tracked|position_ids|mask_token)$"
 _FLOATS = ("float64", "float32", "float16", "bfloat16")

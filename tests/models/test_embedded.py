@@ -74,11 +74,12 @@ def test_its_file_says_how_it_came_about():
     classes = json.loads(notes["classes"])
     assert len(classes) == 200 and classes[0] == "goldfish"
     stages = json.loads(notes["stages"])
-    assert stages[-1]["side"] == models.load("vit-tiny-imagenet").config.image_size[0]
     curve = [accuracy for stage in stages for accuracy in stage["test_accuracy"]]
-    # What was measured after rounding to half precision is what the last stage came to.
-    assert float(notes["test_accuracy"]) == pytest.approx(curve[-1], abs=2e-3)
-    assert float(notes["test_accuracy"]) > 10 * curve[0] and curve[0] < 0.02
+    assert curve[0] < 0.02 and curve[-1] == max(curve) > 10 * curve[0]
+    # Rounded to half precision, and for larger pictures than the last stage was trained on.
+    assert float(notes["test_accuracy"]) > curve[-1] - 2e-3
+    config = models.load("vit-tiny-imagenet").config
+    assert config.image_size[0] >= stages[-1]["side"]
     assert "sims/pretrain_vit.py --model tiny-imagenet" in notes["command"]
 
 
