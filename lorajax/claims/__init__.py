@@ -13,7 +13,16 @@ One module (or folder) a paper, found from here; its row in `record.json` says w
 * `eva2024`: a start that explains the inputs (arXiv:2410.07170),
 * `allora2024`: rates that fall with the update (arXiv:2410.09692),
 * `linear_attention2025`: plateaus of in-context learning (arXiv:2501.16265),
-* `dayi_chen2024`: rank-one fine-tuning beyond kernels (arXiv:2411.15385).
+* `dayi_chen2024`: rank-one fine-tuning beyond kernels (arXiv:2411.15385),
+* `riemannian2024`, `reflora2025`, `lora_rite2024`: descents that forget how an update was split
+  (arXiv:2402.02347, 2505.18877, 2410.20625),
+* `intruders2026`: when an update stands on top of a weight (arXiv:2607.23711),
+* `tight_frames2026`: no A beats orthonormal columns where the gradient is unknown,
+* `learning_rates`: `rslora2023`, `lora_plus2024` and `mua2026`, rates and multipliers across width
+  and rank (arXiv:2312.03732, 2402.12354, 2602.06204),
+* `whitened2026`: ranks from gradients that the inputs whiten,
+* `gora2025`: a start along the gradient for any rank (GoRA),
+* `guidance`: base + γ(adapted − base), of outputs and of weights.
 
 Claims on real networks, `finetuning`, are in `lorajax.finetune.claims`: models lie above this room.
 """

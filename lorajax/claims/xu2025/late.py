@@ -237,7 +237,7 @@ def _draw_scales(seen):
 @claim(
     "xu2025.smaller_alpha_aligned",
     source=SOURCE,
-    standing="stated",
+    standing="reconstructed",
     tolerance="0: an order has no tolerance; the error is the largest change of log10 of the "
     "median loss from one scale to the next smaller one",
     control=Control("the order is reversed: smaller α, higher loss", {"sign": -1}),
