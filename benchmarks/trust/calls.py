@@ -33,6 +33,13 @@ EXEMPT = {
     "lorajax.adapters.AdaLoRA": "an adapter that adapt makes",
     "lorajax.adapters.LoRA": "an adapter that adapt makes",
     "lorajax.adapters.Tucker": "an adapter that adapt makes",
+    "lorajax.adapters.IA3": "an adapter that adapt makes",
+    "lorajax.adapters.Propulsion": "an adapter that adapt makes",
+    "lorajax.adapters.whitened": "takes what gradients and input_moments made",
+    "lorajax.report.to_html": "takes outcomes of this package's claims",
+    "lorajax.report.to_json": "takes outcomes of this package's claims",
+    "lorajax.report.verdict_table": "takes outcomes of this package's claims",
+    "lorajax.report.write_json": "takes outcomes of this package's claims",
     "lorajax.adapters.Frozen": "a kind of variable",
     "lorajax.adapters.PeftLayer": RECORD,
     "lorajax.adapters.PeftMethod": "a base class without arguments",
@@ -170,6 +177,13 @@ CALLS: dict[str, dict[str, Any]] = {
     for name, given in {
         "adapters.RankBudget": {"model": lambda w: w.adalora, "final_rank": 1, "steps": 5},
         "adapters.Trainable": {"names": ("default",)},
+        "adapters.by_part": {"factors": sgd, "beside": sgd},
+        "adapters.guided": {
+            "model": lambda w: w.adapted,
+            "inputs": lambda w: array(4, 6),
+            "gamma": 2.0,
+        },
+        "adapters.guided_weights": {"model": lambda w: w.adapted, "gamma": 2.0},
         "adapters.activate": {"model": lambda w: w.adapted, "which": "default"},
         "adapters.adapt": {"targets": "layer", "rank": 2},
         "adapters.cubic_budget": {"step": 2, "initial": 8, "final": 4},
@@ -205,6 +219,7 @@ CALLS: dict[str, dict[str, Any]] = {
         "data.policy": {"name": "crop", "size": (8, 8)},
         "data.read_idx": {"path": lambda w: w.idx},
         "data.resize": {"images": np.zeros((2, 8, 8, 1), np.uint8), "size": (4, 4)},
+        "data.shows_images": {"path": lambda w: w.folder},
         "data.stacked": {"batches": lambda w: [{"x": np.zeros(2)}]},
         "data.text.Template": {"source": "{{ messages }}"},
         "data.text.Tokenizer": {"folder": lambda w: w.tokenizer},
@@ -239,6 +254,7 @@ CALLS: dict[str, dict[str, Any]] = {
         "finetune.measure": {"model": lambda w: w.trained},
         "finetune.paths": {"model": lambda w: w.trained},
         "finetune.picked": {"starts": lambda w: [lorajax.initializers.lora], "index": 0},
+        "finetune.transfer": {"ranks": {"layer": 8}},
         "finetune.stable_ranks": {"history": {"probe_step": [], "probes": {}}},
         "finetune.widened": {"patterns": ["head"]},
         "flows.descend": {"optimizer": sgd},
@@ -255,6 +271,22 @@ CALLS: dict[str, dict[str, Any]] = {
         "initializers.name_of": {"start": "lora"},
         "initializers.resolve": {"start": "lora"},
         "initializers.tucker": {"shape": (4, 4, 4)},
+        "laws.adam_first_step": {"factor": 2.0},
+        "laws.carried_rate": {"width": 64, "rank": 4},
+        "laws.factor_balance": {"rate_a": 0.1, "width": 64},
+        "laws.frame_gain": {"gram": lambda w: np.eye(2), "inputs": 9},
+        "laws.gradient_step_gain": {"rank": 4, "gamma": 0.5},
+        "laws.guidance_gap": {"second": 1.0, "gamma": 2.0},
+        "laws.multiplied_equivalent": {"a": lambda w: array(6, 2), "multiplier": 0.5},
+        "laws.projected_share": {"rank": 2, "inputs": 9},
+        "laws.saddle_curvature": {"kept": lambda w: np.arange(3) < 2},
+        "laws.sign_change": {"rate_a": 0.1, "rate_b": 0.1, "inputs": 9},
+        "laws.spurious_away": {
+            "alpha": 0.1,
+            "beta": 0.3,
+            "values": lambda w: np.array([3.0, 1.0]),
+            "best_rank": 1,
+        },
         "laws.allora_time": {"eta": 1.0},
         "laws.balanced_mode": {"b": 0.5},
         "laws.early_descent": {"start": lambda w: w.factors, "step": 0.1, "steps": np.arange(3)},
@@ -284,7 +316,11 @@ CALLS: dict[str, dict[str, Any]] = {
             "std": (0.5,) * 3,
         },
         "models.notes": {"source": lambda w: w.model_file},
+        "models.unread": {"source": lambda w: w.model_file},
         "models.save": {"path": lambda w: unused(w).with_suffix(".safetensors")},
+        "ranks.intruder_overlaps": {"singular_values": lambda w: np.array([3.0, 2, 1, 1, 0.5])},
+        "ranks.intruder_threshold": {"singular_values": lambda w: np.array([3.0, 2, 1, 1, 0.5])},
+        "ranks.intruder_value": {"singular_values": lambda w: np.array([3.0, 2, 1, 1, 0.5])},
         "optima.structure": {"gradient": lambda w: array(6, 5)},
         "optima.lowest_curvature": {},
         "optima.manifold_rank": {},
@@ -365,6 +401,17 @@ CALLS: dict[str, dict[str, Any]] = {
 
 
 DEMANDS: dict[str, str] = {
+    # An exponent, and how much of an adapter: of any sign.
+    **{
+        f"lorajax.{name}:gamma": "any"
+        for name in (
+            "adapters.guided",
+            "adapters.guided_weights",
+            "laws.carried_rate",
+            "laws.gradient_step_gain",
+            "laws.guidance_gap",
+        )
+    },
     # 0 keeps nothing in memory.
     **{
         f"lorajax.adapters.{name}:memory": domains.NOT_NEGATIVE

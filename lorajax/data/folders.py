@@ -1,6 +1,7 @@
 """Sets of images as files: folders of classes, and lists of paths with their classes."""
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,14 +18,17 @@ from lorajax.data.pictures import (
     suffixes,
 )
 from lorajax.data.table import Dataset, Table
+from lorajax.environment.judging import judged
 
 _LABELS = ("label", "labels", "class", "classname", "class_name", "category", "target", "y")
 _SPLITS = ("split", "set", "subset", "fold")
 Size = tuple[int, int] | None
 
 
-def shows_images(path: Path) -> bool:
+@judged
+def shows_images(path: str | os.PathLike) -> bool:
     """Whether a path is of images: a list with their paths, or a folder with more than texts."""
+    path = Path(path)
     if path.is_dir():
         known = suffixes()
         ends = [each.suffix.lower() for each in path.rglob("*")]

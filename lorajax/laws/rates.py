@@ -12,7 +12,7 @@ from lorajax.environment.judging import POSITIVE, judged
 from lorajax.laws.base import Real, broadcast
 
 
-@judged
+@judged(rank=POSITIVE, variance=POSITIVE)
 def gradient_step_gain(
     rank: Real, gamma: Real, variance: Real = 1.0, *, exponent: float = 2.0
 ) -> Float[Array, "..."]:
@@ -58,7 +58,7 @@ def multiplied_equivalent(
     return multiplier * jnp.asarray(times), multiplier**exponent * a
 
 
-@judged
+@judged(steps=POSITIVE, rank=POSITIVE)
 def sign_change(
     steps: Real,
     rate_a: Real,

@@ -1,5 +1,6 @@
 """Laws of one line: curvatures of saddles, shares of projections, gaps of blends."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -23,9 +24,20 @@ def saddle_curvature(
       and the largest of those left out: negative, a saddle, unless the top modes are kept. The zero
       is of the directions (A R, R⁻¹B), along which nothing changes.
 
+    Raises:
+      ValueError: for arrays of different lengths, or values no mode of which is kept.
+
     Source: theory section 1 (derived): along `u_left e_kᵀ` and `e_k v_leftᵀ` at once the loss bends
     by s_kept − s_left.
     """
+    kept = jnp.asarray(kept)
+    if kept.shape != singular_values.shape:
+        raise ValueError(
+            f"kept has shape {kept.shape}; singular_values have {singular_values.shape}, and both "
+            "must be the same."
+        )
+    if not isinstance(kept, jax.core.Tracer) and not bool(kept.any()):
+        raise ValueError("kept names no mode; at AB = 0 another law holds, so name at least one.")
     low = jnp.min(jnp.where(kept, singular_values, jnp.inf))
     high = jnp.max(jnp.where(kept, 0, singular_values))
     return constant * jnp.minimum(0, low - high)
