@@ -5,6 +5,7 @@ usage.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -131,12 +132,33 @@ def run(args: argparse.Namespace) -> int:
         # Taken out: what a seed has simulated is not kept longer than it is needed.
         found[seed], here = run_seed(claims, chosen, runs.pop(seed), args, place, there[seed])
         settings = settings or here
+        if args.seeds > 1:
+            forget_programs()
     if args.seeds > 1:
         print(seed_table(found))
         others = {seed: found[seed] for seed in seeds[1:]}
         write_report(folder, found[args.seed], seed=args.seed, others=others, **settings)
         print(f"\nReport of all seeds: {folder / 'report.html'}")
     return compare(found)
+
+
+def forget_programs(most: int = 20_000) -> None:
+    """Drops compiled programs where they take more memory maps than some.
+
+    Each program holds several maps, Linux grants 65,530 a process, and XLA crashes beyond that.
+    Many programs belong to the instances of one seed; to read the others again takes seconds.
+    """
+    import gc
+
+    import jax
+
+    from lorajax.environment import memory
+
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > most:
+        jax.clear_caches()
+        gc.collect()
+        memory.release()
 
 
 def write_report(
@@ -215,11 +237,14 @@ def run_seed(
 
     with saying(left):
         for outcome in claims.examine_all(left_to_do, run, args.jobs):
-            claim = outcome.claim
-            outcomes = sorted([*outcomes, outcome], key=lambda o: order[o.claim.id])
-            if outcome.evidence is not None and outcome.evidence.draw is not None:
-                figures[claim.id] = plots.to_png(outcome.evidence.draw)
+            claim, evidence = outcome.claim, outcome.evidence
+            if evidence is not None and evidence.draw is not None:
+                figures[claim.id] = plots.to_png(evidence.draw)
                 files.write(figures_folder / f"{claim.id}.png", figures[claim.id])
+                # What draws the figure holds all that was simulated for it.
+                evidence = dataclasses.replace(evidence, draw=None)
+                outcome = dataclasses.replace(outcome, evidence=evidence)
+            outcomes = sorted([*outcomes, outcome], key=lambda o: order[o.claim.id])
             report.write_json(
                 folder / "verdicts.json", outcomes, figures, seed=run.seed, profile=run.profile
             )
