@@ -110,6 +110,9 @@ def test_the_pictures_that_come_along_need_no_folder_and_no_network(monkeypatch)
         args = parsed(["--data", source])
         begun = finetuning.begin(args)
         assert args.model == f"vit-{model}" and len(begun.data.classes) == 10
+        usual = recipes.lora(1).learning_rate
+        found = training.recipe(args, len(begun.data.train), "images", begun.rates).learning_rate
+        assert found == (usual if source == "mnist-sample" else finetuning.RATES["lora"])
     # A model that is named stays, as do its own channels.
     args = parsed(["--data", "cifar10-sample", "--model", "vit-fashion-mnist"])
     assert finetuning.begin(args).model.config.channels == 1
