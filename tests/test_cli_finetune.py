@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from lorajax import adapters, data, finetune, models, tasks
+from lorajax.cli import finetune as command
 from lorajax.cli import finetuning, main, training
 from lorajax.finetune import checkpoints, recipes
 
@@ -121,8 +122,7 @@ def test_the_pictures_that_come_along_need_no_folder_and_no_network(monkeypatch)
 def parsed(arguments):
     """Options as the command gets them."""
     parser = argparse.ArgumentParser()
-    training.configure(parser)
-    finetuning.configure(parser)
+    command.configure(parser)
     return parser.parse_args(arguments)
 
 
