@@ -47,8 +47,8 @@ class Profile:
 
 
 RATES = {
-    "LoRA": (1.5e-3, 3e-3, 6e-3),
-    "full": (5e-4, 1e-3, 2e-3),
+    "LoRA": (2e-4, 6e-4, 1.5e-3, 3e-3),
+    "full": (1e-4, 3e-4, 1e-3),
     "probe": (3e-3, 1e-2, 3e-2),
 }
 PROFILES = {

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from lorajax import adapters, data, finetune, models, tasks
+from lorajax.cli import finetune as command
 from lorajax.cli import finetuning, main, training
 from lorajax.finetune import checkpoints, recipes
 
@@ -110,6 +111,9 @@ def test_the_pictures_that_come_along_need_no_folder_and_no_network(monkeypatch)
         args = parsed(["--data", source])
         begun = finetuning.begin(args)
         assert args.model == f"vit-{model}" and len(begun.data.classes) == 10
+        usual = recipes.lora(1).learning_rate
+        found = training.recipe(args, len(begun.data.train), "images", begun.rates).learning_rate
+        assert found == (usual if source == "mnist-sample" else finetuning.RATES["lora"])
     # A model that is named stays, as do its own channels.
     args = parsed(["--data", "cifar10-sample", "--model", "vit-fashion-mnist"])
     assert finetuning.begin(args).model.config.channels == 1
@@ -118,8 +122,7 @@ def test_the_pictures_that_come_along_need_no_folder_and_no_network(monkeypatch)
 def parsed(arguments):
     """Options as the command gets them."""
     parser = argparse.ArgumentParser()
-    training.configure(parser)
-    finetuning.configure(parser)
+    command.configure(parser)
     return parser.parse_args(arguments)
 
 

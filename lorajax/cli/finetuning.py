@@ -16,6 +16,9 @@ LARGEST = 1e30
 """The largest real number, well inside of float32."""
 GRAY, COLORED = "vit-fashion-mnist", "vit-tiny-imagenet"
 """The models that come along, for gray pictures and for those in color."""
+RATES = {"lora": 1.5e-3, "full": 1e-3}
+"""Learning rates for the latter by method: the best of three on held-out pictures, which were few
+(`sims/transfer.py`), and a usual one. The tuned ones are the former's, and too large for it."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -180,7 +183,7 @@ def begin(args: argparse.Namespace) -> Begun:
     texts.refuse(args, of_texts=where is not None)
     if where is None:
         found, model, task, plain, words = _images(args, **options)
-        rates, at_once = {}, 128
+        rates, at_once = RATES if args.model == COLORED else {}, 128
     else:
         found, model, task, words = texts.begin(args, where, **options)
         plain = type(task)() if hasattr(task, "smoothing") else task

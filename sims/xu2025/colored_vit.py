@@ -43,6 +43,7 @@ class Profile:
       watched: held-out pictures.
       samples: behind the gradient.
       side: that pictures are brought to.
+      targets: layers that are adapted.
       store: whether lanes are kept.
     """
 
@@ -54,11 +55,12 @@ class Profile:
     watched: int
     samples: int
     side: int
+    targets: str = "blocks/**"
     store: bool = True
 
 
 PROFILES = {
-    "quick": Profile("cifar10-sample", 30, 5, 8, 2, 64, 128, 32, store=False),
+    "quick": Profile("cifar10-sample", 30, 5, 8, 2, 64, 128, 32, "blocks/5/**", store=False),
     "sample": Profile("cifar10-sample", 300, 15, 32, 30, 250, 1000, 32),
     "full": Profile("cifar10_jpg.npz", 1000, 25, 100, 30, 1000, 4096, 64),
 }
@@ -67,7 +69,6 @@ STARTS = ("small", "spectral")
 RANK = 4
 RATE = 0.1
 """Learning rate times the largest singular value of any layer's gradient."""
-TARGETS = "blocks/**"
 MODEL = "vit-tiny-imagenet"
 
 
@@ -78,7 +79,12 @@ def simulate(profile: Profile, seed: int = 0, model: str = MODEL):
     network = models.load(model, classes=10, image_size=profile.side)
     task = tasks.Images.of(network.config)
     network = finetune.fit_head(network, task, found.train.take(_spread(found.train)), epochs=2)
-    options = {"targets": TARGETS, "samples": profile.samples, "batch_size": 64, "seed": seed}
+    options = {
+        "targets": profile.targets,
+        "samples": profile.samples,
+        "batch_size": 64,
+        "seed": seed,
+    }
     gradients = finetune.gradients_of(network, task, found.train, **options)
     recipe = finetune.Recipe(
         steps=profile.steps,
@@ -93,7 +99,7 @@ def simulate(profile: Profile, seed: int = 0, model: str = MODEL):
         task,
         found.train,
         recipe,
-        targets=TARGETS,
+        targets=profile.targets,
         rank=RANK,
         start=[
             initializers.small,
