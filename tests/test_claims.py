@@ -132,15 +132,16 @@ def test_an_outcome_is_read_as_it_was_written():
         evidence(float("inf")),
         None,
     )
+    claim = fake(lambda run: evidence(0.0))
     for found in kinds:
         for control in ("confirmed", "refuted"):
-            made = claims.Outcome(fake(None), found, control, 0.25, "" if found else "it broke")
+            made = claims.Outcome(claim, found, control, 0.25, "" if found else "it broke")
             text = json.dumps(made.to_json(), default=float)
             read = claims.Outcome.from_json(made.claim, json.loads(text))
             assert read.verdict == made.verdict
             assert json.dumps(read.to_json(), default=float) == text
     with pytest.raises(KeyError):
-        claims.Outcome.from_json(fake(None), {"error": 1.0})
+        claims.Outcome.from_json(claim, {"error": 1.0})
 
 
 def test_a_check_that_raises_costs_only_itself():

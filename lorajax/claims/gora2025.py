@@ -44,7 +44,7 @@ def projection(run: Run, constant: float = 1.0) -> Evidence:
     *shares, taken, along = run.once("gora", simulate)
     mean = np.array([x.mean() for x in shares])
     bars = np.array([x.std(ddof=1) for x in shares]) / draws**0.5
-    law = np.asarray(laws.projected_share(RANKS.astype(float), SHAPE[0], constant=constant))
+    law = np.asarray(laws.projected_share(RANKS.astype(float), float(SHAPE[0]), constant=constant))
     off = np.abs(mean - law) / bars
     # The start itself: as much energy as the projection, and downhill.
     same = max(np.abs(taken - shares[-1]).max(), np.abs(along + shares[-1]).max())

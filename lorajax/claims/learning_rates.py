@@ -237,7 +237,7 @@ def sign_steps(run: Run, constant: float = 1.0) -> Evidence:
         RATE_B,
         inputs[:, None],
         start[:, None],
-        RANK,
+        float(RANK),
         RANK**-0.5,
         constant=constant,
     )
