@@ -1,10 +1,9 @@
 """Laws of one line: curvatures of saddles, shares of projections, gaps of blends."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from lorajax.environment.judging import POSITIVE, judged
+from lorajax.environment.judging import POSITIVE, is_traced, judged
 from lorajax.laws.base import Real, broadcast
 
 
@@ -36,7 +35,7 @@ def saddle_curvature(
             f"kept has shape {kept.shape}; singular_values have {singular_values.shape}, and both "
             "must be the same."
         )
-    if not isinstance(kept, jax.core.Tracer) and not bool(kept.any()):
+    if not is_traced(kept) and not bool(kept.any()):
         raise ValueError("kept names no mode; at AB = 0 another law holds, so name at least one.")
     low = jnp.min(jnp.where(kept, singular_values, jnp.inf))
     high = jnp.max(jnp.where(kept, 0, singular_values))
