@@ -12,6 +12,8 @@ from typing import Any
 # Of a claim's tolerance, or of the distance to it where that is more (a tolerance may be 0): two
 # releases draw the same numbers and round differently.
 ROUNDING = 0.05
+# A tolerance below this is rounding and nothing else (of an eigenvalue, say), and so is the error.
+ROUNDOFF = 1000 * sys.float_info.epsilon
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -26,10 +28,11 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
             found.append(f"{name}: control {a['control']['verdict']} and {b['control']['verdict']}")
         elif a.get("error") is not None and b.get("error") is not None:
             room = max(a["tolerance"], abs(a["tolerance"] - a["error"]))
-            if not abs(a["error"] - b["error"]) <= ROUNDING * room:
+            share = 1.0 if 0 < a["tolerance"] <= ROUNDOFF else ROUNDING
+            if not abs(a["error"] - b["error"]) <= share * room:
                 found.append(
                     f"{name}: errors {a['error']:.3g} and {b['error']:.3g} differ by more than "
-                    f"{ROUNDING:.0%} of {room:.3g}, the room to the tolerance {a['tolerance']:.3g}"
+                    f"{share:.0%} of {room:.3g}, the room to the tolerance {a['tolerance']:.3g}"
                 )
     return found
 

@@ -40,3 +40,11 @@ def test_a_tolerance_of_zero_leaves_room_for_rounding(error, count):
     one["claims"][0].update(error=-2.4, tolerance=0.0)
     other["claims"][0].update(error=error, tolerance=0.0)
     assert len(compare.differences(one, other)) == count
+
+
+@pytest.mark.parametrize(("error", "count"), [(5.3e-15, 0), (4.0e-14, 1)])
+def test_a_tolerance_of_rounding_alone_leaves_all_of_it(error, count):
+    one, other = (copy.deepcopy(REPORT) for _ in range(2))
+    one["claims"][0].update(error=2.9e-15, tolerance=2e-14)
+    other["claims"][0].update(error=error, tolerance=2e-14)
+    assert len(compare.differences(one, other)) == count
