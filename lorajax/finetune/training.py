@@ -101,7 +101,7 @@ class Trainer:
             )
         self.transformation = transformation or recipe.transformation()
         # XLA's CPU backend else drops the barriers by which a model says what is kept for the
-        # backward pass and what is computed again (`models.layers.kept`, `--remat`).
+        # backward pass and what is computed again (`models.layers.kept`, `--remat`): jaxlib 0.10.
         keeping = {"xla_disable_hlo_passes": "cse_barrier_expander"}
         keeping = keeping if jax.default_backend() == "cpu" else None
         self._step = jax.jit(self.advance, donate_argnums=0, compiler_options=keeping)
