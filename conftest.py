@@ -2,7 +2,6 @@
 
 import gc
 import os
-import pathlib
 import tempfile
 from collections.abc import Iterator
 
@@ -21,6 +20,7 @@ import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from lorajax import environment  # noqa: E402
+from lorajax.environment import memory  # noqa: E402
 
 # Before the first computation, which is when XLA reads its flags. Tests compile thousands of small
 # programs and run each for milliseconds: LLVM's optimizations cost more than they save, and so do
@@ -50,13 +50,9 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def room_for_programs() -> Iterator[None]:
-    """Forgets compiled programs before a process runs out of memory maps.
-
-    Each program holds several maps, Linux grants 65,530 a process, and XLA crashes beyond that.
-    """
+    """Forgets compiled programs before a process runs out of memory maps."""
     yield
-    maps = pathlib.Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+    if memory.crowded():
         jax.clear_caches()
         gc.collect()
 

@@ -142,20 +142,15 @@ def run(args: argparse.Namespace) -> int:
     return compare(found)
 
 
-def forget_programs(most: int = 20_000) -> None:
-    """Drops compiled programs where they take more memory maps than some.
-
-    Each program holds several maps, Linux grants 65,530 a process, and XLA crashes beyond that.
-    Many programs belong to the instances of one seed; to read the others again takes seconds.
-    """
+def forget_programs() -> None:
+    """Drops compiled programs where there are too many: most belong to one seed's instances."""
     import gc
 
     import jax
 
     from lorajax.environment import memory
 
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > most:
+    if memory.crowded():
         jax.clear_caches()
         gc.collect()
         memory.release()

@@ -1,6 +1,19 @@
 """Freed memory given back to the system, which a process's peak counts otherwise."""
 
 import ctypes
+import pathlib
+
+MOST_MAPS = 20_000
+"""Memory maps of a process above which compiled programs had better go.
+
+Each program holds several maps, Linux grants 65,530 a process, and XLA crashes beyond that.
+"""
+
+
+def crowded(most: int = MOST_MAPS) -> bool:
+    """Whether this process holds more memory maps than some; false where none are told of."""
+    maps = pathlib.Path("/proc/self/maps")
+    return maps.exists() and maps.read_bytes().count(b"\n") > most
 
 
 def release() -> None:

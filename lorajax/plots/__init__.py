@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from cycler import cycler
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -61,6 +63,33 @@ def figure(
         fig = Figure(figsize=(size[0] * columns, size[1] * rows))
         FigureCanvasAgg(fig)
         return fig, fig.subplots(rows, columns)
+
+
+def band(
+    axes: Axes,
+    x: Float[np.ndarray, " t"] | Int[np.ndarray, " t"],
+    curves: Float[np.ndarray, "n t"],
+    line: str = "-",
+    *,
+    color: str,
+    label: str | None = None,
+    least: float = 1e-9,
+) -> None:
+    """The mean of several curves, and one standard deviation around it.
+
+    Args:
+      axes: to draw on.
+      x: where the curves are known.
+      curves: one a row.
+      line: style of the mean.
+      color: of the mean and of the band.
+      label: of the mean.
+      least: where the band ends below at the latest, for logarithmic axes.
+    """
+    mean, deviation = curves.mean(0), curves.std(0)
+    axes.plot(x, mean, line, color=color, label=label)
+    low = np.maximum(mean - deviation, least)
+    axes.fill_between(x, low, mean + deviation, color=color, alpha=0.2)
 
 
 def save(fig: Figure, path: str | Path) -> Path:

@@ -1,7 +1,9 @@
 """What the files of `sims/` share: a command line, a figure, and numbers beside it."""
 
 import argparse
+import importlib.util
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,25 @@ def command(
         if not isinstance(value, Mapping):
             print(f"{name}: {np.array2string(np.asarray(value), precision=3)}")
     print(f"written: {path} and {path.with_suffix('.json').name}")
+
+
+def real_texts(*needs: str) -> Path | None:
+    """The folder of real models and texts that LORAJAX_DATA names, for a figure that needs one.
+
+    Args:
+      *needs: packages of the extra `text` that the figure imports.
+
+    Returns:
+      The folder; None, after a sentence that says why nothing is run, without it or a package.
+    """
+    folder = os.environ.get("LORAJAX_DATA")
+    if not folder:
+        print("Nothing is run: LORAJAX_DATA, the folder with models and texts, is not set.")
+        return None
+    if any(importlib.util.find_spec(name) is None for name in needs):
+        print("Nothing is run: texts need the extra `text`; pip install 'lorajax[text]'.")
+        return None
+    return Path(folder)
 
 
 def _plain(value: Any) -> Any:

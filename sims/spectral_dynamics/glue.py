@@ -35,6 +35,7 @@ from lorajax import adapters, data, finetune, models, plots, tasks  # noqa: E402
 from lorajax.cli.texts import RATES  # noqa: E402
 from lorajax.data import text  # noqa: E402
 from lorajax.finetune import bridge, recipes  # noqa: E402
+from lorajax.studies import simulation  # noqa: E402
 
 METHODS = ("rule", "peft", "uniform", "full")
 SAID = {
@@ -678,12 +679,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="accepted as by other figures")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
     args = parser.parse_args()
-    folder = os.environ.get("LORAJAX_DATA")
-    if not folder:
-        print("Nothing is run: LORAJAX_DATA, the folder with MiniLM and GLUE, is not set.")
-        return
-    if importlib.util.find_spec("tokenizers") is None:
-        print("Nothing is run: texts need the extra `text`; pip install 'lorajax[text]'.")
+    folder = simulation.real_texts("tokenizers")
+    if folder is None:
         return
     out = args.out / "spectral_dynamics"
     journal = Journal(out / "glue.jsonl")

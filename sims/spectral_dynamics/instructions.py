@@ -11,7 +11,6 @@ score of MT-Bench comes out, only the answers that it would read. Needs LORAJAX_
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import os
 import pathlib
@@ -31,6 +30,7 @@ from lorajax import adapters, data, finetune, models, plots, tasks  # noqa: E402
 from lorajax.cli.texts import RATES  # noqa: E402
 from lorajax.data import text  # noqa: E402
 from lorajax.finetune import recipes  # noqa: E402
+from lorajax.studies import simulation  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,15 +236,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="the first one")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
     args = parser.parse_args()
-    shelf = os.environ.get("LORAJAX_DATA")
-    if not shelf:
-        print("Nothing is run: LORAJAX_DATA, the folder with models and texts, is not set.")
-        return
-    if importlib.util.find_spec("tokenizers") is None or importlib.util.find_spec("jinja2") is None:
-        print("Nothing is run: texts need the extra `text`; pip install 'lorajax[text]'.")
+    shelf = simulation.real_texts("tokenizers", "jinja2")
+    if shelf is None:
         return
     profile, begin, spent = PROFILES[args.profile], time.perf_counter(), time.process_time()
-    bench = Bench(pathlib.Path(shelf), profile)
+    bench = Bench(shelf, profile)
     if bench.name != profile.model[0]:
         print(f"{profile.model[0]} is not in LORAJAX_DATA; {bench.name} takes its place.")
     out = args.out / "spectral_dynamics"
@@ -259,7 +255,7 @@ def main() -> None:
             f"{found['held-out loss after']:.4f}",
             flush=True,
         )
-    lines = (pathlib.Path(shelf) / "text" / "mt_bench_questions.jsonl").read_text(encoding="utf-8")
+    lines = (shelf / "text" / "mt_bench_questions.jsonl").read_text(encoding="utf-8")
     questions = some([json.loads(line) for line in lines.splitlines()], profile.questions)
     # Adapters are added to the kernels, so that both write by the same programs.
     after = adapters.remove(adapters.merge(tuned))

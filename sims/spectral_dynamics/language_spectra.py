@@ -12,7 +12,6 @@ Needs LORAJAX_DATA.
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import os
 import pathlib
@@ -25,6 +24,7 @@ import real_spectra  # noqa: E402
 
 from lorajax import data, finetune, models, plots, tasks  # noqa: E402
 from lorajax.data import text  # noqa: E402
+from lorajax.studies import simulation  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,12 +96,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
     args = parser.parse_args()
-    shelf = os.environ.get("LORAJAX_DATA")
-    if not shelf:
-        print("Nothing is run: LORAJAX_DATA, the folder with models and texts, is not set.")
-        return
-    if importlib.util.find_spec("tokenizers") is None or importlib.util.find_spec("jinja2") is None:
-        print("Nothing is run: texts need the extra `text`; pip install 'lorajax[text]'.")
+    shelf = simulation.real_texts("tokenizers", "jinja2")
+    if shelf is None:
         return
     out = args.out / "spectral_dynamics"
     out.mkdir(parents=True, exist_ok=True)
@@ -111,7 +107,7 @@ def main() -> None:
             print(f"{name} is left out: profile {args.profile} has {', '.join(networks)}.")
             continue
         network = networks[name]
-        model, task, train = prepared(pathlib.Path(shelf), network)
+        model, task, train = prepared(shelf, network)
         results = real_spectra.follow(
             model, task, train, network.profile, args.seed, network.at_once
         )

@@ -153,10 +153,7 @@ def draw(profile: Profile, swept):
                     (row[2], lanes["misalignment"].values.mean(2), "-", None),
                     (row[3], lanes["norm"].values.mean(2), "-", None),
                 ):
-                    mean, deviation = curve.mean(0), curve.std(0)
-                    low, high = np.maximum(mean - deviation, 1e-9), mean + deviation
-                    panel.plot(steps, mean, style, color=f"C{i}", label=label)
-                    panel.fill_between(steps, low, high, color=f"C{i}", alpha=0.2)
+                    plots.band(panel, steps, curve, style, color=f"C{i}", label=label)
             names = ("loss", "accuracy", "1 − |cos|, mean of layers", "‖[A; Bᵀ]‖₂, mean of layers")
             for panel, name in zip(row, names, strict=True):
                 panel.set_ylabel(name)

@@ -153,11 +153,8 @@ def draw(profile: Profile, results):
                 style = {"small": "-", "spectral": "--"}[start]
                 color = f"C{SCALES.index(scale)}"
                 for panel, curve in zip(row, curves, strict=True):
-                    mean, deviation = curve.mean(0), curve.std(0)
                     label = f"{start}, α = {scale:g}"
-                    panel.plot(probed, mean, style, color=color, label=label)
-                    low = np.maximum(mean - deviation, 1e-12)
-                    panel.fill_between(probed, low, mean + deviation, color=color, alpha=0.2)
+                    plots.band(panel, probed, curve, style, color=color, label=label, least=1e-12)
             names = ("training loss", "1 − |cos|, mean of layers", "‖[A; Bᵀ]‖₂, mean of layers")
             for panel, name in zip(row, names, strict=True):
                 panel.set_ylabel(name)

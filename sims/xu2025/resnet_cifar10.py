@@ -121,10 +121,7 @@ def draw(profile: Profile, swept):
                 (panels[2], lanes["misalignment"].values.mean(2), "-", None),
                 (panels[3], lanes["norm"].values.mean(2), "-", None),
             ):
-                mean, deviation = curve.mean(0), curve.std(0)
-                panel.plot(steps, mean, style, color=f"C{color}", label=label)
-                low, high = mean - deviation, mean + deviation
-                panel.fill_between(steps, np.maximum(low, 1e-9), high, color=f"C{color}", alpha=0.2)
+                plots.band(panel, steps, curve, style, color=f"C{color}", label=label)
         names = ("loss", "accuracy", "1 − |cos|, mean of layers", "‖[A; Bᵀ]‖₂, mean of layers")
         for panel, name in zip(panels, names, strict=True):
             panel.set(xlabel="step", ylabel=name)

@@ -139,7 +139,7 @@ REAL = {
 def real(request, data_dir):
     folder = data_dir / request.param
     if not folder.is_dir():
-        pytest.skip(f"{request.param} is not in the folder of data.")
+        pytest.skip(f"{request.param} is not in the folder of data; its make_models.py makes it.")
     return folder, *REAL[request.param]
 
 
