@@ -317,7 +317,8 @@ class Bench:
         beside = {recipe.beside: list(head.parameters())}
         groups = [(factor, ps) for part in (parts, beside) for factor, ps in part.items()]
         optimizer = torch.optim.Adam([{"params": ps} for _, ps in groups])
-        rates = np.asarray(jax.vmap(recipe.rate())(jnp.arange(self.steps(run))))
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
+            rates = np.asarray(jax.vmap(recipe.rate())(jnp.arange(self.steps(run))))
         classes, losses = isinstance(self.task, tasks.Texts), []
         for batch, rate in zip(self.batches(run, recipe), rates, strict=True):
             for group, (factor, _) in zip(optimizer.param_groups, groups, strict=True):
