@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lorajax import data, models
+from lorajax.studies import simulation
 
 SIMS = pathlib.Path(__file__).resolve().parents[1] / "sims"
 
@@ -185,3 +186,10 @@ def test_pretraining_goes_on_where_it_was_and_its_first_stage_can_be_made_longer
         *("8x2", "8x2-16x2"),
         *("8x3", "8x3-16x1"),
     }
+
+
+def test_a_folder_without_the_models_is_named(tmp_path):
+    (tmp_path / "b").mkdir()
+    assert simulation.first_model(tmp_path, ("a", "b")) == tmp_path / "b"
+    with pytest.raises(ValueError, match="which has no folder a or c"):
+        simulation.first_model(tmp_path, ("a", "c"))

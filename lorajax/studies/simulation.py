@@ -4,7 +4,7 @@ import argparse
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,25 @@ def real_texts(*needs: str) -> Path | None:
         print("Nothing is run: texts need the extra `text`; pip install 'lorajax[text]'.")
         return None
     return Path(folder)
+
+
+def first_model(folder: Path, names: Sequence[str]) -> Path:
+    """The first of some models that a folder has.
+
+    Args:
+      folder: of models, each a folder of its own.
+      names: of models, the preferred one first.
+
+    Returns:
+      The model's folder.
+
+    Raises:
+      ValueError: where the folder has none of them.
+    """
+    for name in names:
+        if (folder / name).is_dir():
+            return folder / name
+    raise ValueError(f"LORAJAX_DATA is {folder}, which has no folder {' or '.join(names)}.")
 
 
 def _plain(value: Any) -> Any:

@@ -75,8 +75,8 @@ class Bench:
     """The model, its tokenizer and template, and the instructions."""
 
     def __init__(self, shelf: pathlib.Path, profile: Profile):
-        self.name = next(each for each in profile.model if (shelf / each).is_dir())
-        folder = shelf / self.name
+        folder = simulation.first_model(shelf, profile.model)
+        self.name = folder.name
         self.model = models.load(folder)
         self.tokenizer = text.Tokenizer(folder)
         self.template = text.chat_template(folder, self.tokenizer)

@@ -66,7 +66,7 @@ PROFILES = {
 
 def prepared(shelf: pathlib.Path, network: Network) -> tuple[Any, Any, data.Table]:
     """The model with its head fitted, the task, and what it learns."""
-    folder = next(shelf / each for each in network.folders if (shelf / each).is_dir())
+    folder = simulation.first_model(shelf, network.folders)
     tokenizer = text.Tokenizer(folder)
     if not network.head:
         model = models.load(folder)
