@@ -25,8 +25,9 @@ from lorajax.environment import memory  # noqa: E402
 # Before the first computation, which is when XLA reads its flags. Tests compile thousands of small
 # programs and run each for milliseconds: LLVM's optimizations cost more than they save, and so do
 # the fusion emitters where XLA can still do without them (twice the time of a program in 0.10.1;
-# 0.12.0.1 does not know the flag). The gates that run the command itself run it with both.
-FLAGS = ["--xla_backend_optimization_level=0"]
+# 0.12.0.1 does not know the flag); what is so small has no parts to compile in parallel. The gates
+# that run the command itself run it as users do.
+FLAGS = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
 if jax.__version_info__ < (0, 11):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 given = environment.guard()

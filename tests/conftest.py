@@ -8,6 +8,12 @@ from collections.abc import Callable, Iterator
 import jax
 import pytest
 
+CHEAP = (
+    "--xla_backend_optimization_level",
+    "--xla_cpu_parallel_codegen_split_count",
+    "--xla_cpu_use_fusion_emitters",
+)
+"""The flags that ../conftest.py adds so that tests compile fast."""
 TRACE_EVENT = "/jax/core/compile/jaxpr_trace_duration"
 
 
@@ -33,6 +39,23 @@ def data_dir() -> pathlib.Path:
     folder = pathlib.Path(name)
     assert folder.is_dir(), f"LORAJAX_DATA is {name!r}; it must name a folder."
     return folder
+
+
+@pytest.fixture(scope="session")
+def virtual() -> Callable[..., dict[str, str]]:
+    """The environment of a process for which XLA makes so many devices of one CPU.
+
+    Its other flags are those of the tests, which make compiling cheap, or those of the command.
+    """
+
+    def environment(devices: int, optimized: bool = False) -> dict[str, str]:
+        flags = os.environ.get("XLA_FLAGS", "").split()
+        if optimized:
+            flags = [flag for flag in flags if not flag.startswith(CHEAP)]
+        flags.append(f"--xla_force_host_platform_device_count={devices}")
+        return os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
+
+    return environment
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -421,15 +420,11 @@ def test_bad_inputs_are_refused_in_a_sentence(folder, tmp_path, arguments, messa
     assert message in capsys.readouterr().err
 
 
-def test_two_devices_and_a_base_in_half_precision(folder, tmp_path):
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_PLATFORMS": "cpu",
-    }
+def test_two_devices_and_a_base_in_half_precision(folder, tmp_path, virtual):
     given = [*fast(folder, tmp_path), "--devices", "2", "--layout", "full", "--dtype", "bfloat16"]
     found = subprocess.run(
         [sys.executable, "-m", "lorajax", *given],
-        env=environment,
+        env=virtual(2),
         capture_output=True,
         text=True,
         check=False,

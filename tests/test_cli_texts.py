@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -187,7 +186,7 @@ DEVICES = """
 """
 
 
-def test_a_run_on_four_devices_is_that_on_one(folder, tmp_path):
+def test_a_run_on_four_devices_is_that_on_one(folder, tmp_path, virtual):
     for name in ("train.tsv", "test.tsv"):
         (tmp_path / name).write_text((folder / name).read_text())
     (tmp_path / "reader").mkdir()
@@ -195,8 +194,7 @@ def test_a_run_on_four_devices_is_that_on_one(folder, tmp_path):
         (tmp_path / "reader" / name).write_text((folder / "reader" / name).read_text())
     found = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(DEVICES), str(tmp_path)],
-        env=os.environ
-        | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"},
+        env=virtual(4),
         capture_output=True,
         text=True,
         check=False,

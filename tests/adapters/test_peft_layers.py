@@ -1,7 +1,6 @@
 """What PEFT does by kind of layer, and what it writes along with an adapter: hand-made files."""
 
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -199,7 +198,7 @@ def test_a_dilated_convolution_is_adalora_in_both_directions(tmp_path):
     np.testing.assert_allclose(again["layer"](x), adapted["layer"](x), atol=1e-5)
 
 
-def test_what_was_committed_to_no_device_stays_so():
+def test_what_was_committed_to_no_device_stays_so(virtual):
     """A model that is sharded in part runs after a checkpoint and after a module saved in full."""
     code = """
         import pathlib, tempfile
@@ -234,7 +233,6 @@ def test_what_was_committed_to_no_device_stays_so():
         assert bool(jnp.array_equal(again(x), want))
         print("placed")
     """
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     arguments = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(arguments, env=os.environ | flags, capture_output=True, text=True)
+    done = subprocess.run(arguments, env=virtual(4), capture_output=True, text=True)
     assert done.stdout.strip() == "placed", done.stderr

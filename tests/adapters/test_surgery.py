@@ -1,6 +1,5 @@
 """Putting adapters into whole models: targets, names, filters, transforms, memory."""
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -347,7 +346,7 @@ def test_memory_of_a_step_beyond_the_base():
     assert peak - base < 16 * 4 * width * width / 4
 
 
-def test_sharded_bases_get_sharded_factors():
+def test_sharded_bases_get_sharded_factors(virtual):
     """On four devices: A is split as the kernel's rows, B as its columns; results agree."""
     code = """
         import jax, jax.numpy as jnp, numpy as np
@@ -377,13 +376,8 @@ def test_sharded_bases_get_sharded_factors():
         assert heads.adapters["default"].b[...].sharding.spec == P(None, "model")
         print("sharded")
     """
-    env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_PLATFORMS": "cpu",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], env=env, capture_output=True, text=True
-    )
+    arguments = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(arguments, env=virtual(4), capture_output=True, text=True)
     assert done.stdout.strip() == "sharded", done.stderr
 
 

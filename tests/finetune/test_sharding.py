@@ -1,6 +1,5 @@
 """Training on eight devices, which XLA makes of one CPU, or in two processes changes nothing."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -99,19 +98,11 @@ PROCESSES = """
 """
 
 
-def environment(devices: int) -> dict[str, str]:
-    """Of a process with so many devices."""
-    return os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-    }
-
-
 @pytest.mark.slow
-def test_sharded_training_agrees_with_plain_training():
+def test_sharded_training_agrees_with_plain_training(virtual):
     found = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SETUP) + textwrap.dedent(DEVICES)],
-        env=environment(8),
+        env=virtual(8),
         capture_output=True,
         text=True,
         check=False,
@@ -120,7 +111,7 @@ def test_sharded_training_agrees_with_plain_training():
 
 
 @pytest.mark.slow
-def test_training_in_two_processes_agrees_with_plain_training():
+def test_training_in_two_processes_agrees_with_plain_training(virtual):
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{one.getsockname()[1]}"
@@ -129,7 +120,7 @@ def test_training_in_two_processes_agrees_with_plain_training():
     both = [
         subprocess.Popen(
             [sys.executable, "-c", code, address, str(process)],
-            env=environment(2),
+            env=virtual(2),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import subprocess
 import sys
 
@@ -487,7 +486,7 @@ class TestSetup:
 
 
 @pytest.mark.slow
-def test_lanes_spread_over_devices_give_the_same_curves(tmp_path):
+def test_lanes_spread_over_devices_give_the_same_curves(tmp_path, virtual):
     """Two virtual devices against one, in processes of their own."""
     script = """
 import sys, jax, numpy as np
@@ -509,11 +508,8 @@ np.save(sys.argv[2], found["loss"].values)
 """
     losses = []
     for devices in (1, 2):
-        flags = f"--xla_force_host_platform_device_count={devices}"
         out = tmp_path / f"{devices}.npy"
-        environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-        subprocess.run(
-            [sys.executable, "-c", script, str(devices), str(out)], env=environment, check=True
-        )
+        arguments = [sys.executable, "-c", script, str(devices), str(out)]
+        subprocess.run(arguments, env=virtual(devices), check=True)
         losses.append(np.load(out))
     np.testing.assert_allclose(losses[0], losses[1], atol=1e-5)

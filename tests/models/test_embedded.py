@@ -102,7 +102,7 @@ def test_the_colored_vit_knows_pictures():
 
     def probed(model):
         task = tasks.Images.of(model.config)
-        model = finetune.fit_head(model, task, found.train, epochs=10)
+        model = finetune.fit_head(model, task, found.train, epochs=3)
         trainer = finetune.Trainer(model, nnx.Param, task, finetune.Recipe(steps=1))
         return float(trainer.evaluate(trainer.init(), found.test, batch_size=500).accuracy)
 
