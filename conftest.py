@@ -1,5 +1,6 @@
 """The JAX flags that every test and doctest runs under; the library itself never sets one."""
 
+import functools
 import gc
 import os
 import tempfile
@@ -17,6 +18,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax._src.interpreters import mlir  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from lorajax import environment  # noqa: E402
@@ -26,8 +28,8 @@ from lorajax.environment import memory  # noqa: E402
 # programs and run each for milliseconds: LLVM's optimizations cost more than they save, and so do
 # the fusion emitters where XLA can still do without them (twice the time of a program in 0.10.1;
 # 0.12.0.1 does not know the flag); what is so small has no parts to compile in parallel. The gates
-# that run the command itself run it as users do.
-FLAGS = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
+# that run the command itself run it as users do. The level is for claims alone, see below.
+FLAGS = ["--xla_backend_optimization_level=1", "--xla_cpu_parallel_codegen_split_count=1"]
 if jax.__version_info__ < (0, 11):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 given = environment.guard()
@@ -35,10 +37,18 @@ if not given.strip() or given.lstrip().startswith("-"):  # else it names a file 
     FLAGS = [flag for flag in FLAGS if flag.partition("=")[0] not in given]
     os.environ["XLA_FLAGS"] = " ".join([given, *FLAGS]).strip()
 
+# JAX lowers each program in a context of MLIR of its own; to make and to unmake one takes longer than
+# to lower a small program in it, and a quarter of all the time with JAX 0.10.1. Tests have a context
+# a file. It is no public part of JAX: where it has moved, tests are slower, and nothing else.
+CONTEXT = "make_ir_context"
+if hasattr(mlir, CONTEXT):
+    setattr(mlir, CONTEXT, functools.cache(getattr(mlir, CONTEXT)))
+
 # Tracing makes millions of small objects, few of them in cycles (as in lorajax/cli/output.py).
 gc.set_threshold(50_000, 50, 100)
 
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -53,6 +63,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def room_for_programs() -> Iterator[None]:
     """Forgets compiled programs before a process runs out of memory maps."""
     yield
+    if hasattr(mlir, CONTEXT):
+        getattr(mlir, CONTEXT).cache_clear()
     if memory.crowded():
         jax.clear_caches()
         gc.collect()
@@ -66,3 +78,9 @@ def cached_programs(request: pytest.FixtureRequest) -> None:
     """
     jax.config.update("jax_enable_compilation_cache", request.path.name.startswith("test_cli"))
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def optimized_programs(request: pytest.FixtureRequest) -> None:
+    """Optimizes the programs of claims a little: these are long simulations."""
+    jax.config.update("jax_disable_most_optimizations", request.path.name != "test_claims.py")

@@ -53,7 +53,8 @@ def virtual() -> Callable[..., dict[str, str]]:
         if optimized:
             flags = [flag for flag in flags if not flag.startswith(CHEAP)]
         flags.append(f"--xla_force_host_platform_device_count={devices}")
-        return os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
+        cheap = {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not optimized))}
+        return os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"} | cheap
 
     return environment
 

@@ -9,6 +9,14 @@ from lorajax import cli
 from lorajax.cli.interrupts import Interrupted, Stop, interruptible, saying
 
 
+@pytest.fixture(autouse=True)
+def interrupts_are_heard():
+    """A shell starts what it runs in the background deaf to Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_is_a_sentence_and_a_status(number, status, monkeypatch, capsys):
     class Parsed:
