@@ -37,9 +37,9 @@ if not given.strip() or given.lstrip().startswith("-"):  # else it names a file 
     FLAGS = [flag for flag in FLAGS if flag.partition("=")[0] not in given]
     os.environ["XLA_FLAGS"] = " ".join([given, *FLAGS]).strip()
 
-# JAX lowers each program in a context of MLIR of its own; to make and to unmake one takes longer than
-# to lower a small program in it, and a quarter of all the time with JAX 0.10.1. Tests have a context
-# a file. It is no public part of JAX: where it has moved, tests are slower, and nothing else.
+# JAX lowers each program in a context of MLIR of its own; to make and to unmake one takes longer
+# than to lower a small program in it, and a quarter of all time with JAX 0.10.1. Tests have one a
+# file. It is no public part of JAX: where it has moved, tests are slower, and nothing else.
 CONTEXT = "make_ir_context"
 if hasattr(mlir, CONTEXT):
     setattr(mlir, CONTEXT, functools.cache(getattr(mlir, CONTEXT)))
