@@ -25,11 +25,11 @@ from lorajax import environment  # noqa: E402
 from lorajax.environment import memory  # noqa: E402
 
 # Before the first computation, which is when XLA reads its flags. Tests compile thousands of small
-# programs and run each for milliseconds: LLVM's optimizations cost more than they save, and so do
-# the fusion emitters where XLA can still do without them (twice the time of a program in 0.10.1;
-# 0.12.0.1 does not know the flag); what is so small has no parts to compile in parallel. The gates
-# that run the command itself run it as users do. The level is for claims alone, see below.
-FLAGS = ["--xla_backend_optimization_level=1", "--xla_cpu_parallel_codegen_split_count=1"]
+# programs and run each for milliseconds: there is nothing to compile in parallel, and the fusion
+# emitters cost more than they save where XLA can still do without them (twice the time of a program
+# in 0.10.1; 0.12.0.1 does not know the flag). So do LLVM's optimizations, see below. The gates that
+# run the command itself run it as users do.
+FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
 if jax.__version_info__ < (0, 11):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 given = environment.guard()
@@ -78,9 +78,3 @@ def cached_programs(request: pytest.FixtureRequest) -> None:
     """
     jax.config.update("jax_enable_compilation_cache", request.path.name.startswith("test_cli"))
     compilation_cache.reset_cache()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def optimized_programs(request: pytest.FixtureRequest) -> None:
-    """Optimizes the programs of claims a little: these are long simulations."""
-    jax.config.update("jax_disable_most_optimizations", request.path.name != "test_claims.py")

@@ -8,11 +8,7 @@ from collections.abc import Callable, Iterator
 import jax
 import pytest
 
-CHEAP = (
-    "--xla_backend_optimization_level",
-    "--xla_cpu_parallel_codegen_split_count",
-    "--xla_cpu_use_fusion_emitters",
-)
+CHEAP = ("--xla_cpu_parallel_codegen_split_count", "--xla_cpu_use_fusion_emitters")
 """The flags that ../conftest.py adds so that tests compile fast."""
 TRACE_EVENT = "/jax/core/compile/jaxpr_trace_duration"
 

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import dis
+import functools
 import inspect
 import re
 import types
@@ -126,10 +127,11 @@ def matches(pattern: str, path: str) -> bool:
       >>> matches("**/query", "blocks/0/attention/query"), matches("*/query", "blocks/0/query")
       (True, False)
     """
-    return re.fullmatch(_regex(pattern), path) is not None
+    return _compiled(pattern).fullmatch(path) is not None
 
 
-def _regex(pattern: str) -> str:
+@functools.lru_cache(maxsize=1024)  # ranks of every layer are as many patterns, for as many paths
+def _compiled(pattern: str) -> re.Pattern[str]:
     parts = []
     segments = pattern.split("/")
     for i, segment in enumerate(segments):
@@ -154,7 +156,7 @@ def _regex(pattern: str) -> str:
                 text += re.escape(c)
             j += 1
         parts.append(text if last else text + "/")
-    return "".join(parts)
+    return re.compile("".join(parts))
 
 
 def near_misses(pattern: str, paths: Iterable[str], count: int = 3) -> list[str]:
@@ -223,7 +225,8 @@ def select(
     chosen: dict[str, tuple[Any, int]] = {}
     for index, (target, options) in enumerate(entries):
         if isinstance(target, str):
-            hits = [path for path in layers if matches(target, path)]
+            pattern = _compiled(target)
+            hits = [path for path in layers if pattern.fullmatch(path)]
             if not hits:
                 raise no_match(target, model, layers)
         elif callable(target):

@@ -160,18 +160,17 @@ def test_devices_and_processes_agree(tmp_path, worker):
             np.testing.assert_allclose(found[name], want[name], rtol=1e-12, atol=0)
 
 
-@pytest.mark.slow  # compiles one adaptive solver for three sizes of a call and two devices
+@pytest.mark.slow  # compiles one adaptive solver for two sizes of a call
 def test_an_adaptive_solver_takes_the_same_steps_on_any_device(tmp_path, worker):
     # As users compile it: sums over lanes that are vectorized are those that could differ.
     finish(worker("flow", tmp_path / "flow", devices=2, optimized=True))
     want = open_sweep(tmp_path / "flow-1-180")
     assert float(want["singular_values"].max()) > 2.5
-    for other in ("flow-1-1", "flow-2-7"):
-        found = open_sweep(tmp_path / other)
-        assert not found["status"].any()
-        np.testing.assert_allclose(
-            found["singular_values"], want["singular_values"], rtol=0, atol=1e-12
-        )
+    found = open_sweep(tmp_path / "flow-2-7")
+    assert not found["status"].any()
+    np.testing.assert_allclose(
+        found["singular_values"], want["singular_values"], rtol=0, atol=1e-12
+    )
 
 
 def triple(scale):

@@ -45,7 +45,7 @@ def main() -> None:
         for count in (1, 2, 8):
             run(f"{store}-{count}", chunk=45, devices=jax.devices()[:count])
     elif mode == "flow":
-        for count, chunk in ((1, 180), (1, 1), (2, 7)):
+        for count, chunk in ((1, 180), (2, 7)):
             used = jax.devices()[:count]
             options = dict(key=jax.random.key(5), batched=True, devices=used, chunk=chunk)
             sweep(flow, AXES, store=f"{store}-{count}-{chunk}", **options)
