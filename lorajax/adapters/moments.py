@@ -15,12 +15,19 @@ from lorajax.adapters.surgery import Targets
 from lorajax.environment.judging import judged
 
 
+class _Standing:
+    """Which inputs of the batch that is being traced count; its recorders share it."""
+
+    mask: Array | None = None
+
+
 class Recorder(Adapted):
     """A layer that adds up the second moment of its inputs; for `input_moments` only."""
 
-    def __init__(self, base: nnx.Module, axes: Any):
+    def __init__(self, base: nnx.Module, axes: Any, standing: _Standing):
         super().__init__(base)
         self.axes = axes
+        self.standing = standing
         m = layout(getattr(base, "base", base), axes).shape[0]
         self.moment = nnx.BatchStat(jnp.zeros((m, m), jnp.float32))
         self.count = nnx.BatchStat(jnp.zeros((), jnp.float32))
@@ -29,9 +36,25 @@ class Recorder(Adapted):
         """Records the input and calls the layer."""
         base = self.base.base if isinstance(self.base, Adapted) else self.base
         rows = layout(base, self.axes).rows(x).astype(jnp.float32)
-        self.moment[...] += rows.T @ rows
-        self.count[...] += rows.shape[0]
+        weights = _weights(self.standing.mask, x.shape, len(rows))
+        if weights is None:
+            self.moment[...] += rows.T @ rows
+            self.count[...] += rows.shape[0]
+        else:
+            self.moment[...] += jnp.where(weights[:, None], rows, 0).T @ rows
+            self.count[...] += weights.sum(dtype=jnp.float32)
         return self.base(x, *args, **kwargs)  # type: ignore[operator]
+
+
+def _weights(standing: Array | None, shape: tuple[int, ...], rows: int) -> Array | None:
+    """Which rows of a layer's inputs count; None, all of them, where the axes are others."""
+    if standing is None:
+        return None
+    if shape[: standing.ndim] == standing.shape and rows == standing.size:
+        return standing.reshape(-1)
+    if shape[:1] == standing.shape[:1] and rows == len(standing):  # one vector for each sample
+        return standing.reshape(rows, -1).any(-1)
+    return None
 
 
 @judged
@@ -41,6 +64,7 @@ def input_moments(
     targets: Targets = "**",
     *,
     forward: Callable[[Any, Any], Any] | None = None,
+    where: Callable[[Any], Array] | None = None,
 ) -> dict[str, Array]:
     """The second moment `E[x xᵀ]` of each layer's inputs, streamed over batches.
 
@@ -49,6 +73,10 @@ def input_moments(
       batches: an iterable of batches.
       targets: as for `adapt`; only the option `axes` is read.
       forward: runs the model on a batch; `model(batch)` if None.
+      where: which inputs of a batch count, a bool array (b, ...) whose axes are the first ones of
+        the inputs, such as where a token stands in texts of unequal lengths; all if None. What has
+        one input for each sample counts those samples in which anything does, and layers whose
+        inputs have other axes, such as windows of pictures, count all.
 
     Returns:
       A float32 matrix (m, m) for each layer by path, m the rows of its kernel; for a convolution
@@ -58,7 +86,7 @@ def input_moments(
       ValueError: for targets without a match, layers whose inputs are indices, stacked layers, no
         batches, or a layer that the forward pass never calls.
     """
-    copy = nnx.clone(model)
+    copy, standing = nnx.clone(model), _Standing()
     chosen: dict[str, Any] = {}
     found = paths.find(copy)
     for path, entry, _ in paths.select(copy, targets, found):
@@ -78,7 +106,7 @@ def input_moments(
 
     def visit(path: str, layer: nnx.Module) -> Any:
         if path in chosen:
-            return Recorder(layer, chosen[path])
+            return Recorder(layer, chosen[path], standing)
         return layer if isinstance(layer, Adapted) else None
 
     recording = paths.replace(copy, visit)
@@ -86,7 +114,9 @@ def input_moments(
 
     @nnx.jit
     def step(model: Any, batch: Any) -> None:
+        standing.mask = None if where is None else jnp.asarray(where(batch), bool)
         run(model, batch)
+        standing.mask = None  # a tracer, which nothing outside this trace may see
 
     for batch in batches:
         step(recording, batch)

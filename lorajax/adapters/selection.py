@@ -121,7 +121,7 @@ class Selection(NamedTuple):
         )
 
 
-@judged(budget=at_least(0), memory=at_least(0))
+@judged(budget=at_least(0), max_rank=at_least(1), memory=at_least(0))
 def select_ranks(
     model: nnx.Module,
     loss: Loss,
@@ -134,6 +134,7 @@ def select_ranks(
     memory: int = 2**30,
     width: int = 64,
     key: PRNGKey | None = None,
+    where: Callable[[Any], Array] | None = None,
     **options: Any,
 ) -> Selection:
     """Ranks for each layer from the spectrum of its gradient before fine-tuning.
@@ -154,6 +155,7 @@ def select_ranks(
         inputs take as many again, in several passes over the batches where they have to.
       width: columns of a sketch; no rank of a sketched layer can be larger.
       key: for sketches and signs; key 0 if None.
+      where: which inputs of a batch count for a rule that whitens, as for `input_moments`.
       **options: of the rule, such as `constant`, `fraction`, `margin`.
 
     Returns:
@@ -179,10 +181,6 @@ def select_ranks(
     """
     chosen = ranks.rule(rule)
     chosen.check(**options)
-    if max_rank is not None and max_rank < 1:
-        raise ValueError(f"max_rank is {max_rank}; it must be at least 1.")
-    if budget is not None and budget < 0:
-        raise ValueError(f"budget is {budget}; it must be at least 0.")
     if chosen.whitens:
         _check_again(batches, chosen.name)
     found = estimate(
@@ -192,7 +190,8 @@ def select_ranks(
     if chosen.whitens:
         groups = moment_groups(found.layers, memory)
         passes += len(groups)
-        estimates = whitened_estimates(model, loss, batches, targets, found.layers, groups)
+        of = found.layers
+        estimates = whitened_estimates(model, loss, batches, targets, of, groups, where)
     rule = functools.partial(chosen, **options)
     selected = [_selected(path, sizes[path], rule, each, found.samples) for path, each in estimates]
     if max_rank is not None:

@@ -90,6 +90,7 @@ def whitened_estimates(
     targets: Targets,
     estimates: Mapping[str, Estimate],
     groups: list[list[str]],
+    where: Callable[[Any], Array] | None = None,
 ) -> Iterator[tuple[str, Estimate]]:
     """Estimates whitened by their layers' inputs, one group of moments in memory at a time.
 
@@ -100,6 +101,7 @@ def whitened_estimates(
       targets: as for `adapt`; only the option `axes` is read.
       estimates: of the layers, by path.
       groups: of `moment_groups`.
+      where: as for `input_moments`.
 
     Yields:
       The path and its Estimate.
@@ -110,7 +112,7 @@ def whitened_estimates(
     entries = {path: entry for path, entry, _ in paths.select(model, targets, paths.find(model))}
     for group in groups:
         named = {paths.escape(path): entries[path] for path in group}
-        moments = input_moments(model, batches, named, forward=forward)
+        moments = input_moments(model, batches, named, forward=forward, where=where)
         for path in group:
             mean, noise = estimates[path]
             rest = None if noise is None else whitened(noise, moments[path])

@@ -15,7 +15,7 @@ from lorajax.adapters.surgery import Targets
 from lorajax.environment.judging import POSITIVE, SEED, at_least, judged
 from lorajax.finetune.recipes import Recipe
 from lorajax.finetune.training import Trainer, fit
-from lorajax.tasks import Task, per_sample
+from lorajax.tasks import Task, per_sample, standing
 
 
 @judged(epochs=at_least(1), batch_size=at_least(1), learning_rate=POSITIVE, seed=SEED)
@@ -165,7 +165,7 @@ def moments_of(
     batch_size: int = 128,
     seed: int = 0,
 ) -> dict[str, Float[Array, "m m"]]:
-    """`adapters.input_moments` for a task and its data.
+    """`adapters.input_moments` for a task and its data, over what stands in its samples.
 
     Args:
       model: as for `select_ranks`, and so are the others.
@@ -184,7 +184,8 @@ def moments_of(
         return task.scores(model, task.prepare(batch))
 
     batches = batches_of(train, samples, batch_size, seed)
-    return adapters.input_moments(model, batches, targets, forward=forward)
+    where = standing(task)
+    return adapters.input_moments(model, batches, targets, forward=forward, where=where)
 
 
 @judged(samples=at_least(1), batch_size=at_least(1), seed=SEED)
@@ -223,6 +224,7 @@ def select_ranks(
         rule,
         targets,
         key=jax.random.key(seed),
+        where=standing(task),
         **options,
     )
 

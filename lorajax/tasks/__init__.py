@@ -8,12 +8,14 @@ from lorajax.tasks import metrics
 from lorajax.tasks.base import (
     Asks,
     Batch,
+    Padded,
     Predicts,
     Scores,
     Task,
     Totals,
     classified,
     per_sample,
+    standing,
     totals,
 )
 from lorajax.tasks.images import SMOOTHING, Images
@@ -30,6 +32,7 @@ __all__ = [
     "Images",
     "MaskedTokens",
     "NextToken",
+    "Padded",
     "Predicts",
     "Regression",
     "Scores",
@@ -40,6 +43,7 @@ __all__ = [
     "expected",
     "metrics",
     "per_sample",
+    "standing",
     "takes",
     "totals",
 ]

@@ -85,6 +85,15 @@ class Predicts(Protocol):
         ...
 
 
+@runtime_checkable
+class Padded(Protocol):
+    """What a task offers beside whose samples are filled up to a common length."""
+
+    def stands(self, batch: Batch) -> Array:
+        """Where something stands in a prepared batch, bool of shape (b, t), and no filling."""
+        ...
+
+
 class Totals(NamedTuple):
     """Scores summed over samples.
 
@@ -161,3 +170,18 @@ def per_sample(task: Task) -> Callable[[Any, Batch], tuple[Array, Array]]:
         return scores.loss, scores.count
 
     return loss
+
+
+@judged
+def standing(task: Task) -> Callable[[Batch], Array] | None:
+    """Which inputs of a task's batches count, in the form that `adapters.input_moments` takes.
+
+    Args:
+      task: what batches are of.
+
+    Returns:
+      A function of rows of a table; None for a task whose samples are not filled up.
+    """
+    if not isinstance(task, Padded):
+        return None
+    return lambda batch: task.stands(task.prepare(batch))

@@ -72,6 +72,10 @@ class MaskedTokens:
         shown = jnp.where(chosen, hidden, tokens)
         return {**columns, "tokens": shown, "wanted": tokens, "chosen": chosen}
 
+    def stands(self, batch: Batch) -> Array:
+        """Where a token stands; see `Padded`."""
+        return batch["mask"].astype(bool)
+
     def scores(self, model: Any, batch: Batch) -> Scores:
         """Cross-entropy of the chosen tokens; see `Task.scores`."""
         options = {"types": batch["types"]} if "types" in batch else {}

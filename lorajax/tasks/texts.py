@@ -66,6 +66,10 @@ class Texts:
         del key
         return _as_arrays(batch)
 
+    def stands(self, batch: Batch) -> Array:
+        """Where a token stands; see `Padded`."""
+        return batch["mask"].astype(bool)
+
     def scores(self, model: Any, batch: Batch) -> Scores:
         """Cross-entropy of each text's class; see `Task.scores`."""
         return classified(_logits(model, batch), batch["labels"], self.smoothing)
@@ -110,6 +114,10 @@ class Regression:
         """The columns as they are; see `Task.prepare`."""
         del key
         return _as_arrays(batch)
+
+    def stands(self, batch: Batch) -> Array:
+        """Where a token stands; see `Padded`."""
+        return batch["mask"].astype(bool)
 
     def _outputs(self, model: Any, batch: Batch) -> Float[Array, " b"]:
         found = _logits(model, batch)
@@ -158,6 +166,10 @@ class NextToken:
         """The columns as they are; see `Task.prepare`."""
         del key
         return _as_arrays(batch)
+
+    def stands(self, batch: Batch) -> Array:
+        """Where a token stands; see `Padded`."""
+        return batch["segments"] > 0
 
     def scores(self, model: Any, batch: Batch) -> Scores:
         """Cross-entropy of the tokens asked for; see `Task.scores`."""

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from lorajax import data, finetune, tasks
+from lorajax import adapters, data, finetune, tasks
 from lorajax.data import text
 
 RNG = np.random.default_rng(0)
@@ -227,3 +227,38 @@ def test_tables_of_words_are_left_alone_unless_named():
         "body"
     ]
     assert heads == ("head",)
+
+
+@pytest.mark.parametrize("filling", [0, 6])
+def test_what_fills_texts_up_is_no_input_of_a_layer(filling):
+    """Moments behind EVA's start and whitened ranks, against sums over the tokens that stand."""
+    counts = np.array([5, 3, 6, 2])
+    stands = np.arange(6) < counts[:, None]
+    tokens = RNG.integers(1, WORDS, (4, 6)).astype(np.int32) * stands
+    places = np.tile(np.arange(6, dtype=np.int32), (4, 1))
+    columns = {"tokens": tokens, "targets": stands, "positions": places, "segments": 1 * stands}
+    wide = {name: np.pad(column, ((0, 0), (0, filling))) for name, column in columns.items()}
+    model, task = Writer(nnx.Rngs(0)), tasks.NextToken()
+    found = finetune.moments_of(model, task, data.Table(wide), targets="body", batch_size=2)
+    words, kept = np.asarray(model.words.embedding[...]), []
+    for row, count in zip(tokens, counts, strict=True):
+        means = np.cumsum(words[row[:count]], axis=0) / np.arange(1, count + 1)[:, None]
+        kept.append(np.tanh(means + np.asarray(model.places.embedding[...])[:count]))
+    kept = np.concatenate(kept)
+    np.testing.assert_allclose(found["body"], kept.T @ kept / counts.sum(), atol=1e-6)
+
+
+def test_a_text_of_nothing_is_no_input_of_a_layer_that_sees_one_vector_a_text():
+    table = texts(np.array([0, 1, 0, 1, 0, 1, 0, 1]))
+    batch = {name: np.array(column) for name, column in table[np.arange(8)].items()}
+    model, task = Reader(2, nnx.Rngs(0)), tasks.Texts()
+    where = tasks.standing(task)
+    assert where is not None and tasks.standing(tasks.Images((0.0,), (1.0,))) is None
+
+    def moment(batch):
+        options = {"forward": task.scores, "where": where}
+        return adapters.input_moments(model, [batch], "body", **options)["body"]
+
+    want = moment({name: column[:6] for name, column in batch.items()})
+    batch["mask"][6:] = False
+    np.testing.assert_allclose(moment(batch), want, rtol=1e-5)
