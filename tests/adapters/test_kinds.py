@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from lorajax import adapters
-from lorajax.adapters import methods, paths
+from lorajax.adapters import kinds, methods, paths
 
 KEY = jax.random.key(0, impl="rbg")
 
@@ -223,3 +223,18 @@ def test_an_embedding_that_makes_logits_is_told_from_one_that_does_not(tmp_path)
         inner = adapters.adapt(model, {"inner": 2}, key=KEY)
         adapters.save_peft(inner, tmp_path / "b", heads=["embed"])
     assert not (tmp_path / "b").exists()
+
+
+def test_a_name_that_a_kind_has_is_not_taken_in_silence():
+    def make(qualname):
+        return type(qualname, (adapters.Spec,), {"name": "lora", "__module__": "elsewhere"})
+
+    other = make("Mine")
+    with pytest.raises(ValueError, match="name is 'lora' of two kinds of adapters, elsewhere.Mine"):
+        kinds.kinds()
+    other.name = "mine"
+    again = make("Mine")  # as a cell of a notebook that is run twice defines it
+    again.name = "mine"
+    assert kinds.kinds()["mine"] is again
+    other.name = again.name = None
+    assert "mine" not in kinds.kinds()

@@ -79,11 +79,23 @@ Kind = str | type[Spec] | Spec
 
 @judged
 def kinds() -> dict[str, type[Spec]]:
-    """Every kind that has a name: those of this folder, and any subclass defined elsewhere."""
+    """Every kind that has a name: those of this folder, and any subclass defined elsewhere.
+
+    Raises:
+      ValueError: for two classes of one name, unless one is the other, defined again.
+    """
     found: dict[str, type[Spec]] = {}
 
     def walk(kind: type[Spec]) -> None:
         if kind.name is not None and "name" in vars(kind):
+            places = {
+                f"{k.__module__}.{k.__qualname__}" for k in (found.get(kind.name, kind), kind)
+            }
+            if len(places) > 1:
+                raise ValueError(
+                    f"name is {kind.name!r} of two kinds of adapters, {' and '.join(sorted(places))}; "
+                    "give yours a name of its own."
+                )
             found[kind.name] = kind
         for child in kind.__subclasses__():
             walk(child)
