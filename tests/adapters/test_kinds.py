@@ -230,7 +230,7 @@ def test_a_name_that_a_kind_has_is_not_taken_in_silence():
         return type(qualname, (adapters.Spec,), {"name": "lora", "__module__": "elsewhere"})
 
     other = make("Mine")
-    with pytest.raises(ValueError, match="name is 'lora' of two kinds of adapters, elsewhere.Mine"):
+    with pytest.raises(ValueError, match="name is 'lora' of two kinds, elsewhere.Mine"):
         kinds.kinds()
     other.name = "mine"
     again = make("Mine")  # as a cell of a notebook that is run twice defines it

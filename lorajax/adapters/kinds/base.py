@@ -88,13 +88,12 @@ def kinds() -> dict[str, type[Spec]]:
 
     def walk(kind: type[Spec]) -> None:
         if kind.name is not None and "name" in vars(kind):
-            places = {
-                f"{k.__module__}.{k.__qualname__}" for k in (found.get(kind.name, kind), kind)
-            }
+            both = (found.get(kind.name, kind), kind)
+            places = sorted({f"{each.__module__}.{each.__qualname__}" for each in both})
             if len(places) > 1:
                 raise ValueError(
-                    f"name is {kind.name!r} of two kinds of adapters, {' and '.join(sorted(places))}; "
-                    "give yours a name of its own."
+                    f"name is {kind.name!r} of two kinds, {' and '.join(places)}; give yours a "
+                    "name of its own."
                 )
             found[kind.name] = kind
         for child in kind.__subclasses__():
