@@ -19,7 +19,9 @@ GUARDED = XLA_FLAGS="$$($(BIN)/python -m lorajax.environment)"
 ALONE = OPENBLAS_NUM_THREADS=1
 CHECK_VERSION = import sys; sys.version_info >= (3, 11) or sys.exit('lorajax needs Python 3.11 or \
 newer and $(PYTHON) is ' + sys.version.split()[0] + ': choose one with make PYTHON=...')
-SIMS = $(wildcard sims/*/[a-z]*.py)
+# The longest first, so that none is left alone at the end.
+LONG = $(wildcard sims/xu2025/[a-z]*.py)
+SIMS = $(LONG) $(filter-out $(LONG),$(wildcard sims/*/[a-z]*.py))
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 # Mutants measure the tests, not the library against its peers, and have a command of their own.
 BENCHMARKS = $(filter-out benchmarks/mutants.py,$(wildcard benchmarks/[a-z]*.py))

@@ -46,6 +46,7 @@ def python(code: str, **variables: str | None) -> subprocess.CompletedProcess[st
     )
 
 
+LITTLE = "--xla_backend_optimization_level=1"
 AFFECTED = environment.affected(jaxlib.version.__version__)
 
 
@@ -92,6 +93,21 @@ def test_the_guard_is_added_once_and_clobbers_nothing(version, before, after, mo
         monkeypatch.setenv("XLA_FLAGS", before)
     assert [environment.guard(), environment.guard()] == [after, after]
     assert os.environ.get("XLA_FLAGS", "") == after
+
+
+@pytest.mark.parametrize(
+    ("version", "before", "after"),
+    [
+        ("0.10.1", None, f"{LITTLE} --xla_cpu_use_fusion_emitters=false"),
+        ("0.12.0.1", environment.GUARD, f"{environment.GUARD} {LITTLE}"),
+        ("0.12.0.1", "--xla_backend_optimization_level=2", "--xla_backend_optimization_level=2"),
+        ("0.12.0.1", "flags.txt", "flags.txt"),
+    ],
+)
+def test_fast_compiling_is_asked_for_once_and_clobbers_nothing(version, before, after, monkeypatch):
+    monkeypatch.setattr(faults.metadata, "version", lambda name: version)
+    monkeypatch.setenv("XLA_FLAGS", before or "")
+    assert [environment.compile_fast(), environment.compile_fast()] == [after, after]
 
 
 def test_an_untried_release_gets_the_guard_only_if_it_knows_the_flag(monkeypatch):

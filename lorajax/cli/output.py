@@ -33,12 +33,15 @@ def output_folder(name: str, option: str = "--out") -> Path:
     return folder
 
 
-def prepare_jax(*, x64: bool = True) -> None:
+def prepare_jax(*, x64: bool = True, brief: bool = False) -> None:
     """Switches the process to float64 and to a compile cache that later runs share.
 
-    The theory's tolerances need float64; real models are trained without.
+    The theory's tolerances need float64; real models are trained without. Programs that run for
+    seconds (`brief`) are compiled with little optimization.
     """
     environment.guard()
+    if brief:
+        environment.compile_fast()
     # XLA runs LAPACK calls inside its thread pool, where as many independent ones as there are
     # threads wait for each other forever; with a thread a core that happens on two cores (jaxlib
     # 0.10.1).

@@ -111,7 +111,9 @@ def run(args: argparse.Namespace) -> int:
         # Claims already fill the cores, and the threads of a small product only wait for each
         # other: a fifth of all processor time. Read when NumPy is first imported.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    prepare_jax()
+    # Hundreds of programs, most of which run for less than they are compiled; not so networks.
+    networks = any(name.partition(".")[0] == "finetuning" for name in args.names)
+    prepare_jax(brief=args.profile == "quick" and not networks)
     claims = load_claims(args.names)
     chosen = claims.select(args.names)
     if args.profile == "quick":

@@ -6,6 +6,7 @@ Importing this room imports no jax; every other room may import it.
 from lorajax.environment.faults import CANARIES as CANARIES
 from lorajax.environment.faults import GUARD as GUARD
 from lorajax.environment.faults import affected as affected
+from lorajax.environment.faults import compile_fast as compile_fast
 from lorajax.environment.faults import guard as guard
 from lorajax.environment.faults import guarded as guarded
 from lorajax.environment.faults import scalar_product as scalar_product

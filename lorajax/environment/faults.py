@@ -51,6 +51,17 @@ def accepts_guard(version: str) -> bool:
     return False
 
 
+def _added(*more: str) -> str:
+    """`XLA_FLAGS` with flags added that it does not name; the name of a file of flags stays."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if flags.strip() and not flags.lstrip().startswith("-"):
+        return flags
+    missing = [flag for flag in more if flag.partition("=")[0] not in flags]
+    if missing:
+        flags = os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
+    return flags
+
+
 def guard() -> str:
     """Adds the guard to `XLA_FLAGS` where the installed jaxlib is affected and accepts it.
 
@@ -60,14 +71,24 @@ def guard() -> str:
     Returns:
       `XLA_FLAGS` as it is now.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
-    from_file = flags.strip() and not flags.lstrip().startswith("-")
-    if FLAG in flags or from_file:
-        return flags
     version = metadata.version("jaxlib")
-    if affected(version) and accepts_guard(version):
-        flags = os.environ["XLA_FLAGS"] = f"{flags} {GUARD}".strip()
-    return flags
+    return _added(*[GUARD] * (affected(version) and accepts_guard(version)))
+
+
+def compile_fast() -> str:
+    """Adds flags to `XLA_FLAGS` that make compiling cheap, for programs that run for seconds.
+
+    LLVM then optimizes little, and XLA does without its fusion emitters on CPU where it still can
+    (before jaxlib 0.11, of which later ones do not know the flag). Numbers differ by rounding. Call
+    it before the first computation; what is set already stays, as for `guard`.
+
+    Returns:
+      `XLA_FLAGS` as it is now.
+    """
+    flags = ["--xla_backend_optimization_level=1"]
+    if _numbers(metadata.version("jaxlib")) < (0, 11):
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    return _added(*flags)
 
 
 def guarded() -> bool:

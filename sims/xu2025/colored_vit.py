@@ -60,7 +60,7 @@ class Profile:
 
 
 PROFILES = {
-    "quick": Profile("cifar10-sample", 30, 5, 8, 2, 64, 128, 32, "blocks/5/**", store=False),
+    "quick": Profile("cifar10-sample", 15, 5, 8, 2, 64, 128, 32, "blocks/5/**", store=False),
     "sample": Profile("cifar10-sample", 300, 15, 32, 30, 250, 1000, 32),
     "full": Profile("cifar10_jpg.npz", 1000, 25, 100, 30, 1000, 4096, 64),
 }

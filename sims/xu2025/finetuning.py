@@ -43,7 +43,7 @@ class Profile:
 
 # On a CPU convolutions with a kernel a lane are slow, so that lanes run one after the other there.
 PROFILES = {
-    "quick": Profile(60, 6, 2, 16, 512, 1, (8, 16, 32), 1),
+    "quick": Profile(24, 6, 2, 16, 256, 1, (8, 16, 32), 1),
     "full": Profile(300, 10, 30, 100, 5000, 10, (32, 64, 128), None),
 }
 NETWORKS = ("ViT", "ResNet", "VGG")

@@ -42,7 +42,7 @@ class Profile:
 
 # On a CPU convolutions with a kernel a lane are slow, so that lanes run one after the other there.
 PROFILES = {
-    "quick": Profile(30, 5, 16, 2, 128, 256, 1),
+    "quick": Profile(15, 5, 16, 2, 128, 128, 1),
     "full": Profile(2000, 50, 128, 30, 5000, 4096, None),
 }
 STARTS = ("small", "spectral")
