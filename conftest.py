@@ -53,6 +53,27 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Parts of all tests, for a gate that has no time for more."""
+    parser.addoption(
+        "--part", metavar="K/N", default="1/1", help="run every N-th test, from the K-th on"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what another part runs."""
+    try:
+        first, count = map(int, config.getoption("--part").split("/"))
+        if not 1 <= first <= count:
+            raise ValueError
+    except ValueError as error:
+        given = config.getoption("--part")
+        raise pytest.UsageError(f"--part is {given!r}; it must be K/N with K in 1..N.") from error
+    chosen = items[first - 1 :: count]
+    config.hook.pytest_deselected(items=[item for item in items if item not in {*chosen}])
+    items[:] = chosen
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Keeps the tests of a file in one worker, where they share what has been compiled."""
     if item.get_closest_marker("xdist_group") is None:

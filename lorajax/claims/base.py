@@ -251,6 +251,7 @@ class Outcome:
             "predicted": dict(evidence.predicted) if evidence else {},
             "error": evidence.error if evidence else None,
             "tolerance": evidence.tolerance if evidence else None,
+            "derivation": self.claim.tolerance,
             "uncertainty": evidence.uncertainty if evidence else None,
             "vacuous": bool(evidence and evidence.vacuous),
             "assumptions": [dataclasses.asdict(a) for a in evidence.assumptions]
