@@ -69,9 +69,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     except ValueError as error:
         given = config.getoption("--part")
         raise pytest.UsageError(f"--part is {given!r}; it must be K/N with K in 1..N.") from error
-    chosen = items[first - 1 :: count]
-    config.hook.pytest_deselected(items=[item for item in items if item not in {*chosen}])
-    items[:] = chosen
+    others = [item for i, item in enumerate(items) if i % count != first - 1]
+    config.hook.pytest_deselected(items=others)
+    items[:] = items[first - 1 :: count]
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
