@@ -8,6 +8,7 @@ import functools
 import json
 from importlib import resources
 
+import jax
 import numpy as np
 import pytest
 
@@ -20,6 +21,17 @@ ROWS = json.loads(
 )
 RECORD = {claim: row["verdict"] for claim, row in ROWS.items()}
 RUN = Run(seed=0, profile="quick")
+LONG = {
+    "gradient_flow.loss_tail",
+    "jang2024.equivalence",
+    "jang2024.no_spurious_minima",
+    "jang2024.no_spurious_minima_perturbed",
+    "mua2026.carried_rate",
+    "rslora2023.multiplier",
+    "xu2025.slow_tail",
+    "xu2025.smaller_alpha_generic",
+}
+"""Those that run for so long that it pays to optimize their programs, as nothing else here does."""
 
 
 def test_the_record_names_every_claim_and_no_other():
@@ -40,6 +52,16 @@ EACH = [
 ]
 
 
+@pytest.fixture
+def optimized(request):
+    """Optimizes the programs of a long claim."""
+    quickly = "jax_disable_most_optimizations"
+    jax.config.update(quickly, request.node.callspec.params["name"] not in LONG)
+    yield
+    jax.config.update(quickly, True)
+
+
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", EACH)
 def test_verdict_is_on_record_and_the_altered_law_is_caught(name):
     claim = claims.REGISTRY[name]
