@@ -44,8 +44,9 @@ CONTEXT = "make_ir_context"
 if hasattr(mlir, CONTEXT):
     setattr(mlir, CONTEXT, functools.cache(getattr(mlir, CONTEXT)))
 
-# Tracing makes millions of small objects, few of them in cycles (as in lorajax/cli/output.py).
-gc.set_threshold(50_000, 50, 100)
+# Tracing makes millions of small objects, few of them in cycles (as in lorajax/cli/output.py); what
+# whole collections cost, 5 s each, is paid where memory maps run out.
+gc.set_threshold(50_000, 50, 1000)
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_disable_most_optimizations", True)
