@@ -25,6 +25,8 @@ import numpy as np
 
 from lorajax.environment.judging import judged
 
+CHECKS = ("jaxtyping.", "lorajax.environment.judging")
+"""Modules whose wrappers look at what a function is called with and leave it as it is."""
 LONGEST = 200
 """Characters of a container beyond which it is told by a digest."""
 
@@ -157,8 +159,8 @@ def _function(value: Any, of: Any) -> str:
         if owner is not None and not isinstance(owner, (types.ModuleType, type)):
             return f"{type(owner).__name__}.{value.__name__}@{of(owner)}"
         return f"numpy.{value.__name__}" if isinstance(value, np.ufunc) else _name(value)
-    # A check of types around a function does not change what it computes.
-    checked = value.__globals__.get("__name__", "").startswith("jaxtyping.")
+    # A check of types or of values around a function does not change what it computes.
+    checked = value.__globals__.get("__name__", "").startswith(CHECKS)
     if checked and inspect.isroutine(getattr(value, "__wrapped__", None)):
         return of(value.__wrapped__)
     if value.__name__ == "<lambda>":

@@ -179,3 +179,13 @@ def test_a_function_that_calls_itself_has_an_end():
         return 0 if n == 0 else down(n - 1)
 
     assert identity(down) == identity(down)
+
+
+def test_functions_are_told_as_users_have_them():
+    """In a process that checks no types: what judges values around a function is no part of it."""
+    code = (
+        "from lorajax import initializers; from lorajax.sweeps.identity import identity;"
+        "print(identity(initializers.orthogonal))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.startswith("lorajax.initializers") and "orthogonal" in found.stdout
