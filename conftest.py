@@ -32,10 +32,8 @@ from lorajax.environment import memory  # noqa: E402
 FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
 if jax.__version_info__ < (0, 11):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-given = environment.guard()
-if not given.strip() or given.lstrip().startswith("-"):  # else it names a file of flags
-    FLAGS = [flag for flag in FLAGS if flag.partition("=")[0] not in given]
-    os.environ["XLA_FLAGS"] = " ".join([given, *FLAGS]).strip()
+environment.guard()
+environment.add_flags(*FLAGS)
 
 # JAX lowers each program in a context of MLIR of its own; to make and to unmake one takes longer
 # than to lower a small program in it, and a quarter of all time with JAX 0.10.1. Tests have one a

@@ -5,6 +5,7 @@ Importing this room imports no jax; every other room may import it.
 
 from lorajax.environment.faults import CANARIES as CANARIES
 from lorajax.environment.faults import GUARD as GUARD
+from lorajax.environment.faults import add_flags as add_flags
 from lorajax.environment.faults import affected as affected
 from lorajax.environment.faults import compile_fast as compile_fast
 from lorajax.environment.faults import guard as guard

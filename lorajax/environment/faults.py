@@ -51,8 +51,15 @@ def accepts_guard(version: str) -> bool:
     return False
 
 
-def _added(*more: str) -> str:
-    """`XLA_FLAGS` with flags added that it does not name; the name of a file of flags stays."""
+def add_flags(*more: str) -> str:
+    """Adds flags to `XLA_FLAGS` that it does not name; the name of a file of flags stays.
+
+    Args:
+      *more: flags, such as "--xla_a=1". Call it before the first computation, as for `guard`.
+
+    Returns:
+      `XLA_FLAGS` as it is now.
+    """
     flags = os.environ.get("XLA_FLAGS", "")
     if flags.strip() and not flags.lstrip().startswith("-"):
         return flags
@@ -72,7 +79,7 @@ def guard() -> str:
       `XLA_FLAGS` as it is now.
     """
     version = metadata.version("jaxlib")
-    return _added(*[GUARD] * (affected(version) and accepts_guard(version)))
+    return add_flags(*[GUARD] * (affected(version) and accepts_guard(version)))
 
 
 def compile_fast() -> str:
@@ -88,7 +95,7 @@ def compile_fast() -> str:
     flags = ["--xla_backend_optimization_level=1"]
     if _numbers(metadata.version("jaxlib")) < (0, 11):
         flags.append("--xla_cpu_use_fusion_emitters=false")
-    return _added(*flags)
+    return add_flags(*flags)
 
 
 def guarded() -> bool:
