@@ -12,7 +12,9 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Python compiles a module when it is first imported; most of what pip would compile never is.
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+  -c constraints.txt
 # The flags that keep JAX right on CPU, for programs that are not the command itself.
 GUARDED = XLA_FLAGS="$$($(BIN)/python -m lorajax.environment)"
 # Threads of small products in NumPy wait for each other, which costs where programs run side by side.
@@ -45,17 +47,20 @@ help:
 	@echo "constraints pin the newest releases that pyproject.toml allows"
 	@echo "clean       remove environments, caches and results"
 
-# One stamp for the package with its dependencies, one for each extra on top of it.
-$(INSTALLED): pyproject.toml constraints.txt
+# One stamp for the package with its dependencies, one for each extra, which brings the package along.
+$(BIN)/python:
+	@$(PYTHON) -c "$(CHECK_VERSION)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing lorajax and its dependencies into $(VENV) ..."
-	@test -x $(BIN)/python || { $(PYTHON) -c "$(CHECK_VERSION)" && $(PYTHON) -m venv $(VENV); }
 	@$(PIP_INSTALL) --editable .
 	@touch $@
 
-$(INSTALLED)-%: $(INSTALLED)
-	@echo "Installing what '$*' needs into $(VENV) ..."
+$(INSTALLED)-%: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing lorajax and what '$*' needs into $(VENV) ..."
 	@$(PIP_INSTALL) --editable '.[$*]'
-	@touch $@
+	@touch $(INSTALLED) $@
 
 validate: $(INSTALLED)
 	@$(BIN)/lorajax validate $(ARGS)

@@ -187,7 +187,8 @@ def begin(args: argparse.Namespace) -> Begun:
     else:
         found, model, task, words = texts.begin(args, where, **options)
         plain = type(task)() if hasattr(task, "smoothing") else task
-        rates, at_once = texts.RATES, texts.AT_ONCE[words.partition(" ")[0]]
+        asked = words.partition(" ")[0]
+        rates, at_once = texts.RATES[asked], texts.AT_ONCE[asked]
     kind = getattr(found, "kind", "test")
     if args.hold_out and kind == "test":
         samples = len(found.train)

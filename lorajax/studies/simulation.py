@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lorajax import plots
+from lorajax import environment, plots
 from lorajax.studies.base import Study
 
 
@@ -35,6 +35,8 @@ def command(
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder")
     args = parser.parse_args()
+    if args.profile == "quick":  # which compiles for longer than it computes
+        environment.compile_fast()
     profile = profiles[args.profile]
     figure, numbers = run(profile, args.seed)
     path = args.out / f"{out}.png"

@@ -102,7 +102,7 @@ CHOICE = {
     "stsb": Part({"rule": 1, "full": 1}, 1, 2000, 1000, 64, 256),
 }
 """Of the learning rates: so many training samples, and so many others, set aside, to judge by."""
-GRID = {"rule": (5e-4, 1e-3, 2e-3, 4e-3), "full": (1e-4, 2e-4, 4e-4, 8e-4)}
+GRID = {"rule": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), "full": (1e-4, 2e-4, 4e-4, 8e-4)}
 HEAD = 2048
 """Samples that the head is fitted to, before ranks are read off and all methods begin."""
 
@@ -389,7 +389,7 @@ def plan(
         chosen = {m: n for m, n in part.seeds.items() if methods is None or m in methods}
         for seed in range(max(chosen.values(), default=0)):
             for method, count in chosen.items():
-                rate = RATES["full" if method == "full" else "lora"]
+                rate = RATES[TASKS[task].kind]["full" if method == "full" else "lora"]
                 if seed < (count if seeds is None else seeds):
                     yield Run(task, method, seed, rate, **sizes(part))
 
@@ -566,10 +566,9 @@ def amounts(profile: dict[str, Part]) -> str:
 def page(records: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]], name: str) -> str:
     """Markdown: the whole report."""
     words, best = choice_table(chosen)
-    asked = " and ".join(
-        f"{RATES['lora' if method == 'rule' else method]:g} ({SAID[method]})" for method in GRID
-    )
-    same = all(RATES["lora" if m == "rule" else m] == rate for m, rate in best.items())
+    rates = {method: RATES["classes"]["lora" if method == "rule" else method] for method in GRID}
+    asked = " and ".join(f"{rate:g} ({SAID[method]})" for method, rate in rates.items())
+    same = all(rates[method] == rate for method, rate in best.items())
     left = missing(PROFILES[name], records)
     whole = (
         "`python sims/spectral_dynamics/glue.py --profile full` runs five seeds of three epochs."
@@ -661,7 +660,7 @@ def numbers(
             "losses less PEFT's": curves(records).get(task),
         }
     rates = [{**r["run"], "score": r["score"]} for r in chosen]
-    content = {"profile": name, "rates": RATES, "tasks": found, "choice": rates}
+    content = {"profile": name, "rates": RATES["classes"], "tasks": found, "choice": rates}
     return content | {"not run": missing(PROFILES[name], records)}
 
 

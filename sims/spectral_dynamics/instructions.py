@@ -97,7 +97,7 @@ class Bench:
         recipe = recipes.lora(
             profile.steps,
             batch_size=profile.batch,
-            learning_rate=RATES["lora"],
+            learning_rate=RATES["tokens"]["lora"],
             window=WINDOW,
         )
         model = self._adapted(profile.rank, seeds[0])
