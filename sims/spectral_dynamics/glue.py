@@ -78,7 +78,7 @@ class Part:
     samples: int = 0
     tests: int = 0
     length: int = 128
-    behind: int = 1024
+    behind: int = 4096
 
 
 def _seeds(count: int, **others: int) -> dict[str, int]:
@@ -90,16 +90,16 @@ PROFILES = {
     "quick": {"cola": Part({"rule": 1, "full": 1}, 1, 256, 128, 16, 64)},
     # About an hour of one core; what it leaves out the profile "full" has.
     "hour": {
-        "sst2": Part({"rule": 1, "full": 1}, 1, 0, 0, 64, 512),
-        "stsb": Part({"rule": 5, "peft": 2, "full": 5}, 1, 0, 0, 64, 512),
-        "cola": Part({"rule": 5, "peft": 2, "full": 5}, 1, 0, 0, 64, 512),
-        "qnli": Part({"rule": 3, "peft": 1, "full": 3}, 1, 4096, 1024, 96, 512),
+        "sst2": Part({"rule": 1, "full": 1}, 1, 0, 0, 64, 4096),
+        "stsb": Part({"rule": 5, "peft": 2, "full": 5}, 1, 0, 0, 64, 4096),
+        "cola": Part({"rule": 5, "peft": 2, "full": 5}, 1, 0, 0, 64, 4096),
+        "qnli": Part({"rule": 3, "peft": 1, "full": 3}, 1, 4096, 1024, 96, 4096),
     },
     "full": {name: Part(_seeds(5), 3) for name in ("cola", "stsb", "qnli", "sst2")},
 }
 CHOICE = {
-    "sst2": Part({"rule": 1, "full": 1}, 1, 2000, 1000, 64, 256),
-    "stsb": Part({"rule": 1, "full": 1}, 1, 2000, 1000, 64, 256),
+    "sst2": Part({"rule": 1, "full": 1}, 1, 2000, 1000, 64, 2000),
+    "stsb": Part({"rule": 1, "full": 1}, 1, 2000, 1000, 64, 2000),
 }
 """Of the learning rates: so many training samples, and so many others, set aside, to judge by."""
 GRID = {"rule": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), "full": (1e-4, 2e-4, 4e-4, 8e-4)}
@@ -245,6 +245,7 @@ class Bench:
     def __call__(self, run: Run) -> dict[str, Any]:
         """Trains and measures."""
         begin, spent = time.perf_counter(), time.process_time()
+        self.behind = run.behind or self.behind
         train = self._by_peft if run.method == "peft" else self._here
         (predictions, answers), losses, trained = train(run)
         return {
@@ -370,11 +371,11 @@ def _some(table: data.Table, samples: int) -> data.Table:
     return table.take(np.sort(data.Order(len(table), samples, 0)(0)))
 
 
-def sizes(part: Part) -> dict[str, Any]:
-    """What a run has of a part."""
-    return {
-        name: getattr(part, name) for name in ("epochs", "samples", "tests", "length", "behind")
-    }
+def sizes(part: Part, method: str) -> dict[str, Any]:
+    """What a run has of a part; full fine-tuning asks for no ranks, so that none are behind it."""
+    names = ("epochs", "samples", "tests", "length", "behind")
+    found = {name: getattr(part, name) for name in names}
+    return found | {"behind": 0} if method == "full" else found
 
 
 def plan(
@@ -391,7 +392,7 @@ def plan(
             for method, count in chosen.items():
                 rate = RATES[TASKS[task].kind]["full" if method == "full" else "lora"]
                 if seed < (count if seeds is None else seeds):
-                    yield Run(task, method, seed, rate, **sizes(part))
+                    yield Run(task, method, seed, rate, **sizes(part, method))
 
 
 def choices(grid: dict[str, Sequence[float]]) -> Iterator[Run]:
@@ -400,7 +401,7 @@ def choices(grid: dict[str, Sequence[float]]) -> Iterator[Run]:
         for method, rates in grid.items():
             for rate in rates:
                 for seed in range(part.seeds[method]):
-                    yield Run(task, method, seed, rate, held_out=True, **sizes(part))
+                    yield Run(task, method, seed, rate, held_out=True, **sizes(part, method))
 
 
 def carry_out(runs: Sequence[Run], folder: pathlib.Path, journal: Journal) -> list[dict[str, Any]]:
@@ -553,13 +554,15 @@ def choice_table(records: Sequence[dict[str, Any]]) -> tuple[str, dict[str, floa
 
 def amounts(profile: dict[str, Part]) -> str:
     """Markdown: what a profile takes of each task."""
-    lines = ["| task | epochs | training samples | measured on | tokens at most |"]
-    lines += ["|---|---|---|---|---|"]
+    lines = ["| task | epochs | training samples | behind the ranks | measured on | tokens at most |"]
+    lines += ["|---|---|---|---|---|---|"]
     for task, part in profile.items():
         where = pathlib.Path(TASKS[task].test).stem
         tests = f"{part.tests:,} of {where}" if part.tests else f"all of {where}"
         samples = f"{part.samples:,}" if part.samples else "all"
-        lines.append(f"| {task} | {part.epochs:g} | {samples} | {tests} | {part.length} |")
+        lines.append(
+            f"| {task} | {part.epochs:g} | {samples} | {part.behind:,} | {tests} | {part.length} |"
+        )
     return "\n".join(lines)
 
 
@@ -647,7 +650,7 @@ def numbers(
         runs = {m: of_method(records, task, m) for m in by_method}
         found[task] = {
             "metric": TASKS[task].metric,
-            "amounts": sizes(PROFILES[name][task]),
+            "amounts": sizes(PROFILES[name][task], "rule"),
             "scores": by_method,
             "less full": differences(by_method),
             "share": {m: next(iter(of.values()))["share"] for m, of in runs.items()},
