@@ -554,7 +554,9 @@ def choice_table(records: Sequence[dict[str, Any]]) -> tuple[str, dict[str, floa
 
 def amounts(profile: dict[str, Part]) -> str:
     """Markdown: what a profile takes of each task."""
-    lines = ["| task | epochs | training samples | behind the ranks | measured on | tokens at most |"]
+    lines = [
+        "| task | epochs | training samples | behind the ranks | measured on | tokens at most |"
+    ]
     lines += ["|---|---|---|---|---|---|"]
     for task, part in profile.items():
         where = pathlib.Path(TASKS[task].test).stem
