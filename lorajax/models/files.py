@@ -57,11 +57,13 @@ class Tensor(NamedTuple):
       shape: as the file states it, in agreement with the bytes there.
       dtype: NumPy's name of the type.
       read: reads it into memory.
+      file: that it lies in; None for one of a plan.
     """
 
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], np.ndarray]
+    file: Path | None = None
 
     @property
     def ndim(self) -> int:
@@ -213,7 +215,7 @@ def _safetensors(
             code = str(part.get_dtype())
             read = functools.partial(_read, path, file.get_tensor, name)
             shape = tuple(part.get_shape())
-            tensors[name] = Tensor(shape, _DTYPES.get(code, code), read)
+            tensors[name] = Tensor(shape, _DTYPES.get(code, code), read, path)
         return tensors, dict(file.metadata() or {})
     except (SafetensorError, *_BROKEN) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {said(error)}.") from error
@@ -242,7 +244,7 @@ def _npz(path: Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
                 raise ValueError(f"it holds {member.filename!r}, twice or as no array")
             shape, dtype = _array(file, member)
             read = functools.partial(_read, path, functools.partial(_member, file), name)
-            tensors[name] = Tensor(shape, dtype, read)
+            tensors[name] = Tensor(shape, dtype, read, path)
         return tensors
     except _BROKEN as error:
         raise ValueError(
