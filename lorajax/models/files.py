@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 # A header or a side file of 4 MiB names tens of thousands of tensors or classes.
 _HEADER = 4 << 20
+_INDEX = "model.safetensors.index.json"
 _PICKLES = frozenset((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"))
 # Weights hardly compress. What claims to grow a hundredfold, and to more than this, is no model.
 _RATIO, _SMALL = 100, 64 << 20
@@ -135,7 +136,8 @@ def opened(path: Path) -> Iterator[Source]:
         metadata: dict[str, str] = {}
         if path.is_dir():
             tensors: dict[str, Tensor] = {}
-            for name in _shards(path):
+            files = _index(path)
+            for name in sorted(set(files.values())) or ["model.safetensors"]:
                 shard = inside(path, name)
                 if not shard.is_file():
                     raise ValueError(
@@ -148,6 +150,7 @@ def opened(path: Path) -> Iterator[Source]:
                         f"{shard} has {min(twice)}, as another file of the folder has."
                     )
                 tensors |= part
+            _check_index(path, files, tensors)
         elif not path.is_file():
             raise ValueError(
                 f"{path} is no regular file; it must be a folder, .safetensors or .npz."
@@ -176,14 +179,28 @@ def _pickled(path: Path) -> str:
     )
 
 
-def _shards(folder: Path) -> list[str]:
-    index = Source(folder, {}, {}).json("model.safetensors.index.json")
+def _index(folder: Path) -> dict[str, str]:
+    """Which file each tensor lies in, as the folder says; empty where it has one file."""
+    index = Source(folder, {}, {}).json(_INDEX)
     files = index.get("weight_map", {})
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise ValueError(
-            f"{folder / 'model.safetensors.index.json'} has a weight_map that maps no names."
-        )
-    return sorted(set(files.values())) or ["model.safetensors"]
+        raise ValueError(f"{folder / _INDEX} has a weight_map that maps no names.")
+    return files
+
+
+def _check_index(folder: Path, files: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for a tensor that lies in another file than the index says.
+
+    Names that no file has are left to whoever reads them: old indices name buffers that were
+    dropped, and some leave out a prefix.
+    """
+    for name, shard in files.items():
+        held = tensors[name].file if name in tensors else None
+        if held is not None and held.name != shard:
+            raise ValueError(
+                f"{folder / _INDEX} says that {name} lies in {shard}, and {held.name} has it: "
+                "files of two checkpoints may be mixed; fetch the folder anew, or mend the index."
+            )
 
 
 def _json(path: Path) -> dict[str, Any]:

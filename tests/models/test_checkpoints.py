@@ -314,6 +314,20 @@ class TestRefusals:
         with pytest.raises(ValueError, match="has no file '../outside.safetensors'"):
             models.load(tmp_path)
 
+    def test_an_index_that_names_another_shard(self, tmp_path):
+        tensors = load_file(FIXTURES / "resnet_basic" / "model.safetensors")
+        first, *_, last = sorted(tensors)
+        where = {name: "b.safetensors" if name == last else "a.safetensors" for name in tensors}
+        for file in ("a.safetensors", "b.safetensors"):
+            save_file({k: x for k, x in tensors.items() if where[k] == file}, tmp_path / file)
+        index = tmp_path / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": where}))
+        models.load(tmp_path)
+        index.write_text(json.dumps({"weight_map": where | {first: "b.safetensors"}}))
+        said = f"index.json says that {first} lies in b.safetensors, and a.safetensors has it"
+        with pytest.raises(ValueError, match=re.escape(said)):
+            models.load(tmp_path)
+
     def test_unknown_architecture(self, tmp_path):
         save_file({"alpha": np.zeros(1, np.float32)}, tmp_path / "m.safetensors")
         with pytest.raises(ValueError, match="in no known format; its tensors are named alpha"):
