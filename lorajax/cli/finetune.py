@@ -10,7 +10,7 @@ was interrupted goes on where it was when the same command is given again with -
 
 import argparse
 
-from lorajax.cli import finetuning, outcomes, planning, training
+from lorajax.cli import finetuning, outcomes, planning, resuming, training
 from lorajax.cli.interrupts import saying
 from lorajax.cli.output import output_folder, prepare_jax
 
@@ -85,7 +85,10 @@ def _run(args: argparse.Namespace) -> int:
     trainer = finetune.Trainer(model, wrt, task, recipe, mesh=mesh, layout=args.layout)
     outcomes.announce(begun, trainer)
     sheet = outcomes.sheet(begun, trainer, folder)
-    store = Checkpoints(folder / "checkpoints", training.settings(args))
+    states, settings = folder / "checkpoints", training.settings(args)
+    store = Checkpoints(states, settings, neutral=resuming.neutral())
+    if older := resuming.assumed(store.assumed):
+        print(older)
     with store, Lines(recipe, task.unit) as lines, outcomes.going_on(args.out) as stop:
         found = finetune.run(
             trainer,

@@ -54,15 +54,28 @@ class Checkpoints:
     Args:
       folder: made if it is not there.
       settings: what determines the run, as JSON; a folder of other settings is refused.
+      neutral: values of settings that did not exist when a folder was begun, and that change
+        nothing of what was done then; the folder counts as having been begun with them.
       keep: how many of the latest are kept.
 
     Raises:
       ValueError: if the folder holds checkpoints of a run with other settings, none that can be
         read, or is in use by another process.
+
+    Attributes:
+      settings: of the run.
+      assumed: those among them that the folder lacks, with the values that it counts as having.
     """
 
-    def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any], keep: int = 2):
-        self.settings = dict(settings)
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        settings: Mapping[str, Any],
+        keep: int = 2,
+        *,
+        neutral: Mapping[str, Any] | None = None,
+    ):
+        self.settings, self.assumed = dict(settings), {}
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, enable_async_checkpointing=False
         )
@@ -73,11 +86,15 @@ class Checkpoints:
         found = self._latest(lambda step: self._manager.restore(step, args=args)["settings"])
         if found is None:
             return
-        for name in sorted({*found, *self.settings}):
-            if found.get(name) != self.settings.get(name):
+        self.assumed = {k: v for k, v in (neutral or {}).items() if k not in found}
+        self.assumed = {k: v for k, v in self.assumed.items() if k in self.settings}
+        then = found | self.assumed
+        for name in sorted({*then, *self.settings}):
+            if then.get(name) != self.settings.get(name):
                 self._release()
+                older = f", which was begun before {name} came," if name in self.assumed else ""
                 raise ValueError(
-                    f"{folder} holds a run with {name} = {found.get(name)!r}, not "
+                    f"{folder} holds a run{older} with {name} = {then.get(name)!r}, not "
                     f"{self.settings.get(name)!r}; give another folder or the same settings."
                 )
 
