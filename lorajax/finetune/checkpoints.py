@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from lorajax.adapters.checkpoints import restored, storable, wanted_of
@@ -57,6 +58,8 @@ class Checkpoints:
       neutral: values of settings that did not exist when a folder was begun, and that change
         nothing of what was done then; the folder counts as having been begun with them.
       keep: how many of the latest are kept.
+      alone: whether this one of several processes writes and reads without the others, and states
+        are whole in its memory (`processes.Shared`); else all of them write to one folder.
 
     Raises:
       ValueError: if the folder holds checkpoints of a run with other settings, none that can be
@@ -74,13 +77,20 @@ class Checkpoints:
         keep: int = 2,
         *,
         neutral: Mapping[str, Any] | None = None,
+        alone: bool = False,
     ):
         self.settings, self.assumed = dict(settings), {}
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=False
-        )
         self._folder = folder
-        self._release = _held(Path(folder)) if jax.process_index() == 0 else lambda: None
+        self._alone = alone and jax.process_count() > 1
+        mine = self._alone or jax.process_index() == 0
+        self._release = _held(Path(folder)) if mine else lambda: None
+        others: dict[str, Any] = {}
+        if self._alone:  # orbax would wait for the others
+            only = {"primary_host": jax.process_index(), "active_processes": {jax.process_index()}}
+            others["multiprocessing_options"] = ocp.options.MultiprocessingOptions(**only)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=not others, enable_async_checkpointing=False, **others
+        )
         self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
         args = ocp.args.Composite(settings=ocp.args.JsonRestore())
         found = self._latest(lambda step: self._manager.restore(step, args=args)["settings"])
@@ -141,6 +151,11 @@ class Checkpoints:
         """Step of the latest checkpoint, or None."""
         return self._manager.latest_step()
 
+    def _written(self, state: State) -> dict[str, Any]:
+        found = storable(_numbered(state))
+        # Of JAX's arrays that lie in one of several processes orbax writes none.
+        return jax.tree.map(np.asarray, found) if self._alone else found
+
     def save(self, state: State, history: Mapping[str, Any]) -> None:
         """Writes a state and what was recorded until then (as JSON); complete or not at all."""
         step = int(state.step)
@@ -151,7 +166,7 @@ class Checkpoints:
                 self._manager.save(
                     step,
                     args=ocp.args.Composite(
-                        state=ocp.args.StandardSave(storable(_numbered(state))),
+                        state=ocp.args.StandardSave(self._written(state)),
                         settings=ocp.args.JsonSave(self.settings),
                         history=ocp.args.JsonSave(dict(history)),
                     ),
@@ -164,9 +179,12 @@ class Checkpoints:
 
     def restore(self, trainer: Trainer) -> tuple[State, dict[str, Any]] | None:
         """The latest state and history; None if there is no checkpoint yet."""
+        return None if self._manager.latest_step() is None else self.read(trainer.init())
+
+    def read(self, like: State) -> tuple[State, dict[str, Any]] | None:
+        """As `restore`, into the places and types of the arrays of a state."""
         if self._manager.latest_step() is None:
             return None
-        like = trainer.init()
         wanted = _numbered(like)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(wanted_of(wanted)), history=ocp.args.JsonRestore()
