@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file
 
 from lorajax import adapters, data, finetune, models, tasks
 from lorajax.cli import finetune as command
-from lorajax.cli import finetuning, main, resuming, training
+from lorajax.cli import finetuning, main, rank, resuming, training
 from lorajax.finetune import checkpoints, recipes
 
 pytestmark = pytest.mark.slow  # they train
@@ -336,6 +337,34 @@ def test_ranks_are_chosen_and_starts_take_the_gradient(folder, tmp_path, start):
     if start == "spectral":
         assert misalignment[0].max() < 1e-5
     assert np.isfinite(misalignment).all()
+
+
+class Asked(rank.Stop):
+    """As if SIGTERM had come after the second batch."""
+
+    batches = 0
+
+    def __call__(self):
+        self.batches += 1
+        self.signal = signal.SIGTERM if self.batches >= 2 else None
+        return super().__call__()
+
+
+def test_an_interrupted_rank_goes_on_to_the_same_bytes(folder, tmp_path, monkeypatch, capsys):
+    options = ["rank", *inputs(folder), "--targets", "**/mlp/*", "--out"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main([*options, str(whole)]) == 0
+    assert "went on" not in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(rank, "Stop", Asked)
+        assert main([*options, str(cut)]) == 143
+    said = f"interrupted; batch 2 of 2 is summed in {cut}, and the same command goes on from there"
+    assert said in capsys.readouterr().err
+    assert not (cut / "ranks.json").exists() and len(list(cut.glob("sums-*.npz"))) == 1
+    assert main([*options, str(cut)]) == 0
+    assert f"went on after batch 2 of 2, whose sums were in {cut}" in capsys.readouterr().out
+    assert (cut / "ranks.json").read_bytes() == (whole / "ranks.json").read_bytes()
+    assert [each.name for each in cut.iterdir()] == ["ranks.json"]
 
 
 def test_rank_prints_a_table_and_writes_it(folder, tmp_path, capsys):
