@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file
 
 from lorajax import adapters, data, finetune, models, tasks
 from lorajax.cli import finetune as command
-from lorajax.cli import finetuning, main, training
+from lorajax.cli import finetuning, main, rank, resuming, training
 from lorajax.finetune import checkpoints, recipes
 
 pytestmark = pytest.mark.slow  # they train
@@ -233,7 +234,8 @@ def test_the_adapter_is_a_peft_adapter_that_loads_again(finished, folder):
     assert hits.mean() == pytest.approx(history["test_accuracy"][-1], abs=1e-6)
 
 
-def test_an_interrupted_run_resumes_to_the_same_curves(finished, folder, tmp_path, monkeypatch):
+def cut_off(folder, out, monkeypatch):
+    """A run that was interrupted after its second state was saved."""
     save, saved = checkpoints.Checkpoints.save, []
 
     def interrupted(self, state, history):
@@ -244,14 +246,64 @@ def test_an_interrupted_run_resumes_to_the_same_curves(finished, folder, tmp_pat
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.Checkpoints, "save", interrupted)
-        assert main(fast(folder, tmp_path)) == 130
+        assert main(fast(folder, out)) == 130
     assert saved == [3, 6]
-    assert not (tmp_path / "history.json").exists()
-    assert main([*fast(folder, tmp_path), "--resume"]) == 0
-    once = json.loads((finished / "history.json").read_text())
-    again = json.loads((tmp_path / "history.json").read_text())
+    assert not (out / "history.json").exists()
+
+
+def same_curves(first, second):
+    once, again = (json.loads((each / "history.json").read_text()) for each in (first, second))
     for name in ("step", "loss", "accuracy", "test_step", "test_accuracy", "probes"):
         assert once[name] == again[name], name
+
+
+def test_an_interrupted_run_resumes_to_the_same_curves(finished, folder, tmp_path, monkeypatch):
+    cut_off(folder, tmp_path, monkeypatch)
+    assert main([*fast(folder, tmp_path), "--resume"]) == 0
+    same_curves(finished, tmp_path)
+
+
+def test_a_run_from_before_an_option_came_goes_on(finished, folder, tmp_path, monkeypatch, capsys):
+    cut_off(folder, tmp_path, monkeypatch)
+    files = list(tmp_path.glob("checkpoints/*/settings/metadata"))
+    whole = [json.loads(file.read_text()) for file in files]
+
+    def without(*names):
+        for file, settings in zip(files, whole, strict=True):
+            file.write_text(json.dumps({k: v for k, v in settings.items() if k not in names}))
+
+    again = [*fast(folder, tmp_path), "--resume"]
+    # What shapes every run has no value that leaves it out.
+    without("smoothing")
+    assert len(files) == 2 and main(again) == 2
+    assert "holds a run with smoothing = None, not 0.1" in capsys.readouterr().err
+    without("mixup", "window", "smoothing")
+    assert main(again) == 2
+    capsys.readouterr()
+    without("mixup", "window")
+    assert main([*again, "--mixup", "0.2"]) == 2
+    said = "holds a run, which was begun before mixup came, with mixup = 0.0, not 0.2"
+    assert said in capsys.readouterr().err
+    assert main(again) == 0
+    said = "was begun before some options came, and goes on with mixup = 0.0, window = None"
+    assert said in capsys.readouterr().out
+    same_curves(finished, tmp_path)
+
+
+FIRST_OPTIONS = """
+    alpha also augment batch_size beside budget constant data epochs head head_epochs hold_out
+    image_size learning_rate max_rank method model optimizer precision probes rank rule samples
+    scale schedule seed smoothing start targets warmup weight_decay
+"""
+
+
+def test_every_option_that_came_later_says_with_what_value_older_runs_go_on():
+    """A new option belongs to `resuming.SINCE`, or into this list if no value leaves it out."""
+    settings = training.settings(parsed([]))
+    later = resuming.neutral()
+    assert {*settings} == {*FIRST_OPTIONS.split(), *later}
+    assert not {*FIRST_OPTIONS.split()} & {*later}
+    assert later == {name: settings[name] for name in later}
 
 
 def test_a_run_is_not_overwritten_nor_mixed_with_another(finished, folder, capsys):
@@ -285,6 +337,34 @@ def test_ranks_are_chosen_and_starts_take_the_gradient(folder, tmp_path, start):
     if start == "spectral":
         assert misalignment[0].max() < 1e-5
     assert np.isfinite(misalignment).all()
+
+
+class Asked(rank.Stop):
+    """As if SIGTERM had come after the second batch."""
+
+    batches = 0
+
+    def __call__(self):
+        self.batches += 1
+        self.signal = signal.SIGTERM if self.batches >= 2 else None
+        return super().__call__()
+
+
+def test_an_interrupted_rank_goes_on_to_the_same_bytes(folder, tmp_path, monkeypatch, capsys):
+    options = ["rank", *inputs(folder), "--targets", "**/mlp/*", "--out"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main([*options, str(whole)]) == 0
+    assert "went on" not in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(rank, "Stop", Asked)
+        assert main([*options, str(cut)]) == 143
+    said = f"interrupted; batch 2 of 2 is summed in {cut}, and the same command goes on from there"
+    assert said in capsys.readouterr().err
+    assert not (cut / "ranks.json").exists() and len(list(cut.glob("sums-*.npz"))) == 1
+    assert main([*options, str(cut)]) == 0
+    assert f"went on after batch 2 of 2, whose sums were in {cut}" in capsys.readouterr().out
+    assert (cut / "ranks.json").read_bytes() == (whole / "ranks.json").read_bytes()
+    assert [each.name for each in cut.iterdir()] == ["ranks.json"]
 
 
 def test_rank_prints_a_table_and_writes_it(folder, tmp_path, capsys):

@@ -264,6 +264,37 @@ def test_derivatives_of_the_directions_are_those_of_differences(rule, start):
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("escape", [False, True])
+@pytest.mark.parametrize("start", ["generic", "tied", "LoRA's", "orthonormal, B = 0"])
+def test_derivatives_of_lora_rite_are_those_of_differences(start, escape):
+    """At B = 0, LoRA's own start, along changes of A and of the gradient; elsewhere along all."""
+    factors = jnp_pair(STARTS[start])
+    g, turn = jnp.asarray(0.1 * draw(5, *factors.shape)), jnp.asarray(0.1 * draw(9, M, N))
+    moves = jnp_pair(Factors(draw(6, *factors.a.shape), draw(7, *factors.b.shape)))
+    at_zero = not bool(factors.b.any())
+    rule = flows.lora_rite(1.0, escape=escape)
+
+    def value(x, y=0.0):
+        moved = Factors(factors.a + x * moves.a, factors.b + (y if at_zero else x) * moves.b)
+        gradient = g + x * turn
+        pair_of = Factors(gradient @ moved.b.T, moved.a.T @ gradient)
+        found, state = rule.update(pair_of, rule.init(moved), moved)
+        second = jax.tree.map(lambda z: 0.1 * z, pair_of)
+        if at_zero:  # the second moments turn by what the bases turn by
+            return flat(found)
+        return flat((found, rule.update(second, state, moved)[0]))
+
+    got = jax.jvp(value, (0.0,), (1.0,))[1]
+    assert float(jnp.abs(got).max()) > 0.1
+    want = (value(1e-5) - value(-1e-5)) / 2e-5
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+    weights = jnp.asarray(draw(8, got.size))
+    back = jax.grad(lambda x, y: weights @ value(x, y), (0, 1))(0.0, 0.0)
+    # Of what raises the rank of B there is none; it is finite, and spoils nothing.
+    assert bool(jnp.isfinite(jnp.stack(back)).all())
+    np.testing.assert_allclose(back[0], weights @ got, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("metric", ["riemannian", "reflora"])
 def test_derivatives_of_the_flows_are_those_of_differences(metric, key):
     problem = lorajax.MatrixFactorization.from_spectrum(key, (M, N), (2.0, 1.0))

@@ -18,6 +18,7 @@ in bfloat16 with adapters in float32 (their default) is the path for mixed preci
 | `surgery`, `paths` | adapt, activate, merge, remove, trainable; path patterns |
 | `starts` | filling a layer from any of `lorajax.initializers` |
 | `gradients`, `moments` | streamed gradients and inputs |
+| `keeping` | sums over batches that outlive an interruption |
 | `selection`, `whitening` | ranks from the gradients, whitened by the inputs or not |
 | `guidance` | base + γ (adapted − base), of outputs and of weights |
 | `linearization` | a model in the NTK regime, for `optima.certify` |

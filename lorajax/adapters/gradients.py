@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lorajax.adapters import paths
+from lorajax.adapters.keeping import Kept
 from lorajax.adapters.kinds import LoRA, axes_of
 from lorajax.adapters.layers import Adapted
 from lorajax.adapters.layouts import Layout, kernel_name, layout
@@ -155,6 +156,7 @@ def estimate(
     memory: int = 2**30,
     width: int = 64,
     key: PRNGKey | None = None,
+    keep: Kept | None = None,
 ) -> Estimates:
     """Gradients of each layer and, if asked for, what their noise looks like.
 
@@ -167,6 +169,7 @@ def estimate(
       memory: bytes, over both gradients of each layer.
       width: columns of a sketch.
       key: for sketches and signs; key 0 if None.
+      keep: where sums go that an interruption is not to lose; batches are then a list.
 
     Returns:
       The Estimates.
@@ -195,7 +198,7 @@ def estimate(
     def wrt(path: tuple[Any, ...], _: Any) -> bool:
         return tuple(map(str, path)) in full or _is_probe(path, "a")
 
-    arguments = (loss, batches, noise, key_signs)
+    arguments = (loss, batches, noise, key_signs, keep)
     sums, counts = _accumulate(_probed(copy, probes), wrt, *arguments)
     states = [dict(nnx.to_flat_state(state)) for state in sums]
     results: dict[str, list[Gradient]] = {}
@@ -302,6 +305,7 @@ def _accumulate(
     batches: Iterable[Any],
     noise: str,
     key: PRNGKey,
+    keep: Kept | None = None,
 ) -> tuple[list[Any], list[float]]:
     """Gradients with respect to what `wrt` lets through, and the answers they are means over.
 
@@ -333,11 +337,21 @@ def _accumulate(
 
     sums = [[_zeros(diff) for _ in range(1 + signed)] for _ in range(halves)]
     counts = [jnp.zeros((), jnp.float32) for _ in range(halves)]
-    for index, batch in enumerate(batches):
+
+    def add(so_far: Any, batch: Any, index: int) -> Any:
+        sums, counts = ([*each] for each in so_far)
         half = index % halves
         sums[half], counts[half] = step(
             diff, rest, sums[half], counts[half], batch, np.int32(index)
         )
+        return sums, counts
+
+    if keep is not None:
+        identity = (diff, rest, key, np.asarray([halves, int(signed)]))
+        sums, counts = keep.fold(add, (sums, counts), list(batches), identity)
+    else:
+        for index, batch in enumerate(batches):
+            sums, counts = add((sums, counts), batch, index)
     found = [float(count) for count in counts]
     if not min(found) > 0:
         raise ValueError(

@@ -1,5 +1,6 @@
 """The second moments of what layers see, streamed over batches, for starts along them (EVA)."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,16 +17,24 @@ from lorajax.environment.judging import judged
 
 
 class _Standing:
-    """Which inputs of the batch that is being traced count; its recorders share it."""
+    """Which inputs of the batch that is being traced count; its recorders share it.
 
-    mask: Array | None = None
+    Attributes:
+      mask: True where an input counts; None where all do.
+      others: paths of layers whose inputs have other axes than the mask.
+    """
+
+    def __init__(self) -> None:
+        self.mask: Array | None = None
+        self.others: set[str] = set()
 
 
 class Recorder(Adapted):
     """A layer that adds up the second moment of its inputs; for `input_moments` only."""
 
-    def __init__(self, base: nnx.Module, axes: Any, standing: _Standing):
+    def __init__(self, base: nnx.Module, path: str, axes: Any, standing: _Standing):
         super().__init__(base)
+        self.path = path
         self.axes = axes
         self.standing = standing
         m = layout(getattr(base, "base", base), axes).shape[0]
@@ -38,6 +47,8 @@ class Recorder(Adapted):
         rows = layout(base, self.axes).rows(x).astype(jnp.float32)
         weights = _weights(self.standing.mask, x.shape, len(rows))
         if weights is None:
+            if self.standing.mask is not None:
+                self.standing.others.add(self.path)
             self.moment[...] += rows.T @ rows
             self.count[...] += rows.shape[0]
         else:
@@ -75,8 +86,9 @@ def input_moments(
       forward: runs the model on a batch; `model(batch)` if None.
       where: which inputs of a batch count, a bool array (b, ...) whose axes are the first ones of
         the inputs, such as where a token stands in texts of unequal lengths; all if None. What has
-        one input for each sample counts those samples in which anything does, and layers whose
-        inputs have other axes, such as windows of pictures, count all.
+        one input for each sample counts those samples in which anything does. Layers whose inputs
+        have other axes, such as windows of pictures, count all, with a warning that names them if
+        some inputs of these batches do not count.
 
     Returns:
       A float32 matrix (m, m) for each layer by path, m the rows of its kernel; for a convolution
@@ -106,20 +118,29 @@ def input_moments(
 
     def visit(path: str, layer: nnx.Module) -> Any:
         if path in chosen:
-            return Recorder(layer, chosen[path], standing)
+            return Recorder(layer, path, chosen[path], standing)
         return layer if isinstance(layer, Adapted) else None
 
     recording = paths.replace(copy, visit)
     run = forward or (lambda model, batch: model(batch))
 
     @nnx.jit
-    def step(model: Any, batch: Any) -> None:
+    def step(model: Any, batch: Any) -> Array:
         standing.mask = None if where is None else jnp.asarray(where(batch), bool)
+        filled = jnp.asarray(False) if standing.mask is None else ~standing.mask.all()
         run(model, batch)
         standing.mask = None  # a tracer, which nothing outside this trace may see
+        return filled
 
-    for batch in batches:
-        step(recording, batch)
+    # Looked at when all are on their way: each look waits for the device.
+    filled = [step(recording, batch) for batch in batches]
+    if standing.others and any(map(bool, filled)):
+        warnings.warn(
+            f"input_moments counts all inputs of {', '.join(sorted(standing.others))}, those that "
+            "do not count by where among them, since they have other axes; leave these layers out "
+            "of targets, or give batches without filling.",
+            stacklevel=3,
+        )
     moments = {}
     for path, layer in paths.find(recording).items():
         if isinstance(layer, Recorder):

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from lorajax import ranks
 from lorajax.adapters import paths
 from lorajax.adapters.gradients import Estimate, Gradient, Loss, estimate
+from lorajax.adapters.keeping import Kept
 from lorajax.adapters.kinds import axes_of
 from lorajax.adapters.layers import Adapted
 from lorajax.adapters.layouts import layout
@@ -135,6 +136,7 @@ def select_ranks(
     width: int = 64,
     key: PRNGKey | None = None,
     where: Callable[[Any], Array] | None = None,
+    keep: Kept | None = None,
     **options: Any,
 ) -> Selection:
     """Ranks for each layer from the spectrum of its gradient before fine-tuning.
@@ -156,6 +158,8 @@ def select_ranks(
       width: columns of a sketch; no rank of a sketched layer can be larger.
       key: for sketches and signs; key 0 if None.
       where: which inputs of a batch count for a rule that whitens, as for `input_moments`.
+      keep: where the sums behind gradients go, so that an interruption does not lose them; batches
+        are then a list. Moments of inputs are not among them.
       **options: of the rule, such as `constant`, `fraction`, `margin`.
 
     Returns:
@@ -183,9 +187,8 @@ def select_ranks(
     chosen.check(**options)
     if chosen.whitens:
         _check_again(batches, chosen.name)
-    found = estimate(
-        model, loss, batches, targets, noise=chosen.noise, memory=memory, width=width, key=key
-    )
+    sketching: dict[str, Any] = {"memory": memory, "width": width, "key": key, "keep": keep}
+    found = estimate(model, loss, batches, targets, noise=chosen.noise, **sketching)
     sizes, estimates, passes = shapes(model, targets), found.layers.items(), found.passes
     if chosen.whitens:
         groups = moment_groups(found.layers, memory)

@@ -9,10 +9,13 @@ was interrupted goes on where it was when the same command is given again with -
 """
 
 import argparse
+import contextlib
+from pathlib import Path
+from typing import Any
 
-from lorajax.cli import finetuning, outcomes, planning, training
+from lorajax.cli import finetuning, outcomes, planning, processes, resuming, training
 from lorajax.cli.interrupts import saying
-from lorajax.cli.output import output_folder, prepare_jax
+from lorajax.cli.output import output_folder
 
 HELP = "fine-tune a ViT, ResNet, VGG or language model and record the theory's quantities"
 
@@ -27,85 +30,120 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prepares, trains, and writes what came out."""
     with saying(lambda: outcomes.left(args.out)):
-        return _run(args)
+        training.check(args)
+        processes.check(args)
+        if args.dry_run:
+            return planning.run(args)
+        if args.process == 0 or not args.distributed:
+            output_folder(args.out)
+            outcomes.check_free(args)
+        with processes.joined(args):
+            return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:
-    training.check(args)
-    if args.dry_run:
-        return planning.run(args)
-    folder = output_folder(args.out)
-    outcomes.check_free(args)
-    prepare_jax(x64=False)
-
     import jax
     from flax import nnx
 
     from lorajax import adapters, finetune
-    from lorajax.cli.lines import Lines
+    from lorajax.finetune import processes as several
     from lorajax.finetune import sharding
-    from lorajax.finetune.checkpoints import Checkpoints
 
-    lora = args.method == "lora"
-    with training.naming_options():
-        mesh = planning.mesh(args)
+    lora, folder = args.method == "lora", Path(args.out)
+    with several.together(), training.naming_options():
+        if several.first():
+            output_folder(args.out)
+            outcomes.check_free(args)
+        mesh = processes.mesh(args)
         start = finetune.check_start(args.start, args.scale) if lora else args.start
         begun = finetuning.begin(args)
         task, at_once = begun.task, begun.at_once
         recipe = training.recipe(args, len(begun.data.train), task.unit, begun.rates)
-        finetune.order_of(begun.data.train, recipe)
+        order = finetune.order_of(begun.data.train, recipe)
         finetune.check_metrics(task, args.metric)
         outcomes.check_linearized(args, task)
         sharding.check_batch(recipe.batch_size, recipe.accumulate, args.devices)
         rank = None if args.rank == "auto" else int(args.rank)
         if lora:
             finetune.targets_of(begun.model, args.targets, args.also, rank)
-    planning.recompute(args, begun.model)
-    base = finetuning.fitted(args, begun)
-    model, wrt, gradients, heads = base, nnx.Param, None, ()
-    if lora:
-        model, wrt, heads, gradients = finetune.prepare(
-            base,
-            task,
-            begun.data.train,
-            key=jax.random.key(args.seed),
-            rank=rank,
-            start=start,
-            alpha=args.alpha,
-            targets=args.targets,
-            also=args.also,
-            samples=args.samples,
-            batch_size=at_once,
-            seed=args.seed,
-            **(finetuning.selection(args, begun) if rank is None else {}),
-        )
-        print(adapters.describe(model))
-    else:
-        model.train()
-    trainer = finetune.Trainer(model, wrt, task, recipe, mesh=mesh, layout=args.layout)
+        planning.recompute(args, begun.model)
+        batch = begun.data.train[order(0)]
+    with several.together():
+        sharding.check_same("data or options", (recipe, len(begun.data.test), dict(batch)))
+    with several.together():
+        base = finetuning.fitted(args, begun)
+        model, wrt, gradients, heads = base, nnx.Param, None, ()
+        if lora:
+            model, wrt, heads, gradients = finetune.prepare(
+                base,
+                task,
+                begun.data.train,
+                key=jax.random.key(args.seed),
+                rank=rank,
+                start=start,
+                alpha=args.alpha,
+                targets=args.targets,
+                also=args.also,
+                samples=args.samples,
+                batch_size=at_once,
+                seed=args.seed,
+                **(finetuning.selection(args, begun) if rank is None else {}),
+            )
+            print(adapters.describe(model))
+        else:
+            model.train()
+    with several.together():
+        trainer = finetune.Trainer(model, wrt, task, recipe, mesh=mesh, layout=args.layout)
     outcomes.announce(begun, trainer)
-    sheet = outcomes.sheet(begun, trainer, folder)
-    store = Checkpoints(folder / "checkpoints", training.settings(args))
-    with store, Lines(recipe, task.unit) as lines, outcomes.going_on(args.out) as stop:
+    with several.together():
+        sheet = outcomes.sheet(begun, trainer, folder) if several.first() else []
+    found = _trained(args, begun, trainer, gradients)
+    tuned = several.model_of(trainer, found.state, model, wrt)
+    begin = several.model_of(trainer, trainer.init(), model, wrt) if lora else None
+    with several.together():
+        if several.first():
+            written = outcomes.write(args, folder, tuned, found.history, heads)
+            intruders = outcomes.report(begun, trainer, tuned, found.history)
+            written += outcomes.explain(
+                args, begun, trainer, found.history, base, begin, tuned, gradients, intruders
+            )
+            print(f"Written to {folder}: {', '.join([*sheet, *written])}")
+    return 0
+
+
+def _trained(
+    args: argparse.Namespace, begun: finetuning.Begun, trainer: Any, gradients: Any
+) -> Any:
+    """The outcome of the run, with the measures that are asked for in its history."""
+    from lorajax import finetune
+    from lorajax.cli.lines import Lines
+    from lorajax.finetune import processes as several
+    from lorajax.finetune.checkpoints import Checkpoints
+
+    at_once, mine = 2 * begun.at_once, None
+    with contextlib.ExitStack() as stack:
+        with several.together():
+            if several.first():
+                states = Path(args.out) / "checkpoints"
+                options = {"neutral": resuming.neutral(), "alone": args.distributed}
+                mine = Checkpoints(states, training.settings(args), **options)
+                stack.enter_context(mine)
+                if older := resuming.assumed(mine.assumed):
+                    print(older)
+        lines = stack.enter_context(Lines(trainer.recipe, trainer.task.unit))
+        stop = stack.enter_context(outcomes.going_on(args.out))
         found = finetune.run(
             trainer,
             begun.data.train,
             begun.data.test,
             looks=training.looks(args),
             gradients=gradients,
-            store=store,
+            store=several.Shared(mine) if args.distributed else mine,
             observer=lines,
-            test_batch=2 * at_once,
-            stop=stop,
+            test_batch=at_once,
+            stop=several.agreed(stop),
         )
     found.history["metrics"] = finetune.judge(
-        trainer, found.state, begun.data.test, args.metric, 2 * at_once
+        trainer, found.state, begun.data.test, args.metric, at_once
     )
-    tuned = trainer.model(found.state)
-    written = outcomes.write(args, folder, tuned, found.history, heads)
-    intruders = outcomes.report(begun, trainer, tuned, found.history)
-    written += outcomes.explain(
-        args, begun, trainer, found.history, base, tuned, gradients, intruders
-    )
-    print(f"Written to {folder}: {', '.join([*sheet, *written])}")
-    return 0
+    return found

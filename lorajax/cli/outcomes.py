@@ -132,14 +132,13 @@ def write(
 
 
 def explained(
-    trainer: Any, tuned: Any, history: dict[str, Any], gradients: Any, intruders: Any
+    recipe: Any, start: Any, tuned: Any, history: dict[str, Any], gradients: Any, intruders: Any
 ) -> list[dict[str, Any]]:
     """What each adapted layer shows, as plain numbers; none without adapters."""
     from lorajax import finetune
 
     if intruders is None:
         return []
-    start, recipe = trainer.model(trainer.init()), trainer.recipe
     found = finetune.insights(start, tuned, history, recipe, gradients, intruders)
     return [each._asdict() for each in found]
 
@@ -192,6 +191,7 @@ def explain(
     trainer: Any,
     history: dict[str, Any],
     base: Any,
+    start: Any,
     tuned: Any,
     gradients: Any,
     intruders: Any,
@@ -229,7 +229,7 @@ def explain(
             "why": finetune.why_no_law(trainer.recipe),
             "caveats": finetune.caveats(trainer.recipe, trainer.task),
         },
-        "layers": explained(trainer, tuned, history, gradients, intruders),
+        "layers": explained(trainer.recipe, start, tuned, history, gradients, intruders),
         "linearized": linearized(args, begun, base, tuned),
     }
     run = _plain(run)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lorajax.cli import finetuning, training
+from lorajax.cli import finetuning, processes, training
 from lorajax.cli.output import prepare_jax
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -31,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="say what training would take (parameters, bytes, operations) and stop; MODEL may "
         "also be a published network by name, such as llama-3-8b, and --data is not read",
     )
+    processes.configure(add)
 
 
 def size(count: float | int) -> str:
@@ -130,13 +131,6 @@ def _leaves(model: Any) -> Any:
     from flax import nnx
 
     return jax.tree.leaves(nnx.state(model, nnx.Param))
-
-
-def mesh(args: argparse.Namespace) -> Any:
-    """The mesh that --devices asks for; None for one device."""
-    from lorajax.finetune import sharding
-
-    return sharding.mesh_of(args.devices) if args.devices > 1 else None
 
 
 def recompute(args: argparse.Namespace, model: Any) -> None:

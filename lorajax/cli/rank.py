@@ -3,14 +3,17 @@
 A singular value of the gradient counts where it stands above the noise that two halves of the data
 disagree by (--rule split_half), above C/n, or within a fraction of the energy; --budget spends a
 share of the model's parameters on those that count, by energy for each parameter. With --peft they
-are written for training in torch as well, with --start the started adapter itself.
+are written for training in torch as well, with --start the started adapter itself. The same command
+goes on where the passes over the samples were interrupted.
 """
 
 import argparse
+import signal
+from pathlib import Path
 from typing import Any
 
 from lorajax.cli import finetuning, training
-from lorajax.cli.interrupts import saying
+from lorajax.cli.interrupts import Interrupted, Stop, saying
 from lorajax.cli.output import output_folder, prepare_jax
 
 HELP = "choose the rank of every layer of a model for a data set, before training"
@@ -45,8 +48,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table and writes ranks.json."""
-    with saying(lambda: "no rank is written yet, and the same command begins anew."):
+    with saying(lambda: _left(args.out)):
         return _run(args)
+
+
+def _left(out: str) -> str:
+    """How to go on where the command has ended outside of the passes over the samples."""
+    there = any(Path(out).glob("sums-*.npz"))
+    how = f"goes on from the sums in {out}" if there else "begins anew"
+    return f"no rank is written yet, and the same command {how}."
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -69,16 +79,7 @@ def _run(args: argparse.Namespace) -> int:
     targets, _ = finetune.targets_of(begun.model, args.targets, also=())
     made = _bridge(args, begun, targets)
     model = finetuning.fitted(args, begun)
-    selection = finetune.select_ranks(
-        model,
-        begun.plain,
-        begun.data.train,
-        targets=targets,
-        samples=args.samples,
-        batch_size=begun.at_once,
-        seed=args.seed,
-        **finetuning.selection(args, begun),
-    )
+    selection, kept = _selected(args, begun, model, targets)
     print(selection)
     carried = None
     if selection.ranks:
@@ -105,6 +106,7 @@ def _run(args: argparse.Namespace) -> int:
         "peft": selection.peft() if selection.ranks else None,
     }
     files.write(folder / "ranks.json", json.dumps(result, indent=2) + "\n")
+    kept.clear()
     print(f"\nWritten: {folder / 'ranks.json'}")
     if made is not None:
         from lorajax.finetune import bridge
@@ -124,6 +126,38 @@ def _run(args: argparse.Namespace) -> int:
         what = "PEFT's configuration" + f" and the start {args.start!r}" * bool(args.start)
         print(f"Written: {args.peft}, {what}")
     return 0
+
+
+def _selected(
+    args: argparse.Namespace, begun: finetuning.Begun, model: Any, targets: Any
+) -> tuple[Any, Any]:
+    """The ranks, from sums that an interruption leaves in the folder; and what keeps those."""
+    from lorajax import finetune
+    from lorajax.adapters.keeping import Kept, Stopped
+
+    stop = Stop()
+    kept = Kept(args.out, settings=training.settings(args), stopping=lambda: stop)
+    try:
+        selection = finetune.select_ranks(
+            model,
+            begun.plain,
+            begun.data.train,
+            targets=targets,
+            samples=args.samples,
+            batch_size=begun.at_once,
+            seed=args.seed,
+            keep=kept,
+            **finetuning.selection(args, begun),
+        )
+    except Stopped as error:
+        raise Interrupted(
+            f"batch {error.done} of {error.count} is summed in {args.out}, and the same command "
+            "goes on from there.",
+            signal=stop.signal or signal.SIGINT,
+        ) from None
+    for done, count in kept.resumed:
+        print(f"went on after batch {done} of {count}, whose sums were in {args.out}")
+    return selection, kept
 
 
 def _bridge(args: argparse.Namespace, begun: finetuning.Begun, targets: Any) -> Any:

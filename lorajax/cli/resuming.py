@@ -1,9 +1,47 @@
-"""The verdicts that a validation which was cut short has left in its folder."""
+"""What runs that were cut short have left in their folders, of this version or of one before.
+
+Verdicts of `lorajax validate`, and the settings that older runs of `lorajax finetune` lack.
+"""
 
 import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
+
+SINCE: dict[str, tuple[str, Any]] = {
+    "accumulate": ("2026-11-25", 1),
+    "kind": ("2026-11-25", None),
+    "label": ("2026-11-25", None),
+    "max_length": ("2026-11-25", None),
+    "metric": ("2026-11-25", []),
+    "pack": ("2026-11-25", False),
+    "pool": ("2026-11-25", None),
+    "test": ("2026-11-25", None),
+    "text": ("2026-11-25", None),
+    "tokenizer": ("2026-11-25", None),
+    "window": ("2026-11-29", None),
+    "mixup": ("2026-11-29", 0.0),
+}
+"""Options of `lorajax finetune` that older runs do not have: the day they came (all of them before
+0.1.0), and the value with which a run is what it was without them. An option that no value leaves
+out stays out of here, and older runs are then refused."""
+
+
+def neutral() -> dict[str, Any]:
+    """The options that older runs do not have, with the values that change nothing."""
+    return {name: value for name, (_, value) in SINCE.items()}
+
+
+def assumed(names: dict[str, Any]) -> str:
+    """In words that a run was begun before some options came; empty where there is none.
+
+    Args:
+      names: of the options, with the values that it counts as having.
+    """
+    if not names:
+        return ""
+    values = ", ".join(f"{name} = {value!r}" for name, value in sorted(names.items()))
+    return f"this run was begun before some options came, and goes on with {values}"
 
 
 class Kept(NamedTuple):

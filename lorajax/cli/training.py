@@ -221,5 +221,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     """What determines a run: every option but where it is written and how often it is looked at."""
     skipped = {"out", "resume", "command", "run", "given", "data_folder", "checkpoints"}
     skipped |= {"linearized"}  # what is computed of a run that has ended
-    skipped |= {"devices", "layout", "remat", "dry_run"}  # where it is computed, not what
+    # Where it is computed, not what.
+    skipped |= {"devices", "layout", "remat", "dry_run"}
+    skipped |= {"distributed", "coordinator", "processes", "process"}
     return {name: value for name, value in sorted(vars(args).items()) if name not in skipped}

@@ -65,6 +65,40 @@ def _(primals, tangents):
 
 
 @jax.custom_jvp
+def inverse_root(second: Array, lifted: Array, eps: Array) -> Array:
+    """`(√(second + lifted I) + eps I)⁻¹` of a positive semidefinite matrix, eps above 0.
+
+    Its slope is infinite between two values of 0. What it is multiplied by here, a gradient that is
+    part of the second moment, is 0 there as well, so that the derivative of the product is that
+    without this part.
+    """
+    return _inverse_root(second, lifted, eps)[0]
+
+
+def _inverse_root(second: Array, lifted: Array, eps: Array) -> tuple[Array, ...]:
+    values, vectors = jnp.linalg.eigh(second)
+    roots = jnp.sqrt(jnp.maximum(values, 0) + lifted[..., None])
+    return (vectors / (roots + eps)[..., None, :]) @ vectors.mT, roots, vectors
+
+
+@inverse_root.defjvp
+def _(primals, tangents):
+    out, roots, vectors = _inverse_root(*primals)
+    change, lifted, wider = tangents
+    lifted = lifted[..., None, None] * jnp.eye(change.shape[-1], dtype=change.dtype)
+    damped = roots + primals[2]
+    # Daleckii–Krein, of 1/(√x + ε): −1/((√x + √y)(√x + ε)(√y + ε)).
+    _, keep = spectrum_kept(roots**2, change.shape[-1])
+    both = ~keep[..., :, None] & ~keep[..., None, :]
+    sums = jnp.where(both, 1, _sums(roots))
+    divided = -1 / (sums * damped[..., :, None] * damped[..., None, :])
+    divided = jnp.where(both, 0, divided)
+    turned = vectors @ (divided * (vectors.mT @ (change + lifted) @ vectors)) @ vectors.mT
+    scaled = -wider / damped**2
+    return out, turned + (vectors * scaled[..., None, :]) @ vectors.mT
+
+
+@jax.custom_jvp
 def polar_factor(matrix: Array) -> Array:
     """`U Vᵀ` of a matrix `U Σ Vᵀ`, without the directions that rounding alone leaves."""
     return _polar(matrix)[0]

@@ -16,6 +16,7 @@ from lorajax.factors.derivatives import (
     balancing,
     decomposed,
     inverse_power,
+    inverse_root,
     polar_factor,
 )
 
@@ -172,10 +173,16 @@ class Unmagnified(NamedTuple):
 
 def unmagnified(gradient: Factors, factors: Factors) -> Unmagnified:
     """Takes the other factor's size out of each gradient: `∂A R_B⁻¹` and `∂Bᵀ R_A⁻¹`."""
-    (qa, ra), (qb, rb) = jnp.linalg.qr(factors.a), jnp.linalg.qr(factors.b.mT)
-    inverse_a, inverse_b = jnp.linalg.pinv(ra), jnp.linalg.pinv(rb)
+    (qa, inverse_a), (qb, inverse_b) = _based(factors.a), _based(factors.b.mT)
     gradients = (gradient.a @ inverse_b, gradient.b.mT @ inverse_a)
     return Unmagnified(gradients, (inverse_b, inverse_a), (qa, qb))
+
+
+def _based(x: Array) -> tuple[Array, Array]:
+    """Q and R⁺ of `x = Q R`; of 0, whose Q has no derivative, the first unit vectors and 0."""
+    nothing = jnp.all(x == 0, axis=(-2, -1), keepdims=True)
+    q, r = jnp.linalg.qr(jnp.where(nothing, jnp.eye(*x.shape[-2:], dtype=x.dtype), x))
+    return q, jnp.where(nothing, 0, jnp.linalg.pinv(r))
 
 
 def _corrected(count: Array, decay: float | int, dtype: Any) -> Array:
@@ -202,9 +209,7 @@ def _half_rite(
         escaped = decays[1] * (escaped + jnp.maximum(lost, 0))
     now = gradient.mT @ gradient / gradient.shape[-2]
     second = decays[1] * turned + (1 - decays[1]) * (now + now.mT) / 2
-    values, vectors = jnp.linalg.eigh(second)
-    roots = jnp.sqrt(jnp.maximum(values, 0) + escaped[..., None])
-    direction = gradient @ ((vectors / (roots + eps)[..., None, :]) @ vectors.mT)
+    direction = gradient @ inverse_root(second, escaped, jnp.asarray(eps, second.dtype))
     first = decays[0] * (first @ turn.mT) + (1 - decays[0]) * direction
     return first, second, escaped
 

@@ -157,7 +157,8 @@ def _bounded(
         )
     if clip:
         squares = [jnp.sum(x**2) for x in jax.tree.leaves(gradients)]
-        norm = jnp.sqrt(jnp.sum(jnp.stack(squares)))
-        factor = jnp.where(norm > clip, clip / jnp.where(norm > 0, norm, 1), 1)
+        total = jnp.sum(jnp.stack(squares))
+        norm = jnp.sqrt(jnp.where(total > 0, total, 1))  # whose slope is infinite at 0
+        factor = jnp.where((total > 0) & (norm > clip), clip / norm, 1)
         gradients = jax.tree.map(lambda x: x * factor, gradients)
     return {name: each._replace(gradients=gradients[name]) for name, each in found.items()}

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from lorajax.adapters.checkpoints import restored, storable, wanted_of
@@ -54,30 +55,56 @@ class Checkpoints:
     Args:
       folder: made if it is not there.
       settings: what determines the run, as JSON; a folder of other settings is refused.
+      neutral: values of settings that did not exist when a folder was begun, and that change
+        nothing of what was done then; the folder counts as having been begun with them.
       keep: how many of the latest are kept.
+      alone: whether this one of several processes writes and reads without the others, and states
+        are whole in its memory (`processes.Shared`); else all of them write to one folder.
 
     Raises:
       ValueError: if the folder holds checkpoints of a run with other settings, none that can be
         read, or is in use by another process.
+
+    Attributes:
+      settings: of the run.
+      assumed: those among them that the folder lacks, with the values that it counts as having.
     """
 
-    def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any], keep: int = 2):
-        self.settings = dict(settings)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=False
-        )
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        settings: Mapping[str, Any],
+        keep: int = 2,
+        *,
+        neutral: Mapping[str, Any] | None = None,
+        alone: bool = False,
+    ):
+        self.settings, self.assumed = dict(settings), {}
         self._folder = folder
-        self._release = _held(Path(folder)) if jax.process_index() == 0 else lambda: None
+        self._alone = alone and jax.process_count() > 1
+        mine = self._alone or jax.process_index() == 0
+        self._release = _held(Path(folder)) if mine else lambda: None
+        others: dict[str, Any] = {}
+        if self._alone:  # orbax would wait for the others
+            only = {"primary_host": jax.process_index(), "active_processes": {jax.process_index()}}
+            others["multiprocessing_options"] = ocp.options.MultiprocessingOptions(**only)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=not others, enable_async_checkpointing=False, **others
+        )
         self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
         args = ocp.args.Composite(settings=ocp.args.JsonRestore())
         found = self._latest(lambda step: self._manager.restore(step, args=args)["settings"])
         if found is None:
             return
-        for name in sorted({*found, *self.settings}):
-            if found.get(name) != self.settings.get(name):
+        self.assumed = {k: v for k, v in (neutral or {}).items() if k not in found}
+        self.assumed = {k: v for k, v in self.assumed.items() if k in self.settings}
+        then = found | self.assumed
+        for name in sorted({*then, *self.settings}):
+            if then.get(name) != self.settings.get(name):
                 self._release()
+                older = f", which was begun before {name} came," if name in self.assumed else ""
                 raise ValueError(
-                    f"{folder} holds a run with {name} = {found.get(name)!r}, not "
+                    f"{folder} holds a run{older} with {name} = {then.get(name)!r}, not "
                     f"{self.settings.get(name)!r}; give another folder or the same settings."
                 )
 
@@ -124,6 +151,11 @@ class Checkpoints:
         """Step of the latest checkpoint, or None."""
         return self._manager.latest_step()
 
+    def _written(self, state: State) -> dict[str, Any]:
+        found = storable(_numbered(state))
+        # Of JAX's arrays that lie in one of several processes orbax writes none.
+        return jax.tree.map(np.asarray, found) if self._alone else found
+
     def save(self, state: State, history: Mapping[str, Any]) -> None:
         """Writes a state and what was recorded until then (as JSON); complete or not at all."""
         step = int(state.step)
@@ -134,7 +166,7 @@ class Checkpoints:
                 self._manager.save(
                     step,
                     args=ocp.args.Composite(
-                        state=ocp.args.StandardSave(storable(_numbered(state))),
+                        state=ocp.args.StandardSave(self._written(state)),
                         settings=ocp.args.JsonSave(self.settings),
                         history=ocp.args.JsonSave(dict(history)),
                     ),
@@ -147,9 +179,12 @@ class Checkpoints:
 
     def restore(self, trainer: Trainer) -> tuple[State, dict[str, Any]] | None:
         """The latest state and history; None if there is no checkpoint yet."""
+        return None if self._manager.latest_step() is None else self.read(trainer.init())
+
+    def read(self, like: State) -> tuple[State, dict[str, Any]] | None:
+        """As `restore`, into the places and types of the arrays of a state."""
         if self._manager.latest_step() is None:
             return None
-        like = trainer.init()
         wanted = _numbered(like)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(wanted_of(wanted)), history=ocp.args.JsonRestore()

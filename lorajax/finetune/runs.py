@@ -18,7 +18,7 @@ from lorajax.adapters.selection import shapes
 from lorajax.adapters.starts import resolve
 from lorajax.adapters.surgery import Targets
 from lorajax.environment.judging import POSITIVE, SEED, at_least, judged
-from lorajax.finetune import probes
+from lorajax.finetune import probes, sharding
 from lorajax.finetune.setup import adapt, gradients_of, moments_of, select_ranks
 from lorajax.finetune.training import Metrics, Record, State, Trainer, fit
 from lorajax.tasks import METRICS, Predicts, Task
@@ -397,7 +397,7 @@ class _Diary:
         if not self.probing:
             return
         self.history["probe_step"].append(step)
-        for name, value in self._measure(state)._asdict().items():
+        for name, value in sharding.whole(self._measure(state))._asdict().items():
             value = np.asarray(value, np.float64).tolist()
             self.history["probes"].setdefault(name, []).append(value)
 

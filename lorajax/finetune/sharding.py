@@ -1,10 +1,13 @@
 """Training over several devices: batches split among them, and weights either copied or split."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
@@ -86,13 +89,25 @@ def place(tree: Any, mesh: Mesh, layout: str = "data") -> Any:
 
     Args:
       tree: of arrays: a state of parameters, an optimizer's state.
-      mesh: of one axis.
+      mesh: of one axis. Where it spans processes, each of them holds the whole arrays at first, and
+        the same ones.
       layout: of LAYOUTS.
 
     Returns:
       A tree of the same structure.
     """
-    return jax.tree.map(lambda x: jax.device_put(x, _sharding(x, mesh, layout)), tree)
+    return jax.tree.map(lambda x: _put(x, _sharding(x, mesh, layout)), tree)
+
+
+def _put(x: Any, sharding: NamedSharding) -> Any:
+    if sharding.is_fully_addressable or not getattr(x, "is_fully_addressable", True):
+        return jax.device_put(x, sharding)
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = _put(jax.random.key_data(x), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    # `device_put` would gather what every process holds, to compare it, at every step.
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
 def constrain(tree: Any, mesh: Mesh, layout: str) -> Any:
@@ -106,7 +121,7 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     """Columns split by samples where the devices divide them, else copied.
 
     Args:
-      batch: arrays by name, samples on the first axis.
+      batch: arrays by name, samples on the first axis; the same in every process of the mesh.
       mesh: of one axis.
 
     Returns:
@@ -115,7 +130,59 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     found = {}
     for name, column in batch.items():
         split = column.shape[0] % mesh.size == 0
-        found[name] = jax.device_put(
+        found[name] = _put(
             column, NamedSharding(mesh, PartitionSpec(AXIS) if split else PartitionSpec())
         )
     return found
+
+
+def whole(tree: Any) -> Any:
+    """The same arrays in the memory of every process, where a mesh has split them among several.
+
+    Args:
+      tree: of arrays; all processes call this for the same ones, one after the other.
+
+    Returns:
+      A tree of the same structure, with NumPy arrays (keys: JAX arrays) for what spans processes;
+      the rest is what it was.
+    """
+    return jax.tree.map(_whole, tree)
+
+
+def _whole(x: Any) -> Any:
+    if not isinstance(x, jax.Array) or x.is_fully_addressable:
+        return x
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = _whole(jax.random.key_data(x))
+        return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(x))
+    if not x.is_fully_replicated:
+        copied = NamedSharding(x.sharding.mesh, PartitionSpec())  # type: ignore[attr-defined]
+        x = jax.jit(lambda x: x, out_shardings=copied)(x)
+    return np.asarray(x.addressable_data(0))
+
+
+def check_same(what: str, tree: Any) -> None:
+    """Raises ValueError unless every process holds the same arrays.
+
+    Args:
+      what: they are, for the sentence.
+      tree: of arrays in this process's memory, and of whatever else prints as it is.
+    """
+    if jax.process_count() == 1:
+        return  # hashing all weights takes a second for each gigabyte
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        if hasattr(leaf, "dtype"):
+            digest.update(f"{leaf.dtype}{leaf.shape}".encode())
+            digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+        else:
+            digest.update(repr(leaf).encode())
+    found = multihost_utils.process_allgather(np.frombuffer(digest.digest(), np.uint8))
+    others = [str(i) for i, each in enumerate(found) if not np.array_equal(each, found[0])]
+    if others:
+        raise ValueError(
+            f"{what} of process {', '.join(others)} differ from those of process 0; give all of "
+            "them the same options and files, on machines of one kind."
+        )

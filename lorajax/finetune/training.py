@@ -69,8 +69,8 @@ class Trainer:
       layout: how they are placed: "data" copies the weights to every device, "full" splits them.
 
     Raises:
-      ValueError: for a model without trainable parameters, or a batch that the devices do not
-        divide.
+      ValueError: for a model without trainable parameters, a batch that the devices do not divide,
+        or weights that differ between the processes of a mesh.
     """
 
     @judged
@@ -96,6 +96,7 @@ class Trainer:
             raise ValueError("wrt matches no parameter of the model; nothing would train.")
         if mesh is not None:
             sharding.check_batch(recipe.batch_size, recipe.accumulate, mesh.size)
+            sharding.check_same("the weights", (self._params, self._rest, self.frozen))
             self._params, self._rest, self.frozen = sharding.place(
                 (self._params, self._rest, self.frozen), mesh, layout
             )
@@ -258,7 +259,7 @@ class Trainer:
         sums = np.zeros(len(Totals._fields))
         for batch, weights in data.batches(table, min(batch_size, len(table))):
             found = self._evaluate(state, self.frozen, self._placed(batch), weights)
-            sums = sums + np.asarray(found, np.float64)
+            sums = sums + np.asarray(sharding.whole(found), np.float64)
         found = dict(zip(Totals._fields, sums, strict=True))
         loss, accuracy = (found[name] / max(found["count"], 1) for name in ("loss", "hits"))
         return Metrics(loss, accuracy, np.zeros_like(loss))
@@ -287,7 +288,7 @@ class Trainer:
         found = []
         for batch, weights in data.batches(table, min(batch_size, len(table))):
             pair = self._predict(state, self.frozen, self._placed(batch))
-            found.append([np.asarray(each)[weights > 0] for each in pair])
+            found.append([np.asarray(sharding.whole(each))[weights > 0] for each in pair])
         predictions, answers = map(np.concatenate, zip(*found, strict=True))
         return predictions, answers
 

@@ -16,6 +16,7 @@ from flax import nnx
 from lorajax import downloads
 from lorajax.environment import memory
 from lorajax.environment.judging import SEED, at_least, judged
+from lorajax.environment.numbers import not_finite, sentence
 from lorajax.models import catalog
 from lorajax.models.family import Family, Format, Model, Rule, Untold
 from lorajax.models.files import Source, Tensor, opened, said
@@ -109,6 +110,7 @@ def load(
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
     seed: int = 0,
+    check_finite: bool = True,
     **changes: Any,
 ) -> Any:
     """A pretrained model from a file, a folder or the hub, in any of the public formats.
@@ -129,6 +131,8 @@ def load(
       dtype: of the computation; that of the weights and the inputs if None.
       param_dtype: of the weights.
       seed: for a fresh head, and for dropout in training mode.
+      check_finite: whether weights that are NaN or infinite, or will be in `param_dtype`, are
+        refused; False reads them, such as rows of a table of embeddings that no token has.
       **changes: other fields of the configuration to set: what the checkpoint does not tell, for
         example `heads`; or what is to be other than in the checkpoint, for example `image_size` of
         a ViT, whose position embeddings are interpolated, or `gelu`, `dropout`, `mean`, `std`; or
@@ -143,7 +147,7 @@ def load(
       ValueError: if the source is not there or not readable, is of no known format, its tensors do
         not make up a model, or it does not tell what decides the model's function; one sentence
         that names the file, and the tensor or the option. Nothing of the size of a model has been
-        allocated then.
+        allocated then. Also for weights that are not finite, at the first such tensor.
       downloads.DownloadError: for trouble on the way from the hub.
     """
     if classes is not None:
@@ -164,7 +168,7 @@ def load(
         target = catalog.replace(config, **changes)
         abstract = catalog.abstract(config, dtype, param_dtype)
         shapes = _shapes(abstract)
-        arrays = _read(rules, read, shapes, abstract.heads)
+        arrays = _read(rules, read, shapes, abstract.heads, param_dtype if check_finite else None)
     lost = [name for name in shapes if name not in arrays and _within(name, abstract.heads)]
     if lost and "classes" not in changes:
         raise ValueError(
@@ -371,11 +375,16 @@ def _as_named(name: str) -> Rule:
 
 
 def _read(
-    rules: list[Rule], source: Source, shapes: Mapping[str, tuple[int, ...]], heads: tuple[str, ...]
+    rules: list[Rule],
+    source: Source,
+    shapes: Mapping[str, tuple[int, ...]],
+    heads: tuple[str, ...],
+    finite_in: Any,
 ) -> dict[str, np.ndarray]:
     """The model's arrays by path; a missing head is left out, anything else missing is an error.
 
-    All tensors are judged by their names, types and sizes before the first one is read.
+    All tensors are judged by their names, types and sizes before the first one is read, and by
+    their entries as they are read, where these have to be finite in a type.
     """
     tensors = source.tensors
     missing: list[str] = []
@@ -408,7 +417,7 @@ def _read(
     arrays: dict[str, np.ndarray] = {}
     for rule in present:
         wanted = [shapes[path] for path in rule.ours]
-        given = [tensors[name].read() for name in rule.theirs]
+        given = [_entries(name, tensors[name], finite_in) for name in rule.theirs]
         try:
             parts = rule.read(*given)
         except (ValueError, IndexError) as error:
@@ -417,6 +426,16 @@ def _read(
             raise _misfit(source, rule, wanted)
         arrays |= dict(zip(rule.ours, parts, strict=True))
     return arrays
+
+
+def _entries(name: str, tensor: Tensor, finite_in: Any) -> np.ndarray:
+    array = tensor.read()
+    if finite_in is not None and (count := not_finite(array, finite_in)):
+        raise ValueError(
+            f"{tensor.file}: {name} has {sentence(count, array.size, finite_in)}; fetch or save "
+            "the file anew, or read it as it is by models.load(…, check_finite=False)."
+        )
+    return array
 
 
 def _misfit(source: Source, rule: Rule, wanted: list[tuple[int, ...]]) -> ValueError:

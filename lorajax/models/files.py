@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 # A header or a side file of 4 MiB names tens of thousands of tensors or classes.
 _HEADER = 4 << 20
+_INDEX = "model.safetensors.index.json"
 _PICKLES = frozenset((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"))
 # Weights hardly compress. What claims to grow a hundredfold, and to more than this, is no model.
 _RATIO, _SMALL = 100, 64 << 20
@@ -57,11 +58,13 @@ class Tensor(NamedTuple):
       shape: as the file states it, in agreement with the bytes there.
       dtype: NumPy's name of the type.
       read: reads it into memory.
+      file: that it lies in; None for one of a plan.
     """
 
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], np.ndarray]
+    file: Path | None = None
 
     @property
     def ndim(self) -> int:
@@ -133,7 +136,8 @@ def opened(path: Path) -> Iterator[Source]:
         metadata: dict[str, str] = {}
         if path.is_dir():
             tensors: dict[str, Tensor] = {}
-            for name in _shards(path):
+            files = _index(path)
+            for name in sorted(set(files.values())) or ["model.safetensors"]:
                 shard = inside(path, name)
                 if not shard.is_file():
                     raise ValueError(
@@ -146,6 +150,7 @@ def opened(path: Path) -> Iterator[Source]:
                         f"{shard} has {min(twice)}, as another file of the folder has."
                     )
                 tensors |= part
+            _check_index(path, files, tensors)
         elif not path.is_file():
             raise ValueError(
                 f"{path} is no regular file; it must be a folder, .safetensors or .npz."
@@ -174,14 +179,28 @@ def _pickled(path: Path) -> str:
     )
 
 
-def _shards(folder: Path) -> list[str]:
-    index = Source(folder, {}, {}).json("model.safetensors.index.json")
+def _index(folder: Path) -> dict[str, str]:
+    """Which file each tensor lies in, as the folder says; empty where it has one file."""
+    index = Source(folder, {}, {}).json(_INDEX)
     files = index.get("weight_map", {})
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise ValueError(
-            f"{folder / 'model.safetensors.index.json'} has a weight_map that maps no names."
-        )
-    return sorted(set(files.values())) or ["model.safetensors"]
+        raise ValueError(f"{folder / _INDEX} has a weight_map that maps no names.")
+    return files
+
+
+def _check_index(folder: Path, files: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for a tensor that lies in another file than the index says.
+
+    Names that no file has are left to whoever reads them: old indices name buffers that were
+    dropped, and some leave out a prefix.
+    """
+    for name, shard in files.items():
+        held = tensors[name].file if name in tensors else None
+        if held is not None and held.name != shard:
+            raise ValueError(
+                f"{folder / _INDEX} says that {name} lies in {shard}, and {held.name} has it: "
+                "files of two checkpoints may be mixed; fetch the folder anew, or mend the index."
+            )
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -213,7 +232,7 @@ def _safetensors(
             code = str(part.get_dtype())
             read = functools.partial(_read, path, file.get_tensor, name)
             shape = tuple(part.get_shape())
-            tensors[name] = Tensor(shape, _DTYPES.get(code, code), read)
+            tensors[name] = Tensor(shape, _DTYPES.get(code, code), read, path)
         return tensors, dict(file.metadata() or {})
     except (SafetensorError, *_BROKEN) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {said(error)}.") from error
@@ -242,7 +261,7 @@ def _npz(path: Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
                 raise ValueError(f"it holds {member.filename!r}, twice or as no array")
             shape, dtype = _array(file, member)
             read = functools.partial(_read, path, functools.partial(_member, file), name)
-            tensors[name] = Tensor(shape, dtype, read)
+            tensors[name] = Tensor(shape, dtype, read, path)
         return tensors
     except _BROKEN as error:
         raise ValueError(

@@ -124,7 +124,14 @@ HOSTILE = {
     "an archive under its name": (zipped, TORN),
     "integers": (tensors(a=np.ones((2, 6), np.int64)), "weights must be floating point"),
     "booleans": (tensors(a=np.ones((2, 6), bool)), "weights must be floating point"),
-    "doubles that overflow": (tensors(a=np.full((2, 6), 1e300)), "with NaNs or infinities"),
+    "doubles that overflow": (
+        tensors(a=np.full((2, 6), 1e300)),
+        "lora_A.weight' with 12 of 12 entries that are NaN or infinite in float32",
+    ),
+    "one entry that is none": (
+        tensors(b=np.where(np.eye(5, 2, k=-4), np.nan, 1).astype(np.float32)),
+        "lora_B.weight' with 1 of 10 entries that are NaN or infinite",
+    ),
     "a factor with an axis more": (tensors(b=np.ones((5, 2, 1), np.float32)), "lora_B of shape"),
     "a factor without axes": (tensors(a=np.ones((), np.float32)), "lora_A of shape"),
     "rank 0": (tensors(a=np.ones((0, 6), np.float32), b=np.ones((5, 0), np.float32)), "rank 0"),

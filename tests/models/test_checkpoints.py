@@ -314,6 +314,20 @@ class TestRefusals:
         with pytest.raises(ValueError, match="has no file '../outside.safetensors'"):
             models.load(tmp_path)
 
+    def test_an_index_that_names_another_shard(self, tmp_path):
+        tensors = load_file(FIXTURES / "resnet_basic" / "model.safetensors")
+        first, *_, last = sorted(tensors)
+        where = {name: "b.safetensors" if name == last else "a.safetensors" for name in tensors}
+        for file in ("a.safetensors", "b.safetensors"):
+            save_file({k: x for k, x in tensors.items() if where[k] == file}, tmp_path / file)
+        index = tmp_path / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": where}))
+        models.load(tmp_path)
+        index.write_text(json.dumps({"weight_map": where | {first: "b.safetensors"}}))
+        said = f"index.json says that {first} lies in b.safetensors, and a.safetensors has it"
+        with pytest.raises(ValueError, match=re.escape(said)):
+            models.load(tmp_path)
+
     def test_unknown_architecture(self, tmp_path):
         save_file({"alpha": np.zeros(1, np.float32)}, tmp_path / "m.safetensors")
         with pytest.raises(ValueError, match="in no known format; its tensors are named alpha"):
@@ -330,3 +344,62 @@ class TestRefusals:
     def test_suffix_of_another_layout(self, tmp_path):
         with pytest.raises(ValueError, match=r"must end in \.npz"):
             models.save(load("timm_vit"), tmp_path / "m.safetensors", layout="augreg")
+
+
+class TestNumbers:
+    """Weights that are no numbers are refused in every format, unless they are asked for."""
+
+    NAME = "blocks.1.mlp.fc1.weight"
+
+    def written(self, folder, kind, value):
+        """The tensors of a timm ViT in one kind of file, with a value in two places."""
+        tensors = load_file(FIXTURES / "timm_vit" / "model.safetensors")
+        flat = tensors[self.NAME].reshape(-1)
+        flat[[3, flat.size - 1]] = value
+        if kind == "npz":
+            np.savez(folder / "m.npz", **self.augreg(value))
+            return folder / "m.npz", folder / "m.npz"
+        if kind == "file":
+            save_file(tensors, folder / "m.safetensors")
+            return folder / "m.safetensors", folder / "m.safetensors"
+        names = sorted(tensors)
+        where = {name: f"{i % 2}.safetensors" for i, name in enumerate(names)}
+        for file in ("0.safetensors", "1.safetensors"):
+            save_file({k: tensors[k] for k in names if where[k] == file}, folder / file)
+        index = json.dumps({"weight_map": where})
+        (folder / "model.safetensors.index.json").write_text(index)
+        return folder, folder / where[self.NAME]
+
+    def augreg(self, value):
+        tensors = dict(np.load(FIXTURES / "augreg_vit" / "model.npz"))
+        kernel = next(name for name in tensors if name.endswith("Dense_0/kernel"))
+        # Of the other byte order, as a file from elsewhere may be.
+        tensors[kernel] = tensors[kernel].astype(">f4")
+        tensors[kernel].reshape(-1)[[3, tensors[kernel].size - 1]] = value
+        return tensors
+
+    @pytest.mark.parametrize("kind", ["file", "shards", "npz"])
+    @pytest.mark.parametrize("value", [np.nan, -np.inf])
+    def test_they_are_refused_with_their_place(self, tmp_path, kind, value):
+        path, file = self.written(tmp_path, kind, value)
+        name = "Dense_0/kernel" if kind == "npz" else self.NAME
+        with pytest.raises(ValueError, match=f"{name} has 2 of [0-9,]+ entries that are") as error:
+            models.load(path, heads=3)
+        assert str(file) in str(error.value) and str(error.value).count(". ") == 0
+        found = models.load(path, heads=3, check_finite=False)
+        arrays = [
+            x for x in jax.tree.leaves(nnx.state(found)) if jnp.issubdtype(x.dtype, jnp.floating)
+        ]
+        assert sum(int((~np.isfinite(x)).sum()) for x in arrays) == 2
+
+    @pytest.mark.parametrize("kind", ["file", "shards", "npz"])
+    def test_large_and_small_numbers_are_numbers(self, tmp_path, kind):
+        for value in (-3.4e38, 1e-45):
+            path, _ = self.written(tmp_path, kind, value)
+            models.load(path, heads=3)
+
+    def test_what_the_wanted_type_cannot_hold(self, tmp_path):
+        path, _ = self.written(tmp_path, "file", 7e4)
+        models.load(path, heads=3, param_dtype=jnp.bfloat16)
+        with pytest.raises(ValueError, match="2 of .* NaN or infinite in float16"):
+            models.load(path, heads=3, param_dtype=jnp.float16)

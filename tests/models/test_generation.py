@@ -125,7 +125,8 @@ def test_filters_of_transformers():
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
 
 
-# Real models: stories260k, and SmolLM2 where the folder of data has been given it.
+# Real models: stories260k, which comes with the folder of data, and SmolLM2, where that has been
+# given it.
 
 REAL = {
     # Tokens to go on from, and the perplexity of the first 8,000 characters of tinyshakespeare.txt
@@ -133,13 +134,17 @@ REAL = {
     "stories260k": ((1, 403, 407, 261, 378), 71.502),
     "smollm2-135m": ((504, 3575, 282, 4649, 314), 57.0296),
 }
+MAKES = {
+    "stories260k": "it comes with that folder, so fetch it anew or name another one.",
+    "smollm2-135m": "the folder's make_models.py makes it.",
+}
 
 
 @pytest.fixture(scope="module", params=REAL)
 def real(request, data_dir):
     folder = data_dir / request.param
     if not folder.is_dir():
-        pytest.skip(f"{request.param} is not in the folder of data; its make_models.py makes it.")
+        pytest.skip(f"{request.param} is not in the folder of data; {MAKES[request.param]}")
     return folder, *REAL[request.param]
 
 

@@ -1,5 +1,7 @@
 """What texts are asked, judged, and trained on in parts: toy models, no tokenizer."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -262,3 +264,35 @@ def test_a_text_of_nothing_is_no_input_of_a_layer_that_sees_one_vector_a_text():
     want = moment({name: column[:6] for name, column in batch.items()})
     batch["mask"][6:] = False
     np.testing.assert_allclose(moment(batch), want, rtol=1e-5)
+
+
+class Turned(nnx.Module):
+    """Reads texts with their tokens first, as recurrent models do, in one of two layers."""
+
+    def __init__(self, rngs):
+        self.body = nnx.Linear(3, 3, rngs=rngs)
+        self.turned = nnx.Linear(3, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.turned(self.body(x).swapaxes(0, 1))
+
+
+@pytest.mark.parametrize("filled", [True, False])
+def test_layers_that_the_mask_does_not_fit_are_named_where_something_is_filled(filled):
+    x = RNG.normal(size=(4, 5, 3)).astype(np.float32)
+    stands = np.ones((4, 5), bool)
+    stands[1:, 3:] = not filled
+    batches = [(x[:2], stands[:2]), (x[2:], stands[2:])]
+    options = {"forward": lambda m, b: m(b[0]), "where": lambda b: b[1]}
+    model = Turned(nnx.Rngs(0))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = adapters.input_moments(model, batches, **options)
+        adapters.input_moments(model, batches, "body", **options)
+    said = [str(each.message) for each in caught]
+    if filled:
+        assert len(said) == 1 and said[0].startswith("input_moments counts all inputs of turned, ")
+    else:
+        assert not said
+    rows = x[stands]
+    np.testing.assert_allclose(found["body"], rows.T @ rows / len(rows), atol=1e-6)

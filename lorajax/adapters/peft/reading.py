@@ -37,6 +37,7 @@ from lorajax.adapters.torch_layers import (
     base_layers,
 )
 from lorajax.environment.judging import judged
+from lorajax.environment.numbers import not_finite, sentence
 
 # Options of PEFT that change what an adapter computes and that lorajax has no layer for.
 _FOREIGN = (
@@ -75,7 +76,7 @@ def read_peft(
 
     Raises:
       ValueError: for a folder without the files, pickled weights, and files that are truncated,
-        malformed, not of this format, or hold NaNs.
+        malformed, not of this format, or hold entries that are not finite in float32.
     """
     source = pathlib.Path(folder)
     config_file, weights_file = source / CONFIG, source / WEIGHTS
@@ -138,10 +139,12 @@ def _tensors(weights_file: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[st
                 f"{str(weights_file)!r} holds {key!r} of dtype {tensor.dtype}; weights must be "
                 "floating point."
             )
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(tensor.astype(np.float32))
-        if not np.all(finite):
-            raise ValueError(f"{str(weights_file)!r} holds {key!r} with NaNs or infinities.")
+        if count := not_finite(tensor, np.float32):
+            raise ValueError(
+                f"{str(weights_file)!r} holds {key!r} with "
+                f"{sentence(count, tensor.size, np.float32)}; fetch the file anew, or take a state "
+                "from before the training that diverged."
+            )
     return tensors, metadata
 
 
