@@ -60,6 +60,9 @@ def measured(step: Callable[[], None], steps: int) -> dict[str, Any]:
 
 
 def peft_engine(folder: str, batch: int, rank: int, steps: int) -> dict[str, Any]:
+    from benchmarks import peers
+
+    peers.load_torchvision()
     import peft
     import torch
     import transformers
@@ -146,6 +149,7 @@ def lorajax_engine(folder: str, batch: int, rank: int, steps: int) -> dict[str, 
     }
 
 
+COMMAND = [sys.executable, "-m", "benchmarks", "finetune"]
 ENGINES = {"lorajax": lorajax_engine, "peft": peft_engine}
 
 
@@ -154,7 +158,7 @@ def run_rounds(args: argparse.Namespace, folder: str) -> dict[str, list[dict[str
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ENGINES}
     for _ in range(args.rounds):
         for name in ENGINES:
-            command = [sys.executable, __file__, "--engine", name, "--batch", str(args.batch)]
+            command = [*COMMAND, "--engine", name, "--batch", str(args.batch)]
             command += ["--rank", str(args.rank), "--steps", str(args.steps), "--folder", folder]
             done = subprocess.run(
                 command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ
@@ -183,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_checkpoint(args.folder)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, __file__, "--folder", folder], check=True)
+        subprocess.run([*COMMAND, "--folder", folder], check=True)
         found = run_rounds(args, folder)
     print(
         f"\nViT-B/16, batch {args.batch}, rank {args.rank} on query and value, float32, "

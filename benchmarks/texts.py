@@ -116,6 +116,9 @@ def measured(step: Callable[[int], float], steps: int) -> dict[str, Any]:
 
 
 def peft_engine(case: Case, out: pathlib.Path, steps: int) -> dict[str, Any]:
+    from benchmarks import peers
+
+    peers.load_torchvision()
     import peft
     import torch
     import transformers

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
+from benchmarks import peers
 from lorajax import adapters, data, finetune, models, tasks
 from lorajax.cli import main
 from lorajax.finetune import bridge
@@ -204,6 +205,7 @@ PIXELS = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.floa
 
 
 def torch_model(name, **changes):
+    peers.load_torchvision()
     transformers = pytest.importorskip("transformers")
     kinds = {
         "bert_classes": transformers.BertForSequenceClassification,

@@ -75,7 +75,12 @@ def _models(tiny: bool) -> dict[str, Any]:
         "llama": (
             llama,
             tasks.NextToken(),
-            {"tokens": tokens, "targets": whole, "segments": whole.astype(np.int32), "positions": places},
+            {
+                "tokens": tokens,
+                "targets": whole,
+                "segments": whole.astype(np.int32),
+                "positions": places,
+            },
         )
     }
     if tiny:

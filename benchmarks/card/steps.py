@@ -124,7 +124,12 @@ def batch_of(made: Case) -> dict[str, np.ndarray]:
         labels = rng.integers(0, c.classes, made.batch).astype(np.int32)
         return {"tokens": tokens, "mask": whole, "labels": labels}
     places = np.tile(np.arange(made.length, dtype=np.int32), (made.batch, 1))
-    return {"tokens": tokens, "targets": whole, "segments": whole.astype(np.int32), "positions": places}
+    return {
+        "tokens": tokens,
+        "targets": whole,
+        "segments": whole.astype(np.int32),
+        "positions": places,
+    }
 
 
 def trainer_of(made: Case) -> Any:
@@ -358,7 +363,7 @@ def _torch_batch(made: Case, where: Any) -> dict[str, Any]:
 def _peft(report: Report, tiny: bool, name: str) -> None:
     from benchmarks import peers
 
-    peers.hide_broken_torchvision()
+    peers.load_torchvision()
     import peft
     import torch
 

@@ -1,35 +1,69 @@
 """What benchmarks, simulations and tests need to know about their peers before they import them."""
 
+import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from importlib import metadata
+from typing import Any
 
 NAMES = ("torch", "torchdiffeq", "transformers", "peft", "timm", "torchvision")
 
 
-def hide_broken_torchvision() -> bool:
-    """Hides a torchvision that does not load beside the installed torch, as if it were missing.
+def load_torchvision() -> str:
+    """Imports torchvision where it stands in the way of others, or hides it.
 
-    transformers and timm look for torchvision when they are imported, and PEFT looks into
-    transformers: they do without it where it is missing, and fail where it is there and raises, as
-    it does beside a torch of another build. Call it before any of them is imported; it imports
-    torch and torchvision where both are installed.
+    Beside a torch of another build its compiled operators are missing, and it raises when it is
+    imported. transformers and timm import it where it is installed and do not where it is not, and
+    PEFT imports them, so that none of the three loads. Its models and transforms are plain Python:
+    it is imported without what it tells torch about operators that are not there; where that does
+    not help it is hidden, as if it were not installed. Call it before any of the others is
+    imported.
 
     Returns:
-      Whether one is hidden.
+      "whole", "without operators", "hidden" or "missing".
     """
     if "torchvision" in sys.modules:
-        return sys.modules["torchvision"] is None
+        return "hidden" if sys.modules["torchvision"] is None else "whole"
     if importlib.util.find_spec("torchvision") is None:
-        return False
+        return "missing"
+    for state, importing in (("whole", _imported), ("without operators", _without_operators)):
+        try:
+            importing()
+            return state
+        except Exception:  # whatever a compiled part raises
+            for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
+                del sys.modules[name]
+    sys.modules["torchvision"] = None  # type: ignore[assignment]
+    return "hidden"
+
+
+def _imported() -> None:
+    importlib.import_module("torchvision")
+
+
+def _without_operators() -> None:
+    library: Any = importlib.import_module("torch.library")
+    register = library.register_fake
+
+    def lenient(operator: str, *arguments: Any, **options: Any) -> Any:
+        decorate = register(operator, *arguments, **options)
+
+        def one(function: Callable[..., Any]) -> Any:
+            try:
+                return decorate(function)
+            except RuntimeError as error:
+                if "does not exist" not in str(error):
+                    raise
+                return function
+
+        return one
+
+    library.register_fake = lenient
     try:
-        importlib.import_module("torchvision")
-    except Exception:  # whatever its compiled part raises
-        for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        sys.modules["torchvision"] = None  # type: ignore[assignment]
-        return True
-    return False
+        _imported()
+    finally:
+        library.register_fake = register
 
 
 def versions() -> dict[str, str | None]:

@@ -4,29 +4,12 @@ import json
 import pathlib
 from typing import Any
 
+import cards
+from tables import rows_of, size_of, time_of
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 COMMITTED = ROOT / "sims" / "spectra.png"
-
-
-def rows_of(header: str, rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table; the first column and code are text, what else there is are numbers."""
-    marks = ["---", *("---" if cell.startswith("`") else "---:" for cell in rows[0][1:])]
-    lines = [f"| {header} |", "|" + "|".join(marks) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
-def time_of(seconds: float) -> str:
-    """Seconds in a unit that can be read."""
-    for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.1e} s"
-
-
-def size_of(count: float) -> str:
-    """Bytes in a unit that can be read."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
 
 
 def sweeps(found: dict[str, Any]) -> str:
@@ -152,7 +135,9 @@ TABLES = {
 
 
 def table(name: str) -> str:
-    """The table of one benchmark."""
+    """The table of one benchmark; the tables of that of a card, which may not have run."""
+    if name == "gpu":
+        return cards.page(RESULTS / "gpu.json")
     found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return TABLES[name](found)
 

@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -278,6 +279,10 @@ class Bench:
 
     def _by_peft(self, run: Run) -> tuple[Any, list[float], int]:
         """The same run by PEFT and torch: base, start, head, batches, optimizer and schedule."""
+        sys.path.append(str(pathlib.Path(__file__).resolve().parents[2]))
+        from benchmarks import peers
+
+        peers.load_torchvision()
         import torch  # type: ignore[import-not-found]
         from peft import PeftModel  # type: ignore[import-not-found]
         from transformers import BertModel  # type: ignore[import-not-found]

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from benchmarks import peers
+
 # They need torch.
 collect_ignore = ["references.py", "text_references.py"]
 
@@ -13,6 +15,7 @@ collect_ignore = ["references.py", "text_references.py"]
 @pytest.fixture(scope="session")
 def library():
     """`text_references.py` as a module; skips without torch or transformers."""
+    peers.load_torchvision()
     for name in ("torch", "transformers"):
         pytest.importorskip(name, exc_type=(ImportError, RuntimeError))
     path = pathlib.Path(__file__).with_name("text_references.py")

@@ -1,7 +1,7 @@
 """Full-size models against the libraries that define their formats: logits within 1e-4, float32.
 
-Needs torch, torchvision, transformers and timm (`pytest -m formats`). PyTorch's CPU build from
-PyPI has no torchvision that imports beside it; the tests then say so and skip.
+Needs torch, torchvision, transformers and timm (`pytest -m formats`). A torchvision of another build
+than torch's is imported without its compiled operators (`benchmarks/peers`).
 """
 
 import importlib
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks import peers
 from lorajax import models
 from lorajax.models import layers
 
@@ -23,6 +24,7 @@ SIDE = 224
 
 
 def references():
+    peers.load_torchvision()
     for name in ("torch", "torchvision", "transformers", "timm"):
         pytest.importorskip(name, exc_type=(ImportError, RuntimeError))
     path = __file__.replace("test_formats", "references")
