@@ -27,8 +27,7 @@ def attention(report: Report, tiny: bool) -> None:
 
     from lorajax.models import layers
 
-    card = jax.default_backend() == "gpu"
-    by = "cudnn" if card else "xla"
+    by = steps.fused_by()
     report.add(fused_by=by)
     for name, shape in (TINY if tiny else SHAPES).items():
         batch, tokens, heads, groups, features, causal = shape

@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks.card.runs import Report
 
-TOLERANCES = {"float64": 1e-8, "float32": 1e-4}
-"""Relative tolerance of the peers' steps: what float32 can resolve is eight digits less."""
+TOLERANCES = {"float64": 1e-8, "float32": 1e-5}
+"""Relative tolerance of the peers' steps; of our own in float32, too."""
 
 
 def _sizes(tiny: bool) -> tuple[int, int, tuple[int, ...], int]:
@@ -80,7 +80,7 @@ def ours(report: Report, tiny: bool) -> None:
             runs: dict[str, Any] = {
                 "closed form": lambda p, f, t=t: lanes.closed_form(p, f, t, one_sided=True)
             }
-            if count <= 1800:
+            if count <= 1800 and not (tiny and dtype == "float32"):
                 # One bucket: a card is filled by lanes side by side, not by one after another.
                 runs["reduced ODE"] = lambda p, f, t=t, rtol=rtol, count=count: lanes.reduced_ode(
                     p, f, t, one_sided=True, rtol=rtol, bucket=count

@@ -154,7 +154,9 @@ class Shape:
       rank: of the adapters on query and value.
       head: outputs of the layer at the end.
       answers: tokens of a sample that this layer is applied to.
-      patch: inputs of a linear layer that makes the tokens; 0 where a table does.
+      dense: entries of a layer before that one, on as many tokens; 0 for none.
+      patches: tokens that a linear layer makes; none where a table does.
+      patch: inputs of that layer.
       causal: whether a token sees only those before it.
     """
 
@@ -169,6 +171,8 @@ class Shape:
     rank: int
     head: int
     answers: int
+    dense: int = 0
+    patches: int = 0
     patch: int = 0
     causal: bool = False
 
@@ -178,8 +182,8 @@ def step_flops(shape: Shape, last: int | None = None) -> float:
 
     A frozen layer's weights cost 2 a token forward and 2 backward through its inputs, 4ND in all
     and not 6ND, since it has no gradient of its own; the adapters' cost 6. Below the first adapter
-    nothing comes back: not to the tokens, and not through the first block's query, key and value.
-    Attention's two products come back twice each; causal ones count by half.
+    nothing comes back: not to the tokens, not through the first block's query, key and value, and
+    not to its keys. Attention's two products come back twice each; causal ones count by half.
 
     Args:
       shape: of the step.
@@ -192,12 +196,12 @@ def step_flops(shape: Shape, last: int | None = None) -> float:
     adapters = s.rank * (2 * s.width + s.inner + s.shared)
     pairs = s.tokens * s.tokens / (2 if s.causal else 1)
     block = s.tokens * (4 * (qkv + rest) + 6 * adapters) + 3 * 4 * pairs * s.inner
-    total = s.depth * block - s.tokens * 2 * qkv
+    total = s.depth * block - s.tokens * 2 * (qkv + 2 * s.rank * s.width) - 2 * pairs * s.inner
     if last is not None:
         gone = s.tokens - last
         query = s.width * s.inner
         total -= gone * (4 * (query + rest) + 6 * s.rank * (s.width + s.inner))
         total -= 3 * 4 * gone * s.tokens * s.inner
-    total += 4 * s.answers * s.width * s.head
-    total += 2 * s.tokens * s.patch * s.width
+    total += 4 * s.answers * (s.width * s.head + s.dense)
+    total += 2 * s.patches * s.patch * s.width
     return float(s.batch * total)

@@ -20,6 +20,7 @@ from benchmarks.card import rates
 from benchmarks.card.runs import Report
 
 RANK = 16
+NAMES = ("vit", "bert", "llama")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +59,11 @@ class Case:
             return rates.Shape(**common, head=c.vocabulary, answers=self.length, causal=True)
         common |= {"inner": c.width, "shared": c.width, "layers": 2}
         if self.name == "bert":
-            return rates.Shape(**common, tokens=self.length, head=c.classes, answers=1)
-        tokens = c.prefix + c.grid[0] * c.grid[1]
-        patch = c.patch_size**2 * c.channels
-        return rates.Shape(**common, tokens=tokens, head=c.classes, answers=1, patch=patch)
+            common |= {"tokens": self.length, "dense": c.width**2}
+            return rates.Shape(**common, head=c.classes, answers=1)
+        patches = c.grid[0] * c.grid[1]
+        common |= {"patches": patches, "patch": c.patch_size**2 * c.channels}
+        return rates.Shape(**common, tokens=c.prefix + patches, head=c.classes, answers=1)
 
     @property
     def last(self) -> int | None:
@@ -124,12 +126,8 @@ def batch_of(made: Case) -> dict[str, np.ndarray]:
         labels = rng.integers(0, c.classes, made.batch).astype(np.int32)
         return {"tokens": tokens, "mask": whole, "labels": labels}
     places = np.tile(np.arange(made.length, dtype=np.int32), (made.batch, 1))
-    return {
-        "tokens": tokens,
-        "targets": whole,
-        "segments": whole.astype(np.int32),
-        "positions": places,
-    }
+    segments = whole.astype(np.int32)
+    return {"tokens": tokens, "targets": whole, "segments": segments, "positions": places}
 
 
 def trainer_of(made: Case) -> Any:
@@ -146,6 +144,11 @@ def trainer_of(made: Case) -> Any:
     recipe = finetune.Recipe(steps=10**6, batch_size=made.batch, schedule="constant")
     wrt = adapters.trainable(adapted)
     return finetune.Trainer(adapted, wrt, task or tasks.Images.of(made.config), recipe)
+
+
+def fused_by() -> Any:
+    """By whom `fused` computes attention: cuDNN on a card, XLA elsewhere."""
+    return "cudnn" if rates.device().platform == "gpu" else "xla"
 
 
 def fused(query: Any, key: Any, value: Any, mask: Any = None, causal: bool = False) -> Any:
@@ -166,8 +169,8 @@ def fused(query: Any, key: Any, value: Any, mask: Any = None, causal: bool = Fal
             "query_seq_lengths": jnp.full(query.shape[0], asked, jnp.int32),
             "key_value_seq_lengths": jnp.full(query.shape[0], seen, jnp.int32),
         }
-    by = "cudnn" if jax.default_backend() == "gpu" else "xla"
-    mixed = jax.nn.dot_product_attention(query, key, value, implementation=by, **options)
+    options["implementation"] = fused_by()
+    mixed = jax.nn.dot_product_attention(query, key, value, **options)
     return mixed[:, :asked].reshape(query.shape[0], asked, -1)
 
 
@@ -257,7 +260,7 @@ def _ours(report: Report, tiny: bool, name: str) -> None:
     import jax
 
     made = case(name, tiny)
-    report.add(batch=made.batch, tokens=made.shape().tokens, rank=RANK)
+    report.add(batch=made.batch, tokens=made.shape().tokens, rank=RANK, fused_by=fused_by())
     columns = {k: jax.numpy.asarray(v) for k, v in batch_of(made).items()}
     flops = rates.step_flops(made.shape(), made.last)
     for engine, context in (
@@ -440,7 +443,7 @@ def many(report: Report, tiny: bool) -> None:
         first, seconds = paces(step, jax.block_until_ready, report.left / 4, 2 if tiny else 10)
         row_of(
             report,
-            made,
+            dataclasses.replace(made, batch=count * made.batch),
             way,
             flops,
             seconds,

@@ -8,8 +8,8 @@ from typing import Any
 from tables import rows_of, size_of, time_of
 
 NONE = (
-    "No card has been lent so far: nothing of this project has run on a GPU, and there is nothing to "
-    "show. The command's tiny form (`--tiny`), which runs every stage on any device, is tested."
+    "No card has been lent so far: nothing of this project has run on a GPU, and there is nothing "
+    "to show. The command's tiny form (`--tiny`), which runs every stage on any device, is tested."
 )
 MODELS = {"vit": "ViT-B/16", "bert": "BERT-base", "llama": "SmolLM2-135M"}
 Stages = dict[str, dict[str, Any]]
@@ -124,8 +124,8 @@ def steps(stages: Stages) -> str:
     if not shown:
         return ""
     tail = (
-        "\n\nOperations are LoRA's own: 2 a weight and token forward and 2 backward, 4ND in all, with "
-        "the adapters' and attention's products and without what our last block leaves out."
+        "\n\nOperations are LoRA's own: 2 a weight and token forward and 2 backward, 4ND in all, "
+        "with the adapters' and attention's products and without what our last block leaves out."
     )
     return rows_of(STEP.format("model and engine"), shown) + tail
 
@@ -163,7 +163,8 @@ def profile(stages: Stages) -> str:
     shown = [(row["kind"], f"{row['share']:.0%}") for row in rows(stages, "profile")]
     if not shown:
         return ""
-    tail = f"\n\nThe device is busy {stage['busy']:.0%} of the time; {stage['kernels']} kernels a step."
+    tail = f"\n\nThe device is busy {stage['busy']:.0%} of the time"
+    tail += f"; {stage['kernels']} kernels a step."
     return rows_of("kind of kernel | share of its time", shown) + tail
 
 

@@ -1,7 +1,7 @@
 """Full-size models against the libraries that define their formats: logits within 1e-4, float32.
 
-Needs torch, torchvision, transformers and timm (`pytest -m formats`). A torchvision of another build
-than torch's is imported without its compiled operators (`benchmarks/peers`).
+Needs torch, torchvision, transformers and timm (`pytest -m formats`). A torchvision of another
+build than torch's is imported without its compiled operators (`benchmarks/peers`).
 """
 
 import importlib
