@@ -80,6 +80,53 @@ def test_packages_out_of_range_or_missing_are_wrong(monkeypatch):
     assert "numpy>=99" in one(doctor.surroundings(), "numpy").remedy
 
 
+def installs(monkeypatch, **plugins):
+    """Lets jaxlib be 1.0 and plugins be installed in the given versions."""
+
+    def version(name):
+        if name.replace("-", "_") in plugins:
+            return plugins[name.replace("-", "_")]
+        if name == "jaxlib":
+            return "1.0"
+        raise doctor.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+
+
+@pytest.mark.parametrize(
+    ("plugins", "driver", "expected"),
+    [
+        ({}, False, {}),
+        ({}, True, {"cuda": "note"}),
+        ({"jax_cuda13_plugin": "1.0"}, True, {"jax-cuda13-plugin": "ok"}),
+        ({"jax_cuda12_plugin": "0.9"}, False, {"jax-cuda12-plugin": "wrong"}),
+        (
+            {"jax_cuda13_plugin": "1.0", "jax_cuda12_plugin": "1.0"},
+            True,
+            {"jax-cuda13-plugin": "ok", "jax-cuda12-plugin": "ok", "cuda": "wrong"},
+        ),
+    ],
+)
+def test_a_card_without_its_plugin_or_with_another_version_of_it(
+    plugins, driver, expected, monkeypatch, tmp_path
+):
+    installs(monkeypatch, **plugins)
+    monkeypatch.setattr(doctor, "DRIVER", tmp_path if driver else tmp_path / "missing")
+    found = list(doctor._cards())
+    assert states(found) == expected
+    assert all(finding.remedy for finding in found if finding.state != "ok")
+
+
+def test_a_card_that_the_plugin_does_not_find_is_noted(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    assert doctor._devices("1: cpu", "cpu").state == "ok"
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: name)
+    assert doctor._devices("1: cpu", "cpu").state == "note"
+    assert doctor._devices("1: gpu", "gpu").state == "ok"
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert doctor._devices("1: cpu", "cpu").state == "ok"
+
+
 def test_a_platform_that_is_not_there_is_wrong(monkeypatch):
     import jax
 

@@ -114,6 +114,8 @@ def card(report: Report, tiny: bool) -> None:
         peaks={d: peak(found.device_kind, d) for d in DTYPES},
         peaks_from=PEAKS[found.device_kind][1] if found.device_kind in PEAKS else None,
     )
+    if found.platform == "cpu" and not tiny:
+        return
     size = 256 if tiny else 8192
     rates = {}
     for dtype in DTYPES:

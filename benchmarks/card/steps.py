@@ -196,11 +196,12 @@ def fused_attention(made: Case) -> Iterator[None]:
         query, key, value = self.query(x[:, :first]), self.key(x), self.value(x)
         return self.out(fused(split(query), split(key), split(value)))
 
-    layers.attention, vit.Attention.__call__ = of_texts, of_images
+    kind: Any = vit.Attention
+    layers.attention, kind.__call__ = of_texts, of_images
     try:
         yield
     finally:
-        layers.attention, vit.Attention.__call__ = plain, plain_call
+        layers.attention, kind.__call__ = plain, plain_call
 
 
 def paces(

@@ -1,5 +1,7 @@
 """What `lorajax doctor` looks at: each thing with its state and, where it is not well, a remedy."""
 
+import contextlib
+import importlib.util
 import math
 import os
 import platform
@@ -13,6 +15,9 @@ from packaging.requirements import Requirement
 
 from lorajax import environment
 
+PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")
+"""What brings JAX onto an NVIDIA card, by the extra of that name."""
+DRIVER = Path("/proc/driver/nvidia/version")
 # As many independent LAPACK calls as XLA has threads wait for each other forever.
 FEWEST_THREADS = 4
 
@@ -36,7 +41,7 @@ class Finding(NamedTuple):
 def surroundings() -> list[Finding]:
     """Versions, flags, threads and folders, as they are in the caller's shell; imports no jax."""
     found = [Finding("python", platform.python_version()), *_packages()]
-    return [*found, _flags(), _threads(), _cache(), _data()]
+    return [*found, *_cards(), _flags(), _threads(), _cache(), _data()]
 
 
 def _packages() -> Iterator[Finding]:
@@ -61,6 +66,29 @@ def _packages() -> Iterator[Finding]:
         else:
             found = f"{version}, not {requirement.specifier}"
             yield Finding(requirement.name, found, "wrong", f"pip install '{wanted}'")
+
+
+def _cards() -> Iterator[Finding]:
+    """Of an NVIDIA card, its driver or a plugin for one; nothing where there is none of these."""
+    installed = {}
+    for name in PLUGINS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    jaxlib = metadata.version("jaxlib")
+    for name, version in installed.items():
+        extra = name.removeprefix("jax-").removesuffix("-plugin")
+        if version == jaxlib:
+            yield Finding(name, version)
+        else:
+            found, remedy = f"{version} beside jaxlib {jaxlib}", f"pip install 'jax[{extra}]'"
+            yield Finding(name, found, "wrong", f"{remedy} brings both to one version.")
+    if len(installed) > 1:
+        names = " and ".join(installed)
+        remedy = f"pip uninstall {PLUGINS[1]} {PLUGINS[1].replace('plugin', 'pjrt')}"
+        yield Finding("cuda", f"{names} are both installed", "wrong", f"Keep one: {remedy}")
+    if DRIVER.exists() and not installed:
+        remedy = "pip install 'jax[cuda13]', or jax[cuda12] with a driver older than 580."
+        yield Finding("cuda", "an NVIDIA driver is here, and JAX has no plugin", "note", remedy)
 
 
 def _flags() -> Finding:
@@ -131,10 +159,18 @@ def computations() -> list[Finding]:
         remedy = 'jax.config.update("jax_enable_x64", True): the theory\'s tolerances need it.'
         precision = Finding("precision", "float32", "note", remedy)
     return [
-        Finding("devices", f"{len(devices)}: {names}"),
+        _devices(f"{len(devices)}: {names}", devices[0].platform),
         precision,
         *map(_canary, environment.CANARIES),
     ]
+
+
+def _devices(shown: str, platform: str) -> Finding:
+    plugged = any(map(importlib.util.find_spec, ("jax_cuda13_plugin", "jax_cuda12_plugin")))
+    if platform != "cpu" or not plugged or os.environ.get("JAX_PLATFORMS"):
+        return Finding("devices", shown)
+    remedy = "JAX_PLATFORMS=cuda python -c 'import jax; jax.devices()' tells why."
+    return Finding("devices", f"{shown}; JAX's plugin for NVIDIA found no card", "note", remedy)
 
 
 def _canary(name: str) -> Finding:
