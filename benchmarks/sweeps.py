@@ -1,6 +1,6 @@
 """How much does a sweep of flows cost, and how far is it from the machine's limit?
 
-    python -m benchmarks sweeps [--quick] [--json FILE] [--plot FILE]
+    python -m benchmarks sweeps [--quick] [--json FILE] [--plot FILE [--of FILE]]
 
 Every engine of a case runs on the same starts (scales 1 to 1e-8) and is observed at the same times;
 beside its time stands its largest error against a reference of tolerance 1e-12 or better.
@@ -41,6 +41,8 @@ RANK, LANES, TIMES, UNTIL = 8, 180, 200, 20.0
 TARGET = 1e-8
 TOLERANCES = (1e-8, 1e-9, 3e-10, 1e-10)
 PEER = 1e-8
+SCANS = ("against_lanes", "against_ranks")
+"""Marks of rows in which something else than the size changes."""
 
 
 def clock(run: Callable[[], Any], repeats: int) -> tuple[list[float], Any]:
@@ -96,7 +98,7 @@ class Rows:
 
     def of(self, case: str, size: int, engine: str) -> float | None:
         for row in self.rows:
-            if row.get("against_lanes"):
+            if any(row.get(scan) for scan in SCANS):
                 continue
             if (row["case"], row["size"], row["engine"]) == (case, size, engine):
                 return row["seconds_per_lane"]
@@ -354,6 +356,44 @@ def against_lanes(rows: Rows, options: argparse.Namespace, gemm: float) -> None:
                 rtol=PEER,
                 against_lanes=True,
             )
+
+
+def against_ranks(rows: Rows, options: argparse.Namespace, gemm: float) -> None:
+    """Our engines for adapters and targets of higher and higher rank, at size 64."""
+    size, times = 64, np.linspace(0.0, UNTIL, TIMES)
+    t = jnp.asarray(times)
+    for rank in options.ranks:
+        spectrum = np.linspace(4.0, 1.0, rank) if rank > 1 else np.array([4.0])
+        key, shape = jax.random.key(0), (size, size)
+        problem = MatrixFactorization.from_spectrum(key, shape, tuple(map(float, spectrum)))
+        scales, factors = make_starts(shape, rank, LANES)
+        checked = [0, LANES // 2, LANES - 1]
+        truth = np.stack([reference(problem, lane(factors, i), scales[i], times) for i in checked])
+
+        def error(values, checked=checked, truth=truth) -> float:
+            found = np.asarray(values)[np.array(checked)][..., : truth.shape[-1]]
+            return float(np.max(np.abs(found - truth))) / SPECTRUM[0]
+
+        seconds, values = run_closed(problem, factors, t, options.repeats)
+        sweeps, flops = counted(problem, scales, factors, t)
+        rate = flops / (np.median(seconds) / LANES)
+        more: dict[str, Any] = {"rank": rank, "against_ranks": True}
+        rows.add(
+            "reducible",
+            size,
+            "closed_form",
+            LANES,
+            seconds,
+            error(values),
+            jacobi_sweeps=sweeps,
+            flops_per_lane=flops,
+            flop_rate=rate,
+            fraction_of_gemm=rate / gemm,
+            **more,
+        )
+        seconds, values = run_reduced(problem, factors, t, TOLERANCES[2], options.repeats)
+        more["rtol"] = TOLERANCES[2]
+        rows.add("reducible", size, "reduced_ode", LANES, seconds, error(values), **more)
 
 
 def reducible(rows: Rows, size: int, options: argparse.Namespace, gemm: float) -> None:
@@ -647,26 +687,51 @@ def ratios(rows: Rows) -> list[str]:
     return lines
 
 
-def plot(rows: Rows, path: str) -> None:
-    """Cost of a lane against size (180 lanes; slow peers a sample) and against lanes."""
+PANELS = (
+    ("reducible", "", "size", "matrix factorization, 180 lanes", "closed_form"),
+    ("two_layer", "", "size", "two frozen layers, 180 lanes", "full_ode"),
+    ("reducible", "against_lanes", "lanes", "matrix factorization, 64×64", "closed_form"),
+    ("reducible", "against_ranks", "rank", "64×64, 180 lanes, k = r", "closed_form"),
+)
+"""Case, mark of a scan, what is on the axis, title, and the engine whose operations are counted."""
+
+
+def plot(rows: list[dict[str, Any]], path: str) -> None:
+    """Cost of a lane against size, lanes and rank, over what its operations would cost in a GEMM.
+
+    Args:
+      rows: of the table; slow peers have run a sample of lanes.
+      path: of the figure.
+    """
     from lorajax.plots import figure, save
 
-    fig, axes = figure(1, 3)
-
-    def curves(axis, chosen, x: str, title: str, label: str) -> None:
-        for engine in dict.fromkeys(r["engine"] for r in chosen):
-            points = sorted((r[x], r["seconds_per_lane"]) for r in chosen if r["engine"] == engine)
-            axis.loglog(*zip(*points, strict=True), marker="o", label=engine)
-        axis.set_title(title)
-        axis.set_xlabel(label)
-        axis.set_ylabel("seconds a lane")
-        axis.legend(fontsize="x-small")
-
-    by_size = [r for r in rows.rows if not r.get("against_lanes")]
-    for axis, case in zip(axes, ("reducible", "two_layer"), strict=False):
-        curves(axis, [r for r in by_size if r["case"] == case], "size", case, "size")
-    by_lanes = [r for r in rows.rows if r.get("against_lanes")]
-    curves(axes[2], by_lanes, "lanes", "reducible, 64×64", "lanes")
+    shown = []
+    for case, scan, axis, title, counted in PANELS:
+        marks = {name for name in SCANS if name != scan}
+        chosen = [r for r in rows if r["case"] == case and not any(r.get(m) for m in marks)]
+        chosen = [r for r in chosen if not scan or r.get(scan)]
+        if chosen:
+            shown.append((chosen, axis, title, counted))
+    fig, panels = figure(-(-len(shown) // 2), min(2, len(shown)))
+    for panel in (spaces := np.atleast_1d(panels).flat)[len(shown) :]:
+        panel.set_axis_off()
+    for panel, (chosen, axis, title, counted) in zip(spaces, shown, strict=False):
+        engines = dict.fromkeys(r["engine"] for r in chosen)
+        for engine, marker in zip(engines, "os^vDPX*", strict=False):
+            points = sorted(
+                (r[axis], r["seconds_per_lane"]) for r in chosen if r["engine"] == engine
+            )
+            panel.loglog(*zip(*points, strict=True), marker=marker, label=engine)
+        limit = sorted(
+            (r[axis], r["seconds_per_lane"] * r["fraction_of_gemm"])
+            for r in chosen
+            if r["engine"] == counted
+        )
+        panel.loglog(*zip(*limit, strict=True), "k--", label=f"{counted} at the rate of a GEMM")
+        panel.set(title=title, xlabel=axis, ylabel="seconds a lane")
+        # Room for the legend above the slowest engine.
+        panel.set_ylim(top=1e3 * max(r["seconds_per_lane"] for r in chosen))
+        panel.legend(fontsize="xx-small", loc="upper left", ncols=2)
     save(fig, path)
 
 
@@ -693,10 +758,12 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks sweeps", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one small size of each case")
     parser.add_argument("--json", metavar="FILE", help="write the table")
-    parser.add_argument("--plot", metavar="FILE", help="draw cost against size")
+    parser.add_argument("--plot", metavar="FILE", help="draw cost against size, lanes and rank")
+    parser.add_argument("--of", metavar="FILE", help="draw an earlier table and measure nothing")
     parser.add_argument("--sizes", type=int, nargs="*", help="of the reducible case")
     parser.add_argument("--layers", type=int, nargs="*", help="sizes of the two-layer case")
     parser.add_argument("--lanes", type=int, nargs="*", help="numbers of lanes, at size 64")
+    parser.add_argument("--ranks", type=int, nargs="*", help="ranks of adapters, at size 64")
     parser.add_argument("--repeats", type=int, default=5, help="of our own engines")
     parser.add_argument("--sample", type=int, default=3, help="lanes of the slow peers")
     parser.add_argument(
@@ -709,6 +776,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--largest-torch", type=int, default=512, help="for torchdiffeq")
     parser.add_argument("--largest-scipy", type=int, default=4096, help="for scipy")
     options = parser.parse_args(argv)
+    if options.of:
+        if not options.plot:
+            parser.error("--of is given without --plot, which names the figure to draw")
+        with open(options.of) as file:
+            plot(json.load(file)["rows"], options.plot)
+        return 0
     jax.config.update("jax_enable_x64", True)
     if jax.default_backend() == "cpu" and len(jax.devices()) == 1:
         print("one CPU device; XLA_FLAGS=--xla_force_host_platform_device_count=N gives one a core")
@@ -722,6 +795,8 @@ def main(argv: list[str]) -> int:
     layers = options.layers if options.layers is not None else [16] if options.quick else [64, 100]
     if options.lanes is None:
         options.lanes = [18] if options.quick else [18, 180, 1800, 18000]
+    if options.ranks is None:
+        options.ranks = [2] if options.quick else [1, 2, 4, 8, 16]
     before, gemm = machine(), gemm_rate()
     print(f"float64 product: {gemm / 1e9:.1f} GFLOP/s; load {before['load_average'][0]:.1f}")
 
@@ -737,11 +812,12 @@ def main(argv: list[str]) -> int:
     for size in sizes:
         reducible(rows, size, options, gemm)
     against_lanes(rows, options, gemm)
+    against_ranks(rows, options, gemm)
     for size in layers:
         two_layer(rows, size, options, gemm)
     print("\n".join(ratios(rows)))
     if options.plot:
-        plot(rows, options.plot)
+        plot(rows.rows, options.plot)
     return 0
 
 

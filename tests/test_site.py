@@ -69,6 +69,11 @@ def test_every_made_part_has_a_maker(site):
     assert "| 1,000,000 |" in text and "lorajax spectra" in text
 
 
+def test_the_cost_of_a_lane_is_drawn_from_the_result(site, tmp_path):
+    site("results").plot_sweeps(tmp_path / "sweeps.png")
+    assert (tmp_path / "sweeps.png").stat().st_size > 20_000
+
+
 def test_a_benchmark_has_a_table_of_what_it_measured(site):
     results = site("results")
     for name in results.TABLES:

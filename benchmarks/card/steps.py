@@ -237,6 +237,15 @@ def peak_bytes() -> int:
     return int(stats.get("peak_bytes_in_use") or resident())
 
 
+def memory_of(report: Report, planned: Any) -> dict[str, int | None]:
+    """Bytes that XLA plans for a step, and in a stage's first row those that it had in use.
+
+    A later row has no peak of its own: what the device remembers is that of the process.
+    """
+    plan = planned and planned.argument_size_in_bytes + planned.temp_size_in_bytes
+    return {"planned_bytes": plan, "peak_bytes": None if "rows" in report.found else peak_bytes()}
+
+
 def row_of(
     report: Report, made: Case, engine: str, flops: float, seconds: list[float], **more: Any
 ) -> None:
@@ -290,8 +299,7 @@ def _ours(report: Report, tiny: bool, name: str) -> None:
             seconds,
             card=rates.device().device_kind,
             first=first,
-            peak_bytes=peak_bytes(),
-            planned_bytes=memory and memory.argument_size_in_bytes + memory.temp_size_in_bytes,
+            **memory_of(report, memory),
             xla_flops=cost.get("flops"),
             loss=float(metrics.loss),
             trainable=trainer.parameters,
@@ -450,8 +458,7 @@ def many(report: Report, tiny: bool) -> None:
             seconds,
             card=rates.device().device_kind,
             first=first,
-            peak_bytes=peak_bytes(),
-            planned_bytes=planned and planned.argument_size_in_bytes + planned.temp_size_in_bytes,
+            **memory_of(report, planned),
         )
 
     states = [trainer.init() for _ in range(count)]

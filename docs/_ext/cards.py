@@ -106,7 +106,9 @@ def _step(what: str, row: dict[str, Any]) -> tuple[str, ...]:
         " to ".join(time_of(x) for x in row["spread"]),
         f"{row['units_per_second']:,.0f} {row['unit']}",
         f"{row['flop_rate'] / 1e12:.3g}" + ("" if share is None else f" ({share:.0%})"),
-        size_of(row["peak_bytes"]),
+        size_of(row["peak_bytes"])
+        if row["peak_bytes"]
+        else f"{size_of(row['planned_bytes'])} planned",
     )
 
 

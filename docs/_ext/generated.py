@@ -37,6 +37,7 @@ def figures(app: Any) -> None:
         (folder / name).mkdir(parents=True)
         for path in paths:
             shutil.copy(path, folder / name / results.flat(path))
+    results.plot_sweeps(folder / "sweeps.png")
 
 
 def outdated(app: Any, env: Any, added: Any, changed: Any, removed: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 from typing import Any
 
 import cards
@@ -140,6 +141,15 @@ def table(name: str) -> str:
         return cards.page(RESULTS / "gpu.json")
     found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return TABLES[name](found)
+
+
+def plot_sweeps(path: pathlib.Path) -> None:
+    """Draws the cost of a lane from the result of `python -m benchmarks sweeps`."""
+    sys.path.append(str(ROOT))
+    from benchmarks import sweeps as benchmark
+
+    rows = json.loads((RESULTS / "sweeps.json").read_text(encoding="utf-8"))["rows"]
+    benchmark.plot(rows, str(path))
 
 
 def flat(path: pathlib.Path) -> str:
