@@ -110,6 +110,42 @@ def test_a_stage_that_fails_hangs_or_lacks_something_does_not_stop_the_others(tm
     assert "1 WRONG" in told
 
 
+def test_results_are_written_as_they_come_and_some_stages_can_run_again(
+    tmp_path, monkeypatch, capsys
+):
+    path, begun = tmp_path / "gpu.json", []
+    card = {"state": "done", "platform": "gpu", "name": "NVIDIA H200"}
+
+    def run_apart(stage, seconds, tiny):
+        if stage is gpu.CARD:
+            return dict(card)
+        begun.append(stage.name)
+        if stage.name == "fixtures":  # what was done before is on disk
+            assert "claims" in json.loads(path.read_text())["stages"]
+        return {"state": "failed" if "vit" in begun else "done", "error": "none", "rows": []}
+
+    monkeypatch.setattr(runs, "run_apart", run_apart)
+    monkeypatch.setattr(runs, "_workers", lambda: 1)
+    monkeypatch.setattr(
+        peers, "versions", lambda: {"torch": None, "transformers": "5", "peft": "1"}
+    )
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    told = ["--json", str(path), "--only"]
+    assert gpu.main([*told, "claims", "fixtures", "vit_peft"]) == 0
+    found = json.loads(path.read_text())
+    assert found["missing"] == ["torch"] and begun == ["claims", "fixtures"]
+    assert found["stages"]["vit_peft"] == {"state": "missing", "missing": ["torch"]}
+    assert gpu.main([*told, "vit"]) == 1
+    assert set(json.loads(path.read_text())["stages"]) == {*found["stages"], "vit"}
+    card["name"] = "NVIDIA L4"
+    gpu.main([*told, "many"])
+    assert set(json.loads(path.read_text())["stages"]) == {"card", "many"}
+    card["platform"] = "cpu"
+    before = path.read_text()
+    assert gpu.main(told[:2]) == 0 and path.read_text() == before
+    assert "JAX sees no card here" in capsys.readouterr().out
+
+
 def products(jaxpr):
     """Operations of every matrix product of a program, those of its subprograms included."""
     total = 0
