@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import gpu, peers
-from benchmarks.card import rates, runs, steps, trace
+from benchmarks.card import lanes, rates, runs, steps, trace
 from lorajax.models import layers
 
 EXT = pathlib.Path(__file__).resolve().parents[1] / "docs" / "_ext"
@@ -191,6 +191,19 @@ def test_fused_attention_is_attention(flags):
     for mask, same in ((None, {}), (causal, {"causal": True})):
         want = layers.attention(query, key, value, mask)
         np.testing.assert_allclose(steps.fused(query, key, value, **same), want, atol=1e-6)
+
+
+@pytest.mark.formats
+@pytest.mark.filterwarnings("ignore")
+def test_the_plain_integrator_of_torch_solves_what_has_a_solution():
+    torch = pytest.importorskip("torch")
+    start = (torch.ones(3, 2, dtype=torch.float64), torch.zeros(3, 2, dtype=torch.float64))
+    times = torch.linspace(0.0, 5.0, 11, dtype=torch.float64)
+    turned, other = lanes.dopri5(lambda t, y: (-y[1], y[0]), start, times, 1e-9, 1e-12)
+    assert turned.shape == (11, 3, 2)
+    for found, want in ((turned, times.cos()), (other, times.sin())):
+        # A thousandth of the solution's size would be a wrong coefficient, 1e-7 is what is left.
+        np.testing.assert_allclose(found, want[:, None, None].expand(11, 3, 2), rtol=0, atol=1e-7)
 
 
 def test_peaks_are_those_of_known_cards_and_no_others():
