@@ -17,6 +17,8 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
   -c constraints.txt
 # The flags that keep JAX right on CPU, for programs that are not the command itself.
 GUARDED = XLA_FLAGS="$$($(BIN)/python -m lorajax.environment)"
+# Those that make compiling cheap as well.
+BRIEF = XLA_FLAGS="$$($(BIN)/python -m lorajax.environment --brief)"
 # Threads of small products in NumPy wait for each other, which costs where programs run side by side.
 ALONE = OPENBLAS_NUM_THREADS=1
 CHECK_VERSION = import sys; sys.version_info >= (3, 11) or sys.exit('lorajax needs Python 3.11 or \
@@ -24,7 +26,7 @@ newer and $(PYTHON) is ' + sys.version.split()[0] + ': choose one with make PYTH
 # The longest first, so that none is left alone at the end.
 LONG = $(wildcard sims/xu2025/[a-z]*.py)
 SIMS = $(LONG) $(filter-out $(LONG),$(wildcard sims/*/[a-z]*.py))
-NOTEBOOKS = $(wildcard notebooks/*.ipynb)
+NOTEBOOKS = $(wildcard notebooks/[a-z]*.py)
 # Mutants measure the tests, not the library against its peers, and have a command of their own.
 BENCHMARKS = $(filter-out benchmarks/mutants.py,$(wildcard benchmarks/[a-z]*.py))
 
@@ -86,18 +88,17 @@ figures: $(INSTALLED)
 
 notebooks: $(INSTALLED)-notebooks
 	@$(if $(NOTEBOOKS),,echo "notebooks/ holds no notebook.")
-	@mkdir -p out/notebooks
 	@$(MAKE) --no-print-directory --jobs=$(WORKERS) $(NOTEBOOKS)
 
 $(SIMS):
 	@echo "$@"
 	@$(GUARDED) $(ALONE) $(BIN)/python $@ --profile quick $(ARGS)
 
+# They compute for moments and compile for seconds.
 $(NOTEBOOKS):
-	@$(GUARDED) $(ALONE) $(BIN)/jupyter execute --kernel_name=python3 --timeout=600 \
-	  --output="$(CURDIR)/out/notebooks/$$(basename $@ .ipynb)" $@
+	@$(BRIEF) $(ALONE) $(BIN)/python notebooks/_execute.py $@ out/notebooks
 
-# Verdicts and figures of out/validate and out/ become part of it, where they are there.
+# Verdicts, figures and notebooks of out/ become part of it, where they are there.
 docs: $(INSTALLED)-docs
 	@$(GUARDED) $(BIN)/python -m sphinx -E -a -W -n --keep-going -q -b html docs out/site $(ARGS)
 	@$(BIN)/python docs/_ext/links.py out/site

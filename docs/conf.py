@@ -16,20 +16,27 @@ with open(HERE.parent / "pyproject.toml", "rb") as _file:
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "myst_parser",
+    "myst_nb",
     "sphinxcontrib.bibtex",
     "sphinx_copybutton",
     "mathml",
     "reference",
     "generated",
+    "notebooks",
 ]
 exclude_patterns = ["_ext"]
-source_suffix = {".md": "markdown"}
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 
 # Pages are Markdown with formulas between dollars; every heading has an anchor.
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 4
 myst_fence_as_directive = ()
+
+# Notebooks come with their outputs (`make notebooks`) or without any: nothing is executed here, and
+# no widgets are asked for from elsewhere.
+nb_execution_mode = "off"
+nb_ipywidgets_js = {}
+nb_merge_streams = True
 
 # Docstrings: Google's form. Single backticks are names and formulas (the role is in reference.py).
 napoleon_google_docstring = True
@@ -56,6 +63,7 @@ nitpick_ignore_regex = [("py:.*", r"(?!lorajax\.).*")]
 
 copybutton_prompt_text = r"\$ |>>> |\.\.\. "
 copybutton_prompt_is_regexp = True
+copybutton_selector = "div:not(.output) > div.highlight pre"
 
 html_theme = "furo"
 html_title = "lorajax"

@@ -1,8 +1,9 @@
 """Figures: one style for all of them, drawn without a display.
 
-A figure is made by `figure`, drawn on by a function that takes its Axes, and saved by `save`.
-Nothing here touches matplotlib's global state or pyplot, so that importing lorajax in a notebook
-leaves the notebook's own style alone.
+A figure is made by `figure`, drawn on by functions that take an Axes and return it, and saved by
+`save`. A panel is as wide as a column of a paper, and no letter on it is smaller than 8 points
+there. Nothing here touches matplotlib's global state or pyplot, so that importing lorajax in a
+notebook leaves the notebook's own style alone; `matplotlib.style.use(plots.STYLE)` takes this one.
 """
 
 import io
@@ -20,6 +21,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+COLUMN = (3.4, 2.5)
+"""Width and height of a panel in inches: a column of a paper."""
+
 STYLE: dict[str, Any] = {
     "axes.prop_cycle": cycler(
         # Okabe–Ito: told apart with any color vision, and in gray.
@@ -29,14 +33,30 @@ STYLE: dict[str, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
-    "axes.titlesize": "medium",
-    "font.size": 9.0,
-    "legend.frameon": False,
+    # In points, at the size that a figure is made in: what is smaller cannot be read in print.
+    "font.size": 8.0,
+    "axes.titlesize": 8.0,
+    "axes.labelsize": 8.0,
+    "xtick.labelsize": 8.0,
+    "ytick.labelsize": 8.0,
     "legend.fontsize": 8.0,
-    "lines.linewidth": 1.6,
+    "legend.title_fontsize": 8.0,
+    "figure.titlesize": 8.0,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "legend.labelspacing": 0.3,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.0,
     "figure.constrained_layout.use": True,
-    "savefig.dpi": 110,
+    "figure.figsize": COLUMN,
+    "savefig.dpi": 200,
+    # Letters stay letters: found by a search, and in the font of whoever reads them.
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    # Names in an SVG that follow from what is drawn, so that the same data gives the same bytes.
+    "svg.hashsalt": "lorajax",
 }
+"""Settings of matplotlib: colors told apart with any color vision, fonts to be read in print."""
 
 
 @contextmanager
@@ -46,8 +66,15 @@ def style() -> Iterator[None]:
         yield
 
 
+class _Shown(Figure):
+    """A Figure that a notebook shows where it is a cell's last value, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return _png(self)
+
+
 def figure(
-    rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (5.2, 3.4)
+    rows: int = 1, columns: int = 1, *, size: tuple[float, float] = COLUMN
 ) -> tuple[Figure, Any]:
     """A figure with a grid of panels in the house's style.
 
@@ -60,9 +87,26 @@ def figure(
       The Figure and its Axes (an array of them where there is more than one).
     """
     with style():
-        fig = Figure(figsize=(size[0] * columns, size[1] * rows))
+        fig = _Shown(figsize=(size[0] * columns, size[1] * rows))
         FigureCanvasAgg(fig)
         return fig, fig.subplots(rows, columns)
+
+
+def explain(axes: Axes, count: int, what: str = "curves", log: bool = False) -> str | None:
+    """What a band shows, for the first one on an Axes: its entry in the legend.
+
+    Args:
+      axes: that the band is drawn on.
+      count: of repetitions.
+      what: they are.
+      log: whether mean and deviation are those of the logarithm.
+
+    Returns:
+      A label for the band; None where there is one already, or nothing to repeat.
+    """
+    text = f"± 1 sd{' of the log' if log else ''}, {count} {what}"
+    there = any(artist.get_label() == text for artist in axes.collections)
+    return None if there or count < 2 else text
 
 
 def band(
@@ -74,30 +118,46 @@ def band(
     color: str,
     label: str | None = None,
     least: float = 1e-9,
-) -> None:
+    what: str = "seeds",
+) -> Axes:
     """The mean of several curves, and one standard deviation around it.
 
     Args:
-      axes: to draw on.
+      axes: to draw on; naming the axes is the caller's.
       x: where the curves are known.
       curves: one a row.
       line: style of the mean.
       color: of the mean and of the band.
-      label: of the mean.
+      label: of the mean. The first band has an entry of its own, which says what it is.
       least: where the band ends below at the latest, for logarithmic axes.
+      what: one row differs from the other in, for that entry.
+
+    Returns:
+      The Axes.
     """
     mean, deviation = curves.mean(0), curves.std(0)
     axes.plot(x, mean, line, color=color, label=label)
-    low = np.maximum(mean - deviation, least)
-    axes.fill_between(x, low, mean + deviation, color=color, alpha=0.2)
+    low, shown = np.maximum(mean - deviation, least), explain(axes, len(curves), what)
+    axes.fill_between(x, low, mean + deviation, color=color, alpha=0.2, lw=0, label=shown)
+    return axes
 
 
-def save(fig: Figure, path: str | Path) -> Path:
-    """Writes a figure to a file whose ending names the format, and returns the path."""
+def save(fig: Figure, path: str | Path, *others: str) -> Path:
+    """Writes a figure to a file, and returns the path.
+
+    Args:
+      fig: what to write.
+      path: of the file; its ending names the format, such as `.png`, `.svg` or `.pdf`.
+      *others: endings of further files beside it.
+
+    Returns:
+      The path of the first file. The same data gives the same bytes in all three formats.
+    """
     path = Path(path)
     with style():
         _thin(fig)
-        fig.savefig(path, metadata=_plain(path.suffix))
+        for each in (path, *(path.with_suffix(ending) for ending in others)):
+            fig.savefig(each, metadata=_plain(each.suffix))
     return path
 
 
@@ -116,15 +176,21 @@ def _thin(fig: Figure) -> None:
 
 def _plain(suffix: str) -> dict[str, Any]:
     # Without dates and versions, so that the same data gives the same bytes.
-    return {"Software": None} if suffix == ".png" else {"Date": None} if suffix == ".svg" else {}
+    dates = {".png": "Software", ".svg": "Date", ".pdf": "CreationDate"}
+    return {dates[suffix]: None} if suffix in dates else {}
 
 
-def to_png(draw: Callable[[Axes], None], *, size: tuple[float, float] = (5.2, 3.4)) -> bytes:
-    """PNG bytes of a single panel that `draw` fills."""
+def _png(fig: Figure) -> bytes:
     buffer = io.BytesIO()
+    with style():
+        _thin(fig)
+        fig.savefig(buffer, format="png", metadata=_plain(".png"))
+    return buffer.getvalue()
+
+
+def to_png(draw: Callable[[Axes], Any], *, size: tuple[float, float] = COLUMN) -> bytes:
+    """PNG bytes of a single panel that `draw` fills."""
     with style():
         fig, axes = figure(size=size)
         draw(axes)
-        _thin(fig)
-        fig.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return _png(fig)
