@@ -11,9 +11,10 @@ from importlib import resources
 import jax
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 import lorajax.finetune.claims  # noqa: F401  adds to the registry
-from lorajax import claims
+from lorajax import claims, plots
 from lorajax.claims import Assumption, Control, Evidence, Run
 
 ROWS = json.loads(
@@ -70,6 +71,10 @@ def test_verdict_is_on_record_and_the_altered_law_is_caught(name):
     altered = claim.check(RUN, **claim.control.altered)
     assert altered.verdict != "confirmed", claim.control.change
     assert evidence.draw is not None and evidence.caption
+    (axes,) = plots.panel(evidence.draw).axes
+    assert axes.has_data() and axes.get_xlabel() and axes.get_ylabel()
+    sizes = [each.get_fontsize() for each in axes.findobj(Text) if each.get_text()]
+    assert min(sizes) >= 8, "letters that cannot be read in print"
     assert claim.statement and claim.source and claim.tolerance
 
 

@@ -74,6 +74,91 @@ def test_the_cost_of_a_lane_is_drawn_from_the_result(site, tmp_path):
     assert (tmp_path / "sweeps.png").stat().st_size > 20_000
 
 
+NOTEBOOKS = sorted((DOCS.parent / "notebooks").glob("[a-z]*.py"))
+
+
+def cells(path):
+    """Cells of a notebook as text: whether each is Markdown, and what it says."""
+    parts = re.split(r"^# %%(.*)\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    kinds, bodies = parts[1::2], parts[2::2]
+    marked = [kind.strip() == "[markdown]" for kind in kinds]
+    return [
+        (text, re.sub(r"^# ?", "", body, flags=re.MULTILINE) if text else body)
+        for text, body in zip(marked, bodies, strict=True)
+    ]
+
+
+def lacks(path):
+    """What a notebook for students lacks."""
+    found, parts = [], cells(path)
+    title = parts[0][1].splitlines()[0]
+    if not (parts[0][0] and re.fullmatch(r"# .+\?", title)):
+        found.append("a question for a title")
+    drawing = [body for text, body in parts if not text and "plots.figure(" in body]
+    if not drawing:
+        found.append("a figure")
+    found += [
+        f"names of the axes in {body.splitlines()[0]!r}"
+        for body in drawing
+        if "xlabel=" not in body or "ylabel=" not in body
+    ]
+    words = "\n".join(body for text, body in parts if text)
+    if not re.search(r"prediction|\*\*Predict", words):
+        found.append("a prediction")
+    exercises = words.rpartition("## Exercises")[2]
+    if re.findall(r"^(\d)\. ", exercises, re.MULTILINE) != ["1", "2"]:
+        found.append("two exercises")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", words)
+    found += [f"the file {link}" for link in links if not (path.parent / link).exists()]
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_asks_before_it_computes(path):
+    assert lacks(path) == []
+
+
+def test_a_notebook_that_only_tells_is_caught(tmp_path):
+    path = tmp_path / "x.py"
+    figure = "fig, ax = plots.figure()\nax.set(xlabel='t')\n"
+    path.write_text(f"# %% [markdown]\n# # Spectra\n# [a](b.md)\n\n# %%\n{figure}")
+    assert lacks(path) == [
+        "a question for a title",
+        "names of the axes in 'fig, ax = plots.figure()'",
+        "a prediction",
+        "two exercises",
+        "the file b.md",
+    ]
+
+
+def test_every_notebook_is_in_the_list():
+    text = (DOCS / "notebooks" / "index.md").read_text(encoding="utf-8")
+    assert len(NOTEBOOKS) == 7
+    for path in NOTEBOOKS:
+        assert f"]({path.stem}.ipynb)" in text and f"\n{path.stem}\n" in text
+
+
+def test_a_page_shows_outputs_of_its_own_cells_alone(site, tmp_path):
+    pytest.importorskip("jupytext", reason="the extra `notebooks` is not installed")
+    import nbformat
+
+    notebooks = site("notebooks")
+    assert notebooks.names() == [path.stem for path in NOTEBOOKS]
+    name = "spectra"
+    bare = notebooks.notebook(name, tmp_path)
+    assert bare.cells[1].source == notebooks.WITHOUT
+    done = notebooks.jupytext.read(notebooks.SOURCES / f"{name}.py")
+    code = next(cell for cell in done.cells if cell.cell_type == "code")
+    code.outputs = [nbformat.v4.new_output("stream", text="seen")]
+    nbformat.write(done, tmp_path / f"{name}.ipynb")
+    shown = notebooks.notebook(name, tmp_path)
+    assert any(cell.get("outputs") for cell in shown.cells)
+    assert "](../papers/spectral_dynamics.md)" in nbformat.writes(shown)
+    code.source += "\nchanged = 1"
+    nbformat.write(done, tmp_path / f"{name}.ipynb")
+    assert not any(cell.get("outputs") for cell in notebooks.notebook(name, tmp_path).cells)
+
+
 def test_a_benchmark_has_a_table_of_what_it_measured(site):
     results = site("results")
     for name in results.TABLES:

@@ -100,7 +100,7 @@ def frozen_time(run: Run, square: float = 1.0) -> Evidence:
             ax.plot(
                 np.asarray(goals)[order], law[i][order], "--", color=f"C{i}", label=f"{share:g} s"
             )
-        ax.set(xlabel="size s of the column to learn", ylabel="time at which it is reached")
+        ax.set(xlabel="size s of the column to learn", ylabel="time (rate × steps)")
         ax.legend()
 
     return Evidence(

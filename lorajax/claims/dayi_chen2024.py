@@ -95,7 +95,8 @@ def overlap(run: Run, constant: float = 1.0) -> Evidence:
         ax.plot(fine, velocity(fine), "--", color="black", label="h(m)(1 − m²)")
         ax.errorbar(OVERLAPS, mean, many * bar, fmt="o", label="gradient of the network")
         ax.errorbar(OVERLAPS, drift, many * drift_bar, fmt="x", label="out of the plane of u and û")
-        ax.set(xlabel="overlap m", ylabel="velocity")
+        ax.set(xlabel="overlap m", ylabel="velocity of the overlap")
+        ax.set_title(f"bars: {many:.1f} standard errors")
         ax.legend()
 
     gaps, bars = np.append(np.abs(mean - law), np.abs(drift)), np.append(bar, drift_bar)

@@ -50,7 +50,7 @@ def projection(run: Run, constant: float = 1.0) -> Evidence:
     same = max(np.abs(taken - shares[-1]).max(), np.abs(along + shares[-1]).max())
 
     def draw(ax):
-        ax.errorbar(RANKS, mean, bars, fmt="o", label="simulated")
+        ax.errorbar(RANKS, mean, bars, fmt="o", label="simulated, ± 1 standard error")
         ax.plot(RANKS, law, "--", label="r/m")
         ax.set(xlabel="rank", ylabel="share of the gradient's energy")
         ax.legend()

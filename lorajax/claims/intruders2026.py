@@ -89,8 +89,8 @@ def gaussian(run: Run, constant: float = 1.0) -> Evidence:
         overlap = np.asarray(laws.gaussian_intruder_overlap(grid, RATIO))
         ax.plot(grid, overlap, "--", label="squared overlap, law")
         for i in range(2):
-            spread = full[..., i].std(axis=0)
-            ax.errorbar(thetas, means[1][:, i], spread, fmt="o", color=f"C{i}", label="simulated")
+            spread, said = full[..., i].std(axis=0), None if i else "simulated, ± 1 sd"
+            ax.errorbar(thetas, means[1][:, i], spread, fmt="o", color=f"C{i}", label=said)
         ax.set(xlabel="strength θ", ylabel="top value, squared overlap")
         ax.legend()
 
@@ -137,7 +137,7 @@ def spectrum(run: Run, power: float = 2.0) -> Evidence:
     def draw(ax):
         grid = np.linspace(0.5, 3.0, 40) * thetas[0] / MULTIPLES[0]
         ax.plot(grid, [ranks.intruder_value(values, (n, m), t) for t in grid], "--", label="law")
-        ax.errorbar(thetas, mean, np.sqrt(variance), fmt="o", label="simulated, one direction")
+        ax.errorbar(thetas, mean, np.sqrt(variance), fmt="o", label="simulated, ± 1 sd")
         ax.axvline(thetas[0] / MULTIPLES[0], color="gray", linestyle=":", label="threshold")
         ax.set(xlabel="strength θ", ylabel="top singular value")
         ax.legend()

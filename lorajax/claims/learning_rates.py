@@ -83,7 +83,11 @@ def first_step(run: Run, exponent: float = 2.0) -> Evidence:
         for i, gamma in enumerate(GAMMAS):
             ax.errorbar(ranks, mean[i], bars[i], fmt=f"C{i}o", label=f"γ = {gamma:g}")
             ax.plot(ranks, law[i], f"C{i}--")
-        ax.set(xlabel="rank", ylabel="decrease of the loss, LoRA / full", title="dashed: law")
+        ax.set(
+            xlabel="rank",
+            ylabel="decrease of the loss, LoRA / full",
+            title="± 1 standard error; dashed: law",
+        )
         ax.set(xscale="log", yscale="log")
         ax.legend()
 
@@ -159,7 +163,7 @@ def multiplier(run: Run, exponent: float = 0.5) -> Evidence:
             mine = slice(3 * i, 3 * i + 3)
             ax.loglog(ranks, first[mine], f"C{i}o", label=f"s = r^(−{gamma:g})")
             ax.loglog(ranks, lazy[mine], f"C{i}--")
-        ax.set(xlabel="rank", ylabel="time to σ = s/100", title="dashed: 0.01/(s² |Aᵀu|²)")
+        ax.set(xlabel="rank", ylabel="time to σ = s/100 [1/s]", title="dashed: 0.01/(s² |Aᵀu|²)")
         ax.legend()
 
     error = float(np.abs(modes[0] - modes[1]).max())
@@ -290,7 +294,7 @@ def balance(run: Run, exponent: float = 1.0) -> Evidence:
     slope, _ = _slope(np.log(WIDTHS), np.log(ratio), bars)
 
     def draw(ax):
-        ax.errorbar(WIDTHS, ratio, bars * ratio, fmt="o", label="simulated")
+        ax.errorbar(WIDTHS, ratio, bars * ratio, fmt="o", label="simulated, ± 1 standard error")
         ax.plot(WIDTHS, law, "--", label="η_A n")
         ax.set(xlabel="width", ylabel="change through A / through B", xscale="log", yscale="log")
         ax.legend()

@@ -80,7 +80,7 @@ def plateaus(run: Run, trace: float = 1.0) -> Evidence:
             np.maximum(times[places], times[1]), found, "o", label="slowest point of each stage"
         )
         ax.plot([], [], "--", color="black", label="predicted plateaus")
-        ax.set(xlabel="time", ylabel="population loss")
+        ax.set(xlabel="time (rate × steps)", ylabel="population loss")
         ax.legend(loc="lower left")
 
     return Evidence(

@@ -123,7 +123,7 @@ def adam_scales(run: Run, exponent: float = 1.0) -> Evidence:
             ax.loglog(scales, adam[:, i], f"C{i}o", label=f"Adam, through {name}")
             ax.loglog(scales, law[:, i], "--", color=f"C{i}")
             ax.loglog(scales, rite[:, i], f"C{i}x", label=f"LoRA-RITE, through {name}")
-        ax.set(xlabel="s", ylabel="first change of the product, relative")
+        ax.set(xlabel="factor s between A and B", ylabel="first change of the product, relative")
         ax.legend()
 
     return Evidence(

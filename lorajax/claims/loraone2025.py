@@ -63,7 +63,7 @@ def subspace(run: Run, b_scale: float = 0.0) -> Evidence:
         count = every * np.arange(1, len(share) + 1)
         ax.semilogy(count, np.maximum(share, 1e-18), label="share of B outside the gradient's")
         ax.semilogy(count, losses[1:], "--", color="black", label="loss / initial loss")
-        ax.set(xlabel="step", ylabel="relative")
+        ax.set(xlabel="step", ylabel="share of the whole")
         ax.legend()
 
     return Evidence(
@@ -130,7 +130,9 @@ def one_step(run: Run, constant: float = 1.0) -> Evidence:
     worst = int(np.argmax(relative / np.array(bars)))
 
     def draw(ax):
-        ax.errorbar(counts, found, np.array(bars) * found, fmt="o", label="simulated")
+        ax.errorbar(
+            counts, found, np.array(bars) * found, fmt="o", label="simulated, ± 1 standard error"
+        )
         ax.loglog(counts, law, "--", label="√((d + 1)/n)" + ("" if constant == 1 else ", altered"))
         ax.set(xlabel="samples n", ylabel="‖A0B0 − S‖ / ‖S‖")
         ax.legend()

@@ -45,7 +45,7 @@ def invariance(run: Run, exponent: float = 1.0) -> Evidence:
     def draw(ax):
         for name, gap in gaps.items():
             ax.semilogy(times, np.maximum(gap, 1e-17), label=f"{name} flow")
-        ax.set(xlabel="time", ylabel="distance of the two products / s_1")
+        ax.set(xlabel="time (a pure number)", ylabel="distance of the two products / s_1")
         ax.legend()
 
     found = {name: float(gap.max()) for name, gap in gaps.items()}
@@ -89,7 +89,7 @@ def one_rate(run: Run, rate: float = 2.0) -> Evidence:
             ax.plot(times, values[:, i] / value, color=f"C{i}", label=f"s = {value:g}")
             ax.plot(times, law[:, i] / value, "--", color="black", label=None if i else "law")
             ax.plot(times, np.asarray(singular_values(plain))[:, i] / value, ":", color=f"C{i}")
-        ax.set(xlabel="time", ylabel="σ / s", title="dotted: plain gradient flow")
+        ax.set(xlabel="time (a pure number)", ylabel="σ / s", title="dotted: plain gradient flow")
         ax.legend()
 
     error = float(np.abs(values - law).max() / s[0])

@@ -52,10 +52,11 @@ def orthonormal(run: Run, constant: float = 1.0) -> Evidence:
 
     def draw(ax):
         places = np.arange(len(law))
-        ax.errorbar(places, mean, bars, fmt="o", label="simulated")
+        ax.errorbar(places, mean, bars, fmt="o", label="simulated, ± 1 standard error")
         ax.plot(places, law, "k_", markersize=16, label="law")
         ax.axhline(RANK / SHAPE[0], linestyle=":", label="r/m")
-        ax.set(xticks=places, xticklabels=list(starts), ylabel="share of the loss")
+        ax.set(xticks=places, xticklabels=list(starts))
+        ax.set(xlabel="start", ylabel="share of the loss")
         ax.margins(x=0.2)
         ax.legend()
 

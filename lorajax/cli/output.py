@@ -1,5 +1,6 @@
 """What the subcommands share: folders for results, the compile cache, progress."""
 
+import argparse
 import os
 import sys
 import tempfile
@@ -31,6 +32,17 @@ def output_folder(name: str, option: str = "--out") -> Path:
             f"folder that can."
         ) from error
     return folder
+
+
+def add_formats(parser: argparse.ArgumentParser) -> None:
+    """Adds the option of vector formats for figures."""
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        choices=("svg", "pdf"),
+        default=[],
+        help="write figures in these formats too, beside PNG",
+    )
 
 
 def prepare_jax(*, x64: bool = True, brief: bool = False) -> None:

@@ -9,7 +9,7 @@ small last number even where its rate or its delay is wrong.
 import argparse
 
 from lorajax.cli.finetuning import MOST, bounded
-from lorajax.cli.output import output_folder, prepare_jax
+from lorajax.cli.output import add_formats, output_folder, prepare_jax
 
 HELP = "compare simulated with analytic spectra for a problem given by options"
 LAWS = ("lora", "logistic", "lazy", "tanh_squared")
@@ -51,6 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--seed", type=int, default=0, help="seed of every random draw (default 0)")
     add("--out", default="lorajax-spectra", metavar="DIR", help="folder for the results")
+    add_formats(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,7 +90,8 @@ def run(args: argparse.Namespace) -> int:
     )
     np.savez(folder / "spectra.npz", **result.arrays())  # pyright: ignore[reportArgumentType]
     files.write(folder / "spectra.json", json.dumps(result.to_json(), indent=2) + "\n")
-    plots.save(comparison.draw(result), folder / "spectra.png")
+    others = [f".{ending}" for ending in args.formats]
+    plots.save(comparison.draw(result), folder / "spectra.png", *others)
     rows = [
         (
             f"{row.scale:g}",
@@ -105,7 +107,6 @@ def run(args: argparse.Namespace) -> int:
     print(table(header, rows))
     for scale, plan in result.plans.items():
         print(f"scale {scale:g}: {plan}")
-    print(
-        f"\nWritten: {', '.join(str(folder / f'spectra.{end}') for end in ('png', 'json', 'npz'))}"
-    )
+    endings = ("png", *args.formats, "json", "npz")
+    print(f"\nWritten: {', '.join(str(folder / f'spectra.{end}') for end in endings)}")
     return 0

@@ -15,7 +15,7 @@ from typing import Any
 
 from lorajax.cli.finetuning import MOST, bounded
 from lorajax.cli.interrupts import saying
-from lorajax.cli.output import Progress, output_folder, prepare_jax
+from lorajax.cli.output import Progress, add_formats, output_folder, prepare_jax
 from lorajax.cli.resuming import NOTHING, Kept, kept
 
 HELP = "check the theory of LoRA against simulation and write a report"
@@ -69,6 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for verdicts.json, report.html and figures/ (default lorajax-report)",
     )
+    add_formats(parser)
 
 
 def read_record() -> dict[str, str]:
@@ -238,6 +239,8 @@ def run_seed(
             if evidence is not None and evidence.draw is not None:
                 figures[claim.id] = plots.to_png(evidence.draw)
                 files.write(figures_folder / f"{claim.id}.png", figures[claim.id])
+                for ending in args.formats:
+                    plots.save(plots.panel(evidence.draw), figures_folder / f"{claim.id}.{ending}")
                 # What draws the figure holds all that was simulated for it.
                 evidence = dataclasses.replace(evidence, draw=None)
                 outcome = dataclasses.replace(outcome, evidence=evidence)

@@ -185,7 +185,7 @@ def early_factors(run: Run, factor: float = 1.0) -> Evidence:
                 label = f"{path}, σ₁ = {tops[path]:.2g}" if style == "o" else None
                 ax.semilogy(angle, style, color=f"C{color}", markersize=3, label=label)
         ax.set(xlabel="step", ylabel="1 − |cos| to γ₁")
-        ax.legend(fontsize="x-small")
+        ax.legend()
 
     return Evidence(
         measured={
@@ -320,7 +320,8 @@ def rank_rule(run: Run, contestant: str = "rule") -> Evidence:
             ax.errorbar([i], [mean], [width], fmt="s", color=f"C{i}", capsize=4)
             ax.annotate(f"{each.parameters:,.0f}", (i, mean), (8, 0), textcoords="offset points")
         ax.set_xticks(range(len(found)), list(found))
-        ax.set(ylabel="test accuracy [%]", xlim=(-0.5, len(found) - 0.2))
+        ax.set(xlabel="method, with the parameters that train")
+        ax.set(ylabel="test accuracy [%], 95 % interval", xlim=(-0.5, len(found) - 0.2))
 
     return Evidence(
         measured={
@@ -403,7 +404,7 @@ def intruders(run: Run, power: float = 2.0) -> Evidence:
 
     def draw(ax):
         places = np.arange(len(law))
-        ax.errorbar(places, mean, np.sqrt(variance), fmt="o", label="simulated, one direction")
+        ax.errorbar(places, mean, np.sqrt(variance), fmt="o", label="one direction, ± 1 sd")
         ax.plot(places, law, "k_", markersize=12, label="law")
         ax.plot(places, [x[0][0] for x in found.values()], "x", label="top of the weight")
         ax.set(xlabel="layer", ylabel="top singular value")

@@ -23,6 +23,8 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 COLUMN = (3.4, 2.5)
 """Width and height of a panel in inches: a column of a paper."""
+VECTOR = ("svg", "pdf")
+"""Formats of figures beside PNG."""
 
 STYLE: dict[str, Any] = {
     "axes.prop_cycle": cycler(
@@ -188,9 +190,22 @@ def _png(fig: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def to_png(draw: Callable[[Axes], Any], *, size: tuple[float, float] = COLUMN) -> bytes:
-    """PNG bytes of a single panel that `draw` fills."""
+def panel(draw: Callable[[Axes], Any], *, size: tuple[float, float] = COLUMN) -> Figure:
+    """A figure of a single panel that `draw` fills, such as that of a claim's evidence.
+
+    Args:
+      draw: takes the Axes.
+      size: in inches.
+
+    Returns:
+      The figure.
+    """
     with style():
         fig, axes = figure(size=size)
         draw(axes)
-    return _png(fig)
+    return fig
+
+
+def to_png(draw: Callable[[Axes], Any], *, size: tuple[float, float] = COLUMN) -> bytes:
+    """PNG bytes of a single panel that `draw` fills."""
+    return _png(panel(draw, size=size))

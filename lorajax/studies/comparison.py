@@ -209,7 +209,7 @@ def draw(result: Comparison):
     """One panel a scale: simulated modes in color, laws in black."""
     columns = min(COLUMNS, len(result.simulated))
     count = -(-len(result.simulated) // columns)
-    fig, grid = plots.figure(count, columns, size=(4.4, 3.2))
+    fig, grid = plots.figure(count, columns)
     axes = np.atleast_1d(np.asarray(grid, dtype=object)).ravel()
     dashes = ("--", ":", "-.", (0, (1, 3)))
     names = result.settings["laws"]
@@ -224,7 +224,7 @@ def draw(result: Comparison):
         ax.set(title=f"start {result.settings['start']}, scale {scale:g}", xlabel="time [1/s]")
         ax.set_ylabel("singular value of AB")
     handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3 * columns))
     for ax in axes[len(result.simulated) :]:
         ax.set_visible(False)
     return fig

@@ -61,9 +61,8 @@ def figure(found: Any) -> Any:
     inner = next((d for d in values.dims if d in ("mode", "target_mode")), None)
     if inner is not None:
         values = values.isel({inner: 0})
-    if "time" not in values.dims:
-        values = values.rename({"scale" if "scale" in values.dims else "rank": "time"})
-    curves = [d for d in values.dims if d not in ("time", "seed")]
+    over = next(d for d in ("time", "scale", "rank") if d in values.dims)
+    curves = [d for d in values.dims if d not in (over, "seed")]
     stacked = values.stack(lane=curves) if curves else values.expand_dims("lane")
     for i in range(stacked.sizes["lane"]):
         here = stacked.isel(lane=i)
@@ -71,9 +70,11 @@ def figure(found: Any) -> Any:
             f"{d} {here[d].item() if d in ('start', 'rank') else format(here[d].item(), '.0e')}"
             for d in curves
         )
-        band(axes, here, color=f"C{i % 10}", label=label)
-    axes.set(xlabel="time [1/s]", ylabel=name, title=f"{name} over time")
-    axes.legend(fontsize="x-small")
+        band(axes, here, x=over, color=f"C{i % 7}", label=label)
+    axes.set(ylabel=name.replace("_", " "), title=f"{name.replace('_', ' ')} over {over}")
+    if over == "scale":
+        axes.set_xscale("log")
+    fig.legend(loc="outside lower center", ncols=2)
     return fig
 
 

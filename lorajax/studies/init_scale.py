@@ -134,7 +134,7 @@ def figure(found: Any) -> Any:
     from lorajax.plots.sweeps import band, curves
     from lorajax.sweeps.store import ATTRIBUTE
 
-    fig, (left, middle, right) = plots.figure(1, 3)
+    fig, (left, middle, right) = plots.figure(1, 3, size=(3.4, 2.9))
     target = found.attrs.get(ATTRIBUTE, {}).get("settings", {}).get("target")
     decades = np.unique(np.linspace(0, found.sizes["scale"] - 1, FEW).round().astype(int))
     kinds = [str(kind) for kind in found["start"].values]
@@ -143,9 +143,9 @@ def figure(found: Any) -> Any:
         if kind == "spectral":
             here = here.isel(seed=[0])  # nothing in it is drawn
         few = here.isel(scale=decades)
-        curves(left, few["losses"], line=line, prefix=f"{kind}, ")
+        curves(left, few["losses"], line=line, prefix=f"{kind}, ", label="loss")
         if kind == kinds[0]:
-            curves(middle, few["misalignment"], prefix=f"{kind}, ")
+            curves(middle, few["misalignment"], prefix=f"{kind}, ", label="1 − cos")
     near = int(np.argmin(np.abs(np.log(found["scale"].values / TOGETHER))))
     one = found.sel(start=kinds[0]).isel(scale=near)
     labels = {"losses": "loss", "misalignment": "1 − cos", "norm": "‖Z₁‖"}
@@ -153,13 +153,14 @@ def figure(found: Any) -> Any:
         band(right, one[name], color=f"C{i}", label=label)
     for axes, title in (
         (left, f"loss, {target} target" if target else "loss"),
-        (middle, "1 − cos(γ₁, top singular vector of Z₁)"),
+        (middle, "angle of γ₁ and the top vector of Z₁"),
         (right, f"α = {float(found['scale'].values[near]):.0e}, {kinds[0]} start"),
     ):
         axes.set_title(title)
-        axes.set_xlabel("time [1/s]")
-        axes.set_ylabel("")
-        axes.legend(fontsize="x-small")
+    right.set_ylabel("loss, 1 − cos, ‖Z₁‖")
+    right.legend()
+    # The curves of the two other panels have the same names.
+    fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return fig
 
 

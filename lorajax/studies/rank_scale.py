@@ -41,9 +41,9 @@ def figure(found: Any) -> Any:
 
     fig, (left, right) = plots.figure(1, 2)
     loss = xarray.apply_ufunc(np.log10, found["losses"].isel(time=-1).clip(1e-32))
-    heat(left, loss, x="rank", y="scale", label="log10 of the loss at the end")
+    heat(left, loss, x="rank", y="scale", label="log₁₀ of the loss at the end")
     last = found["half_times"].isel(target_mode=-1)
-    heat(right, last, x="rank", y="scale", label="half-time of the last mode")
+    heat(right, last, x="rank", y="scale", label="half-time of the last mode [1/s]")
     left.set_title("what a rank reaches")
     right.set_title("when the last mode is learned")
     return fig

@@ -21,7 +21,7 @@ def command(
     run: Callable[[Any, int], tuple[Any, Mapping[str, Any]]],
     out: str,
 ) -> None:
-    """Runs a simulation from the command line: `--profile`, `--seed` and `--out`.
+    """Runs a simulation from the command line: `--profile`, `--seed`, `--out` and `--formats`.
 
     Args:
       doc: the file's docstring; its first line is the help, all of it the figure's caption.
@@ -34,6 +34,7 @@ def command(
     parser.add_argument("--profile", choices=list(profiles), default="quick")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder")
+    parser.add_argument("--formats", nargs="+", choices=plots.VECTOR, default=[], help="too")
     args = parser.parse_args()
     if args.profile == "quick":  # which compiles for longer than it computes
         environment.compile_fast()
@@ -41,7 +42,7 @@ def command(
     figure, numbers = run(profile, args.seed)
     path = args.out / f"{out}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(figure, path)
+    plots.save(figure, path, *(f".{ending}" for ending in args.formats))
     record = {"profile": args.profile, "parameters": str(profile), "seed": args.seed}
     text = json.dumps(
         {**record, "numbers": _plain(numbers), "caption": doc}, indent=1, ensure_ascii=False

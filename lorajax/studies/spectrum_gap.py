@@ -63,7 +63,7 @@ def figure(found: Any) -> Any:
     from lorajax.plots.sweeps import heat
 
     fig, axes = plots.figure()
-    heat(axes, found["delay"], x="ratio", y="scale", label="delay between the half-times")
+    heat(axes, found["delay"], x="ratio", y="scale", label="delay of the half-times [1/s₁]")
     axes.set_title("two modes, s₂/s₁ = ratio")
     return fig
 

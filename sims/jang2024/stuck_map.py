@@ -14,7 +14,7 @@ solid line is the theorem's threshold, the dashed one Park's count r(m + n) − 
 import dataclasses
 import os
 
-os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
+os.environ.setdefault("NPROC", "16")  # see docs/howto/install.md
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -89,7 +89,7 @@ def statements(found) -> dict[str, float]:
 
 def draw(found):
     """Two maps over (samples, rank) with the counts of the theorems."""
-    figure, panels = plots.figure(1, 2, size=(4.6, 3.6))
+    figure, panels = plots.figure(1, 2, size=(3.4, 2.8))
     samples, ranks = found["samples"].values, list(found["rank"].values)
     counts = {
         "-": [optima.sufficient_rank(int(n)) for n in samples],

@@ -9,7 +9,7 @@ and the predicted plateaus (dashed).
 import dataclasses
 import os
 
-os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
+os.environ.setdefault("NPROC", "16")  # see docs/howto/install.md
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -68,14 +68,16 @@ def run(profile: Profile, seed: int):
         "nearest to each plateau, worst repetition": nearest.max("seed").values,
         "failed lanes": int((found["status"] != 0).sum()),
     }
-    figure, panels = plots.figure(1, len(CONTEXTS), size=(4.8, 3.4))
+    figure, panels = plots.figure(1, len(CONTEXTS))
     with plots.style():
         for axes, context in zip(panels, CONTEXTS, strict=True):
             here = found.sel(context=context)
             axes.semilogx(here["time"], here["losses"].transpose("time", "seed"), color="C0", lw=1)
             for level in here["levels"].isel(seed=0).values:
                 axes.axhline(level, linestyle="--", color="black", lw=0.8)
-            axes.set(xlabel="time", ylabel="population loss", title=f"N = {context:g}")
+            axes.set(
+                xlabel="time (rate × steps)", ylabel="population loss", title=f"N = {context:g}"
+            )
     return figure, numbers
 
 

@@ -11,7 +11,7 @@ repetitions. Right: final losses over the rank.
 import dataclasses
 import os
 
-os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
+os.environ.setdefault("NPROC", "16")  # see docs/howto/install.md
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -95,13 +95,14 @@ def run(profile: Profile, seed: int):
         ),
         "failed lanes": int((found["status"] != 0).sum()),
     }
-    figure, (left, right) = plots.figure(1, 2, size=(4.8, 3.4))
+    figure, (left, right) = plots.figure(1, 2)
     with plots.style():
         for i, (start, name) in enumerate((("orthogonal", "orthonormal"), ("lora", "Gaussian"))):
             here = found.sel(start=start)
             error, law = here["trace_error"], here["law"].mean("seed")
+            said = f"{name}, ± 1 sd of {here.sizes['seed']} seeds"
             left.errorbar(
-                ranks, error.mean("seed"), error.std("seed"), fmt="o", color=f"C{i}", label=name
+                ranks, error.mean("seed"), error.std("seed"), fmt="o", color=f"C{i}", label=said
             )
             left.plot(ranks, law, "--", color=f"C{i}")
             loss = here["low_rank_loss"].mean("seed")

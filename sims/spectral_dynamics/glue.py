@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
+os.environ.setdefault("NPROC", "16")  # see docs/howto/install.md
 # On a busy machine torch's threads, which wait for each other, would else spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -629,7 +629,7 @@ def page(records: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]], na
 def draw(records: Sequence[dict[str, Any]]):
     """Differences from full fine-tuning with their intervals."""
     found = scores(records)
-    figure, panel = plots.figure(size=(6, 3.4))
+    figure, panel = plots.figure(size=(3.4, 2.8))
     shown = [m for m in METHODS[:-1] if any(m in by_method for by_method in found.values())]
     with plots.style():
         for i, method in enumerate(shown):
@@ -643,7 +643,7 @@ def draw(records: Sequence[dict[str, Any]]):
             panel.errorbar(places, means, halves, fmt="o", capsize=3, label=SAID[method])
         panel.axhline(0, color="gray", linewidth=1)
         panel.set_xticks(range(len(found)), [f"{t}\n{TASKS[t].metric}" for t in found])
-        panel.set_ylabel("less full fine-tuning, points")
+        panel.set(xlabel="task and measure", ylabel="method − full [points], 95 % interval")
         panel.legend()
     return figure
 

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
+os.environ.setdefault("NPROC", "16")  # see docs/howto/install.md
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -218,14 +218,14 @@ def statements(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def draw(runs: Sequence[dict[str, Any]], name: str):
     """The loss of batches over training, and of what is held out before and after."""
-    figure, panel = plots.figure(size=(5, 3.2))
+    figure, panel = plots.figure()
     with plots.style():
         for i, run in enumerate(runs):
             panel.plot(run["losses"], color=f"C{i}", linewidth=0.8, alpha=0.6)
             ends = [run["held-out loss before"], run["held-out loss after"]]
             label = "held out" if i == 0 else None
             panel.plot([0, len(run["losses"])], ends, "o", color=f"C{i}", label=label)
-        panel.set(xlabel="step", ylabel="loss of the answers, nats a token", title=name)
+        panel.set(xlabel="step", ylabel="loss of the answers [nats a token]", title=name)
         panel.legend()
     return figure
 

@@ -17,7 +17,7 @@ import os
 import pathlib
 from typing import Any
 
-os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
+os.environ.setdefault("NPROC", "16")  # see docs/howto/install.md
 
 import numpy as np  # noqa: E402
 import real_spectra  # noqa: E402

@@ -8,7 +8,7 @@ takes the learning rate that serves it best on held-out images, and is measured 
 import dataclasses
 import os
 
-os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
+os.environ.setdefault("NPROC", "16")  # see docs/howto/install.md
 
 import jax  # noqa: E402
 
@@ -72,7 +72,7 @@ def simulate(profile: Profile, seed: int = 0):
 
 def draw(profile: Profile, results):
     """Accuracy against parameters and against the cost, and the ranks that were chosen."""
-    figure, panels = plots.figure(1, 3, size=(4.6, 3.6))
+    figure, panels = plots.figure(1, 3, size=(3.4, 2.8))
     with plots.style():
         for color, name in enumerate(SHOWN):
             cells = [each[name] for each in results.values()]
@@ -93,7 +93,6 @@ def draw(profile: Profile, results):
         figure.suptitle(
             f"embedded ViT on {profile.images} images of MNIST, {profile.steps} steps of "
             f"{profile.batch}, {profile.seeds} seeds, 95 % intervals",
-            fontsize="medium",
         )
     return figure
 

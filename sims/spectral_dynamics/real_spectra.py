@@ -12,7 +12,7 @@ import dataclasses
 import os
 from typing import Any
 
-os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
+os.environ.setdefault("NPROC", "16")  # see docs/howto/install.md
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -151,7 +151,7 @@ def statements(profile: Profile, results) -> dict[str, float]:
 def draw(profile: Profile, results, title: str = "ViT", unit: str = "images"):
     """Singular values of the layers that grow fastest, and passing times of all."""
     measured, predicted, tops = results
-    figure, panels = plots.figure(1, SHOWN + 1, size=(3.5, 3.3))
+    figure, panels = plots.figure(1, SHOWN + 1)
     steps = np.arange(0, profile.steps, profile.every)
     times = passing_times(profile, measured)
     chosen = sorted(measured, key=lambda path: -tops[path][0])[:SHOWN]
@@ -160,11 +160,10 @@ def draw(profile: Profile, results, title: str = "ViT", unit: str = "images"):
             for i in range(RANK):
                 panel.semilogy(steps, measured[path][:, i], color=f"C{i}", label=f"σ{i + 1}")
                 panel.semilogy(steps, predicted[path][:, i], "--", color=f"C{i}", linewidth=1)
-            panel.set_title(path, fontsize="small")
+            panel.set_title(path)
             panel.set_ylim(1e-5, 3 * max(each.max() for each in measured.values()))
-            panel.set_xlabel("step")
-        panels[0].set_ylabel("singular values of A B")
-        panels[0].legend(fontsize="x-small")
+            panel.set(xlabel="step", ylabel="singular values of A B")
+        panels[0].legend()
         for i in range(RANK):
             x = [tops[path][i] for path in times]
             panels[-1].semilogx(x, [times[path][i] for path in times], "o", color=f"C{i}", ms=4)
@@ -172,7 +171,6 @@ def draw(profile: Profile, results, title: str = "ViT", unit: str = "images"):
         figure.suptitle(
             f"{title}, {profile.steps} steps of {profile.batch} {unit}, α = {SCALE:g}; "
             "dashed: linear law",
-            fontsize="medium",
         )
     return figure
 

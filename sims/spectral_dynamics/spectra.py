@@ -9,7 +9,7 @@ is lazy when its square is far above the singular values: simulated modes in col
 import dataclasses
 import os
 
-os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
+os.environ.setdefault("NPROC", "16")  # see docs/howto/install.md
 
 import jax  # noqa: E402
 

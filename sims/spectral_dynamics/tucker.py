@@ -11,7 +11,7 @@ singular value.
 import dataclasses
 import os
 
-os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
+os.environ.setdefault("NPROC", "16")  # see docs/howto/install.md
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -91,13 +91,15 @@ def run(profile: Profile, seed: int):
         ],
         "failed lanes": int((found["status"] != 0).sum()),
     }
-    figure, (left, right) = plots.figure(1, 2, size=(4.8, 3.4))
+    figure, (left, right) = plots.figure(1, 2, size=(3.4, 2.8))
     with plots.style():
         here = found.sel(modes=3).isel(scale=1)
         for i, value in enumerate(SPECTRUM):
             left.plot(here["times"], here["values"].isel(mode=i), label=f"λ = {value:g}")
         left.plot(here["times"], here["law"], ":", color="black")
-        left.set(xlabel="time", ylabel="σ", title=f"p = 3, scale {scales[1]:g}")
+        left.set(
+            xlabel="time [1/s^1.5]", ylabel="singular value σ", title=f"p = 3, scale {scales[1]:g}"
+        )
         left.legend()
         fine = np.geomspace(scales.min(), scales.max(), 60)
         for i, p in enumerate((2, 3)):
@@ -106,7 +108,8 @@ def run(profile: Profile, seed: int):
             right.loglog(fine, np.asarray(law), "--", color=f"C{i}")
         matrix = laws.tucker_half_time(SPECTRUM[-1], fine, 1)
         right.loglog(fine, np.asarray(matrix), color="black", label="matrix")
-        right.set(xlabel="scale of the start", ylabel="half-time of the weakest mode")
+        right.set(xlabel="scale of the start", ylabel="half-time [s^(2/(p+1) − 2)]")
+        right.set_title("weakest mode")
         right.legend()
     return figure, numbers
 

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import os
 
-os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
+os.environ.setdefault("NPROC", "16")  # see docs/howto/install.md
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -135,7 +135,7 @@ def _spread(table: data.Table, most: int = 5000) -> np.ndarray:
 
 def draw(profile: Profile, swept):
     """Loss, accuracy, alignment and norm against steps, a row a scale."""
-    figure, panels = plots.figure(len(SCALES), 4, size=(3.8, 2.6))
+    figure, panels = plots.figure(len(SCALES), 4, size=(3.4, 2.3))
     steps = np.arange(0, profile.steps, profile.every)
     with plots.style():
         for row, scale in zip(panels, range(len(SCALES)), strict=True):
@@ -153,7 +153,9 @@ def draw(profile: Profile, swept):
                     (row[2], lanes["misalignment"].values.mean(2), "-", None),
                     (row[3], lanes["norm"].values.mean(2), "-", None),
                 ):
-                    plots.band(panel, steps, curve, style, color=f"C{i}", label=label)
+                    plots.band(
+                        panel, steps, curve, style, color=f"C{i}", label=label, what="repetitions"
+                    )
             names = ("loss", "accuracy", "1 − |cos|, mean of layers", "‖[A; Bᵀ]‖₂, mean of layers")
             for panel, name in zip(row, names, strict=True):
                 panel.set_ylabel(name)
@@ -161,13 +163,12 @@ def draw(profile: Profile, swept):
             row[2].set_yscale("log")
             row[2].set_ylim(bottom=1e-5)  # spectral starts begin at rounding
             row[3].set_yscale("log")
-        for panel in panels[-1]:
+        for panel in panels.ravel():
             panel.set_xlabel("step")
-        panels[0][0].legend(fontsize="x-small")
+        panels[0][0].legend()
         figure.suptitle(
             f"ViT, Tiny ImageNet → CIFAR-10 (JPEG), rank {RANK}, {profile.repetitions} "
             f"repetitions, {profile.steps} steps of {profile.batch}",
-            fontsize="medium",
         )
     return figure
 

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import os
 
-os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
+os.environ.setdefault("NPROC", "16")  # see docs/howto/install.md
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -143,7 +143,7 @@ def simulate(name: str, profile: Profile, seed: int = 0):
 
 def draw(profile: Profile, results):
     """Loss, alignment and norm against steps, a row a network; spectral starts are dashed."""
-    figure, panels = plots.figure(len(results), 3, size=(4.4, 2.8))
+    figure, panels = plots.figure(len(results), 3, size=(3.4, 2.5))
     probed = np.arange(0, profile.steps, profile.every)
     with plots.style():
         for row, (network, (cells, _)) in zip(panels, results.items(), strict=True):
@@ -154,7 +154,16 @@ def draw(profile: Profile, results):
                 color = f"C{SCALES.index(scale)}"
                 for panel, curve in zip(row, curves, strict=True):
                     label = f"{start}, α = {scale:g}"
-                    plots.band(panel, probed, curve, style, color=color, label=label, least=1e-12)
+                    plots.band(
+                        panel,
+                        probed,
+                        curve,
+                        style,
+                        color=color,
+                        label=label,
+                        least=1e-12,
+                        what="repetitions",
+                    )
             names = ("training loss", "1 − |cos|, mean of layers", "‖[A; Bᵀ]‖₂, mean of layers")
             for panel, name in zip(row, names, strict=True):
                 panel.set_ylabel(name)
@@ -162,13 +171,13 @@ def draw(profile: Profile, results):
                 panel.set_yscale("log")
             row[0].set_title(network)
             row[1].set_ylim(bottom=1e-4)  # spectral starts begin at rounding
-        for panel in panels[-1]:
+        for panel in panels.ravel():
             panel.set_xlabel("step")
-        panels[0][0].legend(fontsize="x-small")
+        handles = panels[0][0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=5)
         figure.suptitle(
             f"rank {RANK}, {profile.repetitions} repetitions, {profile.steps} steps of "
             f"{profile.batch}; convolutions of {'/'.join(map(str, profile.widths))} channels",
-            fontsize="medium",
         )
     return figure
 

@@ -14,7 +14,7 @@ not known from the paper and chosen here, with gradient flow in the place of des
 
 import os
 
-os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
+os.environ.setdefault("NPROC", "16")  # see docs/howto/install.md
 
 import jax  # noqa: E402
 

@@ -12,7 +12,7 @@ import functools
 import os
 import pathlib
 
-os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
+os.environ.setdefault("NPROC", "16")  # see docs/howto/install.md
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -103,7 +103,8 @@ def simulate(profile: Profile, seed: int = 0):
 
 def draw(profile: Profile, swept):
     """Loss, accuracy, alignment and norm against steps."""
-    figure, panels = plots.figure(1, 4, size=(3.8, 3.4))
+    figure, grid = plots.figure(2, 2)
+    panels = grid.ravel()
     steps = np.arange(0, profile.steps, profile.every)
     with plots.style():
         for color, start in enumerate(STARTS):
@@ -121,18 +122,19 @@ def draw(profile: Profile, swept):
                 (panels[2], lanes["misalignment"].values.mean(2), "-", None),
                 (panels[3], lanes["norm"].values.mean(2), "-", None),
             ):
-                plots.band(panel, steps, curve, style, color=f"C{color}", label=label)
+                plots.band(
+                    panel, steps, curve, style, color=f"C{color}", label=label, what="repetitions"
+                )
         names = ("loss", "accuracy", "1 − |cos|, mean of layers", "‖[A; Bᵀ]‖₂, mean of layers")
         for panel, name in zip(panels, names, strict=True):
             panel.set(xlabel="step", ylabel=name)
         panels[2].set_yscale("log")
         panels[2].set_ylim(bottom=1e-5)  # spectral starts begin at rounding
         panels[3].set_yscale("log")
-        panels[0].legend(fontsize="x-small")
+        panels[0].legend()
         figure.suptitle(
             f"ResNet-20 on CIFAR-10 (JPEG), rank {RANK}, α = {SCALE:g}, {profile.repetitions} "
             f"repetitions, {profile.steps} steps of {profile.batch}",
-            fontsize="medium",
         )
     return figure
 

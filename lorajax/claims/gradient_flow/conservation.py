@@ -88,7 +88,7 @@ def conservation(run: Run, b_rate: float = 1.0) -> Evidence:
     def draw(ax):
         ax.semilogy(TIMES[1:], np.maximum(curves["drift of Λ"][1:], 1e-18), label="drift of Λ")
         ax.semilogy(TIMES, np.asarray(path.losses / path.losses[0]), label="loss / initial loss")
-        ax.set(xlabel="time [1/s]", ylabel="relative")
+        ax.set(xlabel="time [1/s]", ylabel="relative to the start")
         ax.legend()
 
     return Evidence(

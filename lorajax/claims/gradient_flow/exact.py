@@ -41,7 +41,7 @@ def reduction(run: Run, kept: float = 1.0) -> Evidence:
     def draw(ax):
         ax.semilogy(times, np.maximum(error, 1e-17), label="‖difference of AB‖₂ / s₁")
         ax.semilogy(times, np.asarray(full.losses / full.losses[0]), label="loss / initial loss")
-        ax.set(xlabel="time [1/s]", ylabel="relative")
+        ax.set(xlabel="time [1/s]", ylabel="relative to the start")
         ax.legend()
 
     return Evidence(

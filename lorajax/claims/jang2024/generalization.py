@@ -78,7 +78,7 @@ def generalization_rate(run: Run, exponent: float = -0.5) -> Evidence:
         line = gaps.mean() * (np.array(LENGTHS) / np.exp(x.mean())) ** exponent
         line *= np.exp(logs.mean()) / np.exp(np.log(line).mean())
         ax.plot(LENGTHS, line, "k--", label=f"N^{exponent:g}")
-        ax.set(xscale="log", yscale="log", xlabel="N", ylabel="generalization gap / ‖δ*‖_*")
+        ax.set(xscale="log", yscale="log", xlabel="samples N", ylabel="generalization gap / ‖δ*‖_*")
         ax.legend()
 
     return Evidence(

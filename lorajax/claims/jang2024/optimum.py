@@ -84,7 +84,7 @@ def existence(run: Run, constant: float = 0.5) -> Evidence:
         ax.step(np.arange(len(counts)), bound, "k--", where="mid", label="bound r(r+1)/2 ≤ KN")
         ax.set_xticks(range(len(counts)), [str(n) for n in counts])
         ax.set_yticks(range(1, int(max(bound)) + 1))
-        ax.set(xlabel="KN", ylabel="rank of the global minimizer")
+        ax.set(xlabel="outputs × samples, KN", ylabel="rank of the global minimizer")
         ax.legend()
 
     return Evidence(

@@ -146,6 +146,7 @@ def _draw_starts(ends: instances.Ends):
         ax.set_yticks(np.arange(len(kinds)), names)
         ax.invert_yaxis()
         ax.set(xlabel="share of runs above the global minimum", xlim=(0, 1))
+        ax.set_ylabel("kind of run")
 
     return draw
 

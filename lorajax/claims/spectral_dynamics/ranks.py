@@ -102,7 +102,7 @@ def _draw_spectra(spectra, floors):
         ax.semilogy(index, values[:, :12].T, color="C0", alpha=0.3)
         ax.plot([], color="C0", label="σ_i(G0), one line a repetition")
         ax.axhline(float(np.mean(floors)), color="C3", linestyle="--", label="floor")
-        ax.set(xlabel="i", ylabel="singular value of the gradient")
+        ax.set(xlabel="place i", ylabel="singular value of the gradient")
         ax.legend()
 
     return draw

@@ -116,7 +116,7 @@ def tucker_conservation(run: Run, constant: float = 1.0) -> Evidence:
                 path.times[1:], np.maximum(drift[mode, 1:], 1e-18), label=f"mode {mode + 1}"
             )
         ax.semilogy(path.times, losses, "--", color="black", label="loss / initial loss")
-        ax.set(xlabel="time", ylabel="relative drift")
+        ax.set(xlabel="time [1/s^1.5]", ylabel="relative drift")
         ax.legend()
 
     worst = drift.max(axis=1)
@@ -279,7 +279,7 @@ def tucker_ordering(run: Run, sign: float = 1.0) -> Evidence:
     def draw(ax):
         for i, s in enumerate(SPECTRUM):
             ax.plot(times, np.asarray(values)[:, i], label=f"λ = {s:g}")
-        ax.set(xlabel="time", ylabel="σ")
+        ax.set(xlabel="time [1/s^1.5]", ylabel="singular value σ")
         ax.legend()
 
     return Evidence(
@@ -347,7 +347,7 @@ def tucker_benign_rank(run: Run, below: int = 0) -> Evidence:
             style = "-" if name in final else ":"
             times = np.asarray(paths[name].times)
             ax.loglog(times[1:], np.maximum(curve[1:], 1e-16), style, color=f"C{i}", label=name)
-        ax.set(xlabel="time", ylabel="loss / initial loss")
+        ax.set(xlabel="time [1/s^1.5]", ylabel="loss / initial loss")
         ax.legend()
 
     return Evidence(

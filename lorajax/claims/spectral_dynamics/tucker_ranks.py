@@ -105,7 +105,7 @@ def tucker_ranks(run: Run, floor: float = 1.0) -> Evidence:
             ax.semilogy(index, values.T, ".", color=f"C{mode}", alpha=0.4)
             ax.axhline(float(np.mean(each.floor)), linestyle="--", color=f"C{mode}")
             ax.plot([], [], ".", color=f"C{mode}", label=f"mode {mode + 1}, r* = {RANK_TRUE[mode]}")
-        ax.set(xlabel="i", ylabel="σ_i of the unfolded gradient")
+        ax.set(xlabel="place i", ylabel="σ_i of the unfolded gradient")
         ax.legend()
 
     return Evidence(
