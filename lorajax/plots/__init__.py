@@ -44,7 +44,12 @@ STYLE: dict[str, Any] = {
     "legend.fontsize": 8.0,
     "legend.title_fontsize": 8.0,
     "figure.titlesize": 8.0,
-    "legend.frameon": False,
+    # In a small panel a legend may have to stand on curves: its ground keeps it readable.
+    "legend.frameon": True,
+    "legend.framealpha": 0.8,
+    "legend.facecolor": "white",
+    "legend.edgecolor": "none",
+    "legend.borderpad": 0.2,
     "legend.handlelength": 1.6,
     "legend.labelspacing": 0.3,
     "lines.linewidth": 1.4,
