@@ -145,7 +145,8 @@ def _draw_starts(ends: instances.Ends):
         ax.barh(np.arange(len(kinds)), shares, color=colors)
         ax.set_yticks(np.arange(len(kinds)), names)
         ax.invert_yaxis()
-        ax.set(xlabel="share of runs above the global minimum", xlim=(0, 1))
+        ax.figure.set_figheight(3.6)  # a line for each kind of run
+        ax.set(xlabel="share above the global minimum", xlim=(0, 1))
         ax.set_ylabel("kind of run")
 
     return draw

@@ -231,7 +231,7 @@ def tucker_delay(run: Run, order: float = 1.0) -> Evidence:
     def draw(ax):
         ax.loglog(scales, escapes, "o", label="simulated")
         ax.loglog(scales, escapes[-1] * (scales / scales[-1]) ** -law, "--", label=f"a^−{law:g}")
-        ax.set(xlabel="scale of the start a", ylabel="time at which the loss has lost a tenth")
+        ax.set(xlabel="scale of the start a", ylabel="time of escape [1/s^1.5]")
         ax.legend()
 
     return Evidence(
