@@ -118,8 +118,9 @@ def draw_ranks(selection, title):
 draw_ranks(chosen, "ViT from Fashion-MNIST to digits, 512 samples")
 
 # %% [markdown]
-# The ranks differ by layer, which is what a single number for all of them cannot say. They are
-# the ranks of the *first* step: an update that turns later may need more.
+# The MLP of the first block asks for most here, the queries for least. The ranks differ by layer,
+# which is what a single number for all of them cannot say. They are the ranks of the *first*
+# step: an update that turns later may need more.
 #
 # ## A BERT
 #
@@ -180,6 +181,10 @@ if folder is not None:
     print(finetune.select_ranks(minilm, text_task, sentences, targets="blocks/*/attention/*"))
 
 # %% [markdown]
+# If it ran: 128 sentences are few, the floor of the noise is high, and most layers get rank 1 or
+# none. More sentences lower the floor. A rank of 0 says that these data *show* nothing, not that
+# there is nothing.
+#
 # ## What the numbers are good for
 #
 # `chosen.ranks` goes straight into `adapters.adapt(model, chosen.ranks, ...)`, and

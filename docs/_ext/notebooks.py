@@ -30,6 +30,11 @@ def linked(text: str) -> str:
     return _LINK.sub(page, text)
 
 
+def code_of(notebook: Any) -> list[Any]:
+    """The cells of code."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
 def notebook(name: str, executed: pathlib.Path = EXECUTED) -> Any:
     """A notebook for its page.
 
@@ -38,14 +43,17 @@ def notebook(name: str, executed: pathlib.Path = EXECUTED) -> Any:
       executed: folder of notebooks with outputs.
 
     Returns:
-      The notebook; with outputs where those of the very same cells are there, else without.
+      The notebook; with outputs where those of the very same code are there, else without.
     """
     found = jupytext.read(SOURCES / f"{name}.py")
     path = executed / f"{name}.ipynb"
     if path.exists():
         done = nbformat.read(path, as_version=4)
-        if [cell.source for cell in done.cells] == [cell.source for cell in found.cells]:
-            found = done
+        pairs = list(zip(code_of(found), code_of(done), strict=False))
+        same = len(code_of(found)) == len(code_of(done))
+        if same and all(new.source == old.source for new, old in pairs):
+            for new, old in pairs:
+                new.outputs, new.execution_count = old.outputs, old.execution_count
     if not any(cell.get("outputs") for cell in found.cells):
         found.cells.insert(1, nbformat.v4.new_markdown_cell(WITHOUT, id="without"))
     # What a notebook that was never executed does not say, and highlighting asks for.
