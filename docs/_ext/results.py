@@ -1,5 +1,6 @@
 """Tables of the benchmarks from `benchmarks/results/`, and the gallery of what was drawn."""
 
+import functools
 import json
 import pathlib
 import sys
@@ -157,6 +158,7 @@ def flat(path: pathlib.Path) -> str:
     return path.name if path.parent.name == "figures" else f"{path.parent.name}-{path.name}"
 
 
+@functools.cache
 def figures() -> list[pathlib.Path]:
     """The committed figure, and those that `make figures` left in out/."""
     made = [p for p in sorted((ROOT / "out").glob("*/*.png")) if p.with_suffix(".json").exists()]
