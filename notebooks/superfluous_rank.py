@@ -46,8 +46,8 @@ for rank, loss in zip(ranks, final, strict=True):
 
 # %% [markdown]
 # Below the target's rank the top directions are learned, and half the squares of the others stay.
-# From rank 3 on nothing stays (what is printed there is rounding, or what is still on its way).
-# Rank beyond the target's has cost nothing but parameters, 100 a rank here.
+# From rank 3 on nothing stays (what is printed there is rounding). Rank beyond the target's has
+# cost nothing but parameters, 100 a rank here.
 #
 # ## What the extra directions do
 #
@@ -58,7 +58,7 @@ times = jnp.linspace(0.0, 40.0, 101)
 start = initializers.lora(jax.random.key(1), problem.shape, rank=8, scale=1e-2)
 path = lorajax.gradient_flow(problem, start, times)
 values = spectra.singular_values(path)
-print("at the end:", values[-1])
+print("at the end:", values[-1].round(4))
 print("largest of the extra ones at any time:", f"{float(values[:, 3:].max()):.1e}")
 
 # %% [markdown]

@@ -11,6 +11,7 @@ from tables import rows_of, size_of, time_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
+WIDE = 1400  # pixels: two panels
 COMMITTED = ROOT / "sims" / "spectra.png"
 
 
@@ -165,15 +166,21 @@ def figures() -> list[pathlib.Path]:
     return [COMMITTED, *made]
 
 
+def shown(path: pathlib.Path, title: str) -> str:
+    """A figure in the gallery; one of several panels scrolls within itself on a narrow page."""
+    image = f"![{title}](/generated/gallery/{flat(path)})\n"
+    width = int.from_bytes(path.read_bytes()[16:20], "big")  # the PNG's own
+    return f":::{{container}} scroll\n{image}:::\n" if width > WIDE else image
+
+
 def gallery() -> str:
     """Every figure with the docstring of the program that drew it."""
     parts = []
     for path in figures():
-        image = f"/generated/gallery/{flat(path)}"
         if path == COMMITTED:
             parts += [
                 "## Spectra over the scale of the start\n",
-                f"![Singular values over time, simulated and predicted]({image})\n",
+                shown(path, "Singular values over time, simulated and predicted"),
                 "Singular values of A B under gradient flow, 60×40, rank 5, for three scales of "
                 "the start; dashed the exact law of a mode, dotted the published tanh² law.\n",
                 "Made by `lorajax spectra`.\n",
@@ -184,7 +191,7 @@ def gallery() -> str:
         place = f"sims/{path.parent.name}/{path.stem}.py"
         parts += [
             f"## {title.rstrip('.')}\n",
-            f"![{title}]({image})\n",
+            shown(path, title),
             rest.strip() + "\n",
             f"Made by `python {place} --profile {found.get('profile', 'quick')}`.\n",
         ]

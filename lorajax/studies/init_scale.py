@@ -157,7 +157,8 @@ def figure(found: Any) -> Any:
         (right, f"α = {float(found['scale'].values[near]):.0e}, {kinds[0]} start"),
     ):
         axes.set_title(title)
-    right.set_ylabel("loss, 1 − cos, ‖Z₁‖")
+    low, high = right.get_ylim()
+    right.set(ylabel="loss, 1 − cos, ‖Z₁‖", ylim=(low / 1e3, high))  # room for the legend
     right.legend()
     # The curves of the two other panels have the same names.
     fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5)
