@@ -168,7 +168,8 @@ def test_a_notebook_shows_a_figure_and_keeps_its_own_style():
     before = dict(matplotlib.rcParams)
     figure, axes = plots.figure()
     axes.plot([0, 1])
-    assert figure._repr_png_().startswith(b"\x89PNG")
+    png, shown = figure._repr_png_()
+    assert png.startswith(b"\x89PNG") and shown == {"width": 408, "height": 300}
     assert dict(matplotlib.rcParams) == before
 
 

@@ -61,6 +61,10 @@ def notebook(name: str, executed: pathlib.Path = EXECUTED) -> Any:
     for cell in found.cells:
         if cell.cell_type == "markdown":
             cell.source = linked(cell.source)
+        for output in cell.get("outputs", []):
+            width = output.get("metadata", {}).get("image/png", {}).get("width")
+            if width:  # in pixels of the page, of which the picture has more
+                cell.metadata["mystnb"] = {"image": {"width": f"{width}px"}}
     return found
 
 

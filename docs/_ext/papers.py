@@ -14,6 +14,7 @@ import re
 from typing import Any
 
 import bibliography
+import results
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RUN = ROOT / "out" / "validate"
@@ -148,7 +149,7 @@ def section(claim: Any, depth: int = 3) -> str:
     parts.append(f"- **Run it**: `lorajax validate {claim.id}`{on_request}.\n")
     figure = RUN / "figures" / f"{claim.id}.png"
     if found and figure.exists():
-        parts.append(f"![{escaped(claim.statement)}](/generated/claims/{figure.name})\n")
+        parts.append(results.picture(figure, f"/generated/claims/{figure.name}", claim.statement))
     return "\n".join(parts)
 
 

@@ -11,7 +11,6 @@ from tables import rows_of, size_of, time_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-WIDE = 1400  # pixels: two panels
 COMMITTED = ROOT / "sims" / "spectra.png"
 
 
@@ -166,11 +165,18 @@ def figures() -> list[pathlib.Path]:
     return [COMMITTED, *made]
 
 
+def picture(path: pathlib.Path, link: str, alt: str) -> str:
+    """A figure that is shown with letters as large as the page's own."""
+    from lorajax import plots
+
+    width = plots.width_on_page(path.read_bytes()[:24])
+    return f"```{{image}} {link}\n:alt: {' '.join(alt.split())}\n:width: {width}px\n```\n"
+
+
 def shown(path: pathlib.Path, title: str) -> str:
-    """A figure in the gallery; one of several panels scrolls within itself on a narrow page."""
-    image = f"![{title}](/generated/gallery/{flat(path)})\n"
-    width = int.from_bytes(path.read_bytes()[16:20], "big")  # the PNG's own
-    return f":::{{container}} scroll\n{image}:::\n" if width > WIDE else image
+    """A figure in the gallery, which scrolls within itself on a narrow page."""
+    image = picture(path, f"/generated/gallery/{flat(path)}", title)
+    return f"::::{{container}} scroll\n{image}::::\n"
 
 
 def gallery() -> str:

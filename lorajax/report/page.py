@@ -120,9 +120,12 @@ def _plain(label: Any) -> str:
 
 
 def picture(png: bytes, about: str, caption: str = "") -> Html:
-    """A figure with its bytes inside the page."""
+    """A figure with its bytes inside the page, its letters as large as the page's own."""
+    from lorajax import plots  # only pages with figures wait for matplotlib
+
     data = base64.b64encode(png).decode("ascii")
-    image = element("img", src=f"data:image/png;base64,{data}", alt=about)
+    width = plots.width_on_page(png)
+    image = element("img", src=f"data:image/png;base64,{data}", alt=about, width=width)
     return element("figure", image, element("figcaption", caption) if caption else None)
 
 
