@@ -703,6 +703,13 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
       rows: of the table; slow peers have run a sample of lanes.
       path: of the figure.
     """
+    from lorajax.plots import style
+
+    with style():
+        _plot(rows, path)
+
+
+def _plot(rows: list[dict[str, Any]], path: str) -> None:
     from lorajax.plots import figure, save
 
     shown = []
@@ -712,7 +719,7 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
         chosen = [r for r in chosen if not scan or r.get(scan)]
         if chosen:
             shown.append((chosen, axis, title, counted))
-    fig, panels = figure(-(-len(shown) // 2), min(2, len(shown)))
+    fig, panels = figure(-(-len(shown) // 2), min(2, len(shown)), size=(3.4, 3.6))
     for panel in (spaces := np.atleast_1d(panels).flat)[len(shown) :]:
         panel.set_axis_off()
     for panel, (chosen, axis, title, counted) in zip(spaces, shown, strict=False):
@@ -727,11 +734,9 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
             for r in chosen
             if r["engine"] == counted
         )
-        panel.loglog(*zip(*limit, strict=True), "k--", label=f"{counted} at the rate of a GEMM")
-        panel.set(title=title, xlabel=axis, ylabel="seconds a lane")
-        # Room for the legend above the slowest engine.
-        panel.set_ylim(top=1e3 * max(r["seconds_per_lane"] for r in chosen))
-        panel.legend(fontsize="xx-small", loc="upper left", ncols=2)
+        panel.loglog(*zip(*limit, strict=True), "k--", label="at the rate of a GEMM")
+        panel.set(title=title, xlabel=axis, ylabel="time of a lane [s]")
+        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     save(fig, path)
 
 
