@@ -1,5 +1,6 @@
 """AdaLoRA's budget: which singular values of which layers live, over the course of training."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -69,6 +70,9 @@ class RankBudget(nnx.Module):
     Args:
       model: a model with AdaLoRA adapters.
       final_rank: mean rank of a matrix at the end.
+      final_parameters: what the adapters have at the end, singular values counted, instead of
+        `final_rank`: a direction then takes as much of the budget as it has parameters, so that
+        less than one direction of it is left over.
       steps: length of the training.
       warmup: steps before the first pruning.
       settle: steps at the end that train the ranks then reached.
@@ -78,17 +82,19 @@ class RankBudget(nnx.Module):
       name: the adapter's name.
 
     Raises:
-      ValueError: for a model without AdaLoRA adapters of this name, or settings out of range.
+      ValueError: for a model without AdaLoRA adapters of this name, settings out of range, or
+        unless exactly one of `final_rank` and `final_parameters` is given.
 
-    Source: Zhang et al. 2023 (arXiv:2303.10512), recalled.
+    Source: Zhang et al. 2023 (arXiv:2303.10512), recalled; there a budget counts directions.
     """
 
-    @judged(steps=at_least(1), every=at_least(1))
+    @judged(steps=at_least(1), every=at_least(1), final_parameters=at_least(1))
     def __init__(
         self,
         model: nnx.Module,
         *,
-        final_rank: float | int,
+        final_rank: float | int | None = None,
+        final_parameters: int | None = None,
         steps: int,
         warmup: int = 0,
         settle: int = 0,
@@ -105,10 +111,22 @@ class RankBudget(nnx.Module):
         ):
             if not 0 < decay < 1:
                 raise ValueError(f"{label} is {decay}; it must lie in (0, 1).")
+        if (final_rank is None) == (final_parameters is None):
+            raise ValueError(
+                f"final_rank is {final_rank} and final_parameters {final_parameters}; give one of "
+                "them."
+            )
         found = adalora_layers(model, name)
-        matrices = sum(adapter.e.size // adapter.rank for adapter in found.values())
-        self.initial = sum(adapter.e.size for adapter in found.values())
-        self.final = int(final_rank * matrices)
+        if final_rank is not None:
+            matrices = sum(adapter.e.size // adapter.rank for adapter in found.values())
+            self.final, self.costs = int(final_rank * matrices), (1,) * len(found)
+        else:
+            assert final_parameters is not None
+            self.final = final_parameters
+            self.costs = tuple(x.a.shape[-2] + x.b.shape[-1] + 1 for x in found.values())
+        self.initial = sum(
+            cost * adapter.e.size for cost, adapter in zip(self.costs, found.values(), strict=True)
+        )
         self.steps, self.warmup, self.settle, self.every = steps, warmup, settle, every
         self.decays = (sensitivity_decay, uncertainty_decay)
         self.name = name
@@ -125,7 +143,7 @@ class RankBudget(nnx.Module):
         self.masks = nnx.List([nnx.Variable(jnp.ones(x.e.shape, bool)) for x in found.values()])
 
     def budget(self, step: int | Int[Array, ""]) -> Int[Array, ""]:
-        """The number of singular values that live at a step."""
+        """The number of singular values, or of parameters, that live at a step."""
         return cubic_budget(
             step,
             initial=self.initial,
@@ -162,7 +180,7 @@ class RankBudget(nnx.Module):
         self.step[...] = step
         settled = step > self.steps - self.settle
         prune = (step > self.warmup) & (step % self.every == 0) & ~settled
-        masks = _strongest(scores, self.budget(step))
+        masks = _strongest(scores, self.budget(step), self.costs)
         for path, mask, new in zip(self.paths, self.masks, masks, strict=True):
             mask[...] = jnp.where(prune, new, mask[...])
             e = found[path].e
@@ -182,13 +200,15 @@ class RankBudget(nnx.Module):
         return {path: int(jnp.sum(found[path].e[...] != 0)) for path in self.paths}
 
 
-def _strongest(scores: list[Array], budget: Int[Array, ""]) -> list[Array]:
-    """Masks of the `budget` largest scores over all layers together."""
+def _strongest(scores: list[Array], budget: Int[Array, ""], costs: Sequence[int]) -> list[Array]:
+    """Masks of the largest scores over all layers together, as many as the budget pays for."""
     flat = jnp.concatenate([score.reshape(-1) for score in scores])
-    # Ranks, not a threshold: equal scores must not let more through than the budget.
+    pairs = zip(costs, scores, strict=True)
+    price = jnp.concatenate([jnp.full(score.size, cost, jnp.int32) for cost, score in pairs])
+    # Places in an order, not a threshold: equal scores must not let more through than the budget.
     order = jnp.argsort(-flat, stable=True)
-    rank = jnp.zeros(flat.size, jnp.int32).at[order].set(jnp.arange(flat.size, dtype=jnp.int32))
-    keep = rank < budget
+    spent = jnp.cumsum(price[order], dtype=jnp.int32)
+    keep = jnp.zeros(flat.size, bool).at[order].set(spent <= budget)
     masks, start = [], 0
     for score in scores:
         masks.append(keep[start : start + score.size].reshape(score.shape))

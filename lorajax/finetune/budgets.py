@@ -26,8 +26,9 @@ def budgeted(
     optimizer: optax.GradientTransformation,
     model: Any,
     wrt: Any,
-    final_rank: float,
+    final_rank: float | None,
     steps: int,
+    final_parameters: int | None = None,
 ) -> optax.GradientTransformation:
     """An optimizer whose updates leave AdaLoRA's singular values within its budget.
 
@@ -36,9 +37,10 @@ def budgeted(
       model: a model with AdaLoRA adapters. It is not changed.
       wrt: NNX filter of what trains; the parameters of the transformation are `nnx.state(model,
         wrt)`.
-      final_rank: mean rank of a matrix at the end.
+      final_rank: mean rank of a matrix at the end; None with `final_parameters`.
       steps: length of the training. The budget is the initial one for its first tenth and the final
         one for its last third, the proportions of the paper's runs (recalled).
+      final_parameters: of all adapters at the end, instead; see `adapters.RankBudget`.
 
     Returns:
       A GradientTransformation whose `update` needs the parameters.
@@ -50,7 +52,12 @@ def budgeted(
     """
     graph, _, rest = nnx.split(model, wrt, ...)
     budget = adapters.RankBudget(
-        model, final_rank=final_rank, steps=steps, warmup=steps // 10, settle=steps // 3
+        model,
+        final_rank=final_rank,
+        final_parameters=final_parameters,
+        steps=steps,
+        warmup=steps // 10,
+        settle=steps // 3,
     )
     budget_graph, budget_state = nnx.split(budget)
 

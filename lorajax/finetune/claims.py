@@ -18,7 +18,7 @@ from jaxtyping import Array
 from lorajax import adapters, data, finetune, initializers, laws, models, ranks, spectra, tasks
 from lorajax.claims.base import Assumption, Control, Evidence, Run, claim, standard_errors
 from lorajax.factors import Factors
-from lorajax.finetune.contest import Contestant, contest
+from lorajax.finetune.contest import Contest, Contestant
 
 SCALES = (1e-2, 1e-3, 1e-4)
 REPETITIONS = 5
@@ -279,7 +279,7 @@ def _contest(run: Run) -> dict[str, Contestant]:
     )
     model = models.load("vit-fashion-mnist")
     task = tasks.Images.of(model.config)
-    return contest(
+    return Contest(
         finetune.fit_head(model, task, train, seed=run.seed),
         task,
         train,
@@ -291,7 +291,7 @@ def _contest(run: Run) -> dict[str, Contestant]:
         seeds=run.pick(5, 10),
         rates=run.pick((1.0, 3.0), (0.1, 0.3, 1.0, 3.0)),
         methods=("rule", "AdaLoRA", "starved"),
-    )
+    ).at_equal_parameters()
 
 
 @claim(
@@ -310,23 +310,25 @@ def rank_rule(run: Run, contestant: str = "rule") -> Evidence:
     """
     found = run.once("finetuning.contest", lambda: _contest(run))
     rule, other = found[contestant], found["AdaLoRA"]
-    lead, half = finetune.interval(other.accuracy - rule.accuracy)
-    p, n = float(other.accuracy.mean()), len(data.load("mnist-sample").test)
+    lead, half = finetune.interval(other.scores - rule.scores)
+    p, n = float(other.scores.mean()), len(data.load("mnist-sample").test)
 
     def draw(ax):
         for i, each in enumerate(found.values()):
-            mean, width = finetune.interval(100 * each.accuracy)
-            ax.plot(np.full(each.accuracy.size, i), 100 * each.accuracy, "o", color="0.7")
+            mean, width = finetune.interval(100 * each.scores)
+            ax.plot(np.full(each.scores.size, i), 100 * each.scores, "o", color="0.7")
             ax.errorbar([i], [mean], [width], fmt="s", color=f"C{i}", capsize=4)
-            ax.annotate(f"{each.parameters:,.0f}", (i, mean), (8, 0), textcoords="offset points")
+            ax.annotate(
+                f"{each.parameters.mean():,.0f}", (i, mean), (8, 0), textcoords="offset points"
+            )
         ax.set_xticks(range(len(found)), list(found))
         ax.set(xlabel="method, with the parameters that train")
         ax.set(ylabel="test accuracy [%], 95 % interval", xlim=(-0.5, len(found) - 0.2))
 
     return Evidence(
         measured={
-            **{f"accuracy_{name}": each.accuracy.tolist() for name, each in found.items()},
-            **{f"parameters_{name}": each.parameters for name, each in found.items()},
+            **{f"accuracy_{name}": each.scores.tolist() for name, each in found.items()},
+            **{f"parameters_{name}": float(each.parameters.mean()) for name, each in found.items()},
             "mean_lead_of_AdaLoRA": lead,
             "half_width": half,
         },
@@ -337,8 +339,8 @@ def rank_rule(run: Run, contestant: str = "rule") -> Evidence:
         assumptions=(
             Assumption(
                 "equal budgets, within 10 %",
-                contestant != "rule" or rule.parameters <= 1.1 * other.parameters,
-                f"{rule.parameters:,.0f} and {other.parameters:,.0f} parameters",
+                contestant != "rule" or rule.parameters.mean() <= 1.1 * other.parameters.mean(),
+                f"{rule.parameters.mean():,.0f} and {other.parameters.mean():,.0f} parameters",
             ),
         ),
         draw=draw,

@@ -28,7 +28,7 @@ from lorajax.finetune import probes
 from lorajax.finetune.budgets import budgeted
 from lorajax.finetune.recipes import Recipe
 from lorajax.finetune.training import Trainer
-from lorajax.tasks import Batch, Task, Totals
+from lorajax.tasks import Batch, Predicts, Task, Totals
 
 Start = str | Callable[..., Any]
 
@@ -123,7 +123,7 @@ def interval(values: Any, level: float = 0.95) -> tuple[float, float]:
     return float(numbers.mean()), quantile * float(numbers.std(ddof=1)) / numbers.size**0.5
 
 
-@judged(rank=at_least(1), every=at_least(0))
+@judged(rank=at_least(1), every=at_least(0), at_once=at_least(1))
 def run_of(
     model: Any,
     task: Task,
@@ -142,6 +142,9 @@ def run_of(
     orders: int = 1,
     allocations: Sequence[Mapping[str, int]] = (),
     final_rank: float | None = None,
+    final_parameters: int | None = None,
+    predicting: bool = False,
+    at_once: int = 250,
 ) -> "Run":
     """Makes the function `run(key, scale, rank, …)` of one fine-tuning run.
 
@@ -164,17 +167,25 @@ def run_of(
       allocations: ranks of the layers by path, of which a lane picks one; instead of `targets` and
         `rank`, which they determine. A layer that one leaves out has rank 0 in it.
       final_rank: adapters are AdaLoRA's, begin with `rank` and are pruned to this mean rank.
+      final_parameters: likewise, pruned until they have as many parameters at most.
+      predicting: whether a run returns what it predicts for `test`; see `tasks.Predicts`.
+      at_once: samples that are measured at a time.
 
     Returns:
       A `Run`: call it with a key, sweep it over its arguments.
 
     Raises:
-      ValueError: if `every` does not divide the steps, and whatever `adapters.adapt` raises.
+      ValueError: if `every` does not divide the steps, for predictions of a task that offers none,
+        and whatever `adapters.adapt` raises.
     """
     if every and recipe.steps % every:
         raise ValueError(f"every is {every}; it must divide steps = {recipe.steps}.")
     if orders < 1:
         raise ValueError(f"orders is {orders}; it must be at least 1.")
+    if predicting and not isinstance(task, Predicts):
+        raise ValueError(
+            f"predicting is True, and the task {type(task).__name__} offers no predictions."
+        )
     several: Any = start if isinstance(start, Sequence) and not isinstance(start, str) else [start]
     orders_of = [_orders(train, recipe, recipe.seed + i) for i in range(orders)]
     return Run(
@@ -189,15 +200,17 @@ def run_of(
         options={"rank": rank, "gradients": gradients, "inputs": inputs},
         heads=heads,
         tables={
-            name: _chunks(table)
+            name: _chunks(table, at_once)
             for name, table in (
                 {"test": test} if isinstance(test, data.Table) else dict(test or {})
             ).items()
         },
-        watched=None if watch is None else _chunks(watch),
+        watched=None if watch is None else _chunks(watch, at_once),
         towards=None if gradients is None else probes.directions(gradients),
-        probing=bool(every) and final_rank is None,
+        probing=bool(every) and final_rank is None and final_parameters is None,
         final_rank=final_rank,
+        final_parameters=final_parameters,
+        predicting=predicting,
     )
 
 
@@ -224,6 +237,8 @@ class Run:
     towards: Mapping[str, Array] | None
     probing: bool
     final_rank: float | None
+    final_parameters: int | None
+    predicting: bool
 
     def __call__(
         self,
@@ -250,8 +265,9 @@ class Run:
           `loss` and `accuracy` of every step's batch, shape (steps,); the fields of a Probe, shape
           (steps/every, layers, …), if asked for; `watch_loss` and `watch_accuracy`, shape
           (steps/every,), if something is watched; `NAME_loss` and `NAME_accuracy` for each table
-          of `test`, with NAME "test" for a single one. AdaLoRA has no Probe, but `ranks`, the
-          number of singular values of each layer at the end.
+          of `test`, with NAME "test" for a single one, and `NAME_predictions` of each of its
+          samples, if asked for. AdaLoRA has no Probe, but `ranks`, the number of singular values
+          of each layer at the end.
         """
         adapted, wrt = self._adapted(key, scale, start)
         if rank is not None:
@@ -283,16 +299,25 @@ class Run:
             found |= probe._asdict()
             if self.towards is None:
                 del found["misalignment"]
-        if self.final_rank is not None:
+        if self._pruned:
             layers = adapters.layers(trainer.model(state)).values()
             alive = [jnp.sum(each.adapters["default"].e[...] != 0) for each in layers]
             found["ranks"] = jnp.stack(alive).astype(jnp.int32)
         for name, chunks in tables.items():
             loss, accuracy = _measured(trainer, state, chunks)
             found |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+            if self.predicting:
+                # Only the last chunk is filled up, at its end.
+                samples = int(np.count_nonzero(self.tables[name][1]))
+                found[f"{name}_predictions"] = _predicted(trainer, state, chunks[0])[:samples]
         if outside is not None:
             found |= {"watch_loss": outside[:, 0], "watch_accuracy": outside[:, 1]}
         return found
+
+    @property
+    def _pruned(self) -> bool:
+        """Whether the adapters are AdaLoRA's."""
+        return self.final_rank is not None or self.final_parameters is not None
 
     @property
     def _bare(self) -> bool:
@@ -316,7 +341,7 @@ class Run:
             each if scale is None else functools.partial(each, scale=scale) for each in self.starts
         ]
         options = dict(self.options, start=begins[0] if start is None else picked(begins, start))
-        if self.final_rank is not None:
+        if self._pruned:
             options["kind"] = "adalora"
         targets = self.targets
         if self.allocations:
@@ -335,9 +360,9 @@ class Run:
                 transformation,
                 optax.scale(jnp.asarray(rate, jnp.float32)),  # pyright: ignore[reportArgumentType]
             )
-        if self.final_rank is not None:
-            steps = self.recipe.steps
-            transformation = budgeted(transformation, adapted, wrt, self.final_rank, steps)
+        if self._pruned:
+            ends = self.final_rank, self.recipe.steps, self.final_parameters
+            transformation = budgeted(transformation, adapted, wrt, *ends)
             penalty = _orthogonality
         return Trainer(
             adapted, wrt, self.task, self.recipe, transformation=transformation, penalty=penalty
@@ -355,6 +380,12 @@ def _measured(trainer: Trainer, state: Any, chunks: tuple[Batch, Array]) -> Floa
     return jnp.stack([found.mean("loss"), found.mean("hits")])
 
 
+def _predicted(trainer: Trainer, state: Any, batches: Batch) -> Array:
+    """What is predicted for the samples of chunks, one after the other."""
+    found = jax.lax.map(lambda batch: trainer.predictions(state, trainer.frozen, batch)[0], batches)
+    return found.reshape(-1)
+
+
 def _orthogonality(model: Any) -> Array:
     # 0.1 is the weight that AdaLoRA's paper gives the penalty (recalled).
     return jnp.float32(0.1) * adapters.orthogonality(model)
@@ -369,7 +400,7 @@ def _on_device(batch: Batch) -> dict[str, Array]:
     return {name: jnp.asarray(column) for name, column in batch.items()}
 
 
-def _chunks(table: data.Table, size: int = 250) -> tuple[Batch, Array]:
+def _chunks(table: data.Table, size: int) -> tuple[Batch, Array]:
     """A table in chunks with weights: lanes × samples would not fit the memory at once."""
     batches, weights = zip(*data.batches(table, min(size, len(table))), strict=True)
     return _on_device(data.stacked(batches)), jnp.asarray(np.stack(weights))

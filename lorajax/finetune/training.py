@@ -108,7 +108,7 @@ class Trainer:
         self._step = jax.jit(self.advance, donate_argnums=0, compiler_options=keeping)
         self._compiled: set[tuple[tuple[int, ...], ...]] = set()
         self._evaluate = jax.jit(self.sums)
-        self._predict = jax.jit(self._predictions)
+        self._predict = jax.jit(self.predictions)
         # One program: leaf by leaf, each new shape would compile a handful of small ones.
         self._begin = jax.jit(self._beginning)
 
@@ -292,7 +292,17 @@ class Trainer:
         predictions, answers = map(np.concatenate, zip(*found, strict=True))
         return predictions, answers
 
-    def _predictions(self, state: State, frozen: Any, batch: Batch) -> Any:
+    def predictions(self, state: State, frozen: Any, batch: Batch) -> tuple[Array, Array]:
+        """What the model predicts for a batch in evaluation mode; pure, as `advance`.
+
+        Args:
+          state: of the trainer.
+          frozen: `trainer.frozen`.
+          batch: arrays by name.
+
+        Returns:
+          Predictions and the right answers, (b,) each, by a task that offers them.
+        """
         model = self._merged(state.params, state.rest, frozen)
         model.eval()
         task: Any = self.task

@@ -13,7 +13,7 @@ os.environ.setdefault("NPROC", "16")  # see docs/howto/install.md
 import jax  # noqa: E402
 
 from lorajax import data, finetune, models, plots, tasks  # noqa: E402
-from lorajax.finetune.contest import METHODS, contest  # noqa: E402
+from lorajax.finetune.contest import Contest  # noqa: E402
 from lorajax.studies import simulation  # noqa: E402
 
 
@@ -32,7 +32,7 @@ PROFILES = {
     "quick": Profile(1666, 200, 60, 32, 5, (1.0, 3.0), (2,)),
     "full": Profile(5000, 1000, 600, 50, 10, (0.1, 0.3, 1.0, 3.0, 10.0), (1, 2, 4, 8)),
 }
-SHOWN = METHODS[:4]
+SHOWN = ("rule", "uniform", "EVA", "AdaLoRA")
 
 
 def simulate(profile: Profile, seed: int = 0):
@@ -54,7 +54,7 @@ def simulate(profile: Profile, seed: int = 0):
         seed=seed,
     )
     return {
-        uniform: contest(
+        uniform: Contest(
             model,
             task,
             train,
@@ -65,7 +65,8 @@ def simulate(profile: Profile, seed: int = 0):
             uniform=uniform,
             seeds=profile.seeds,
             rates=profile.rates,
-        )
+            methods=SHOWN,
+        ).at_equal_parameters()
         for uniform in profile.uniform
     }
 
@@ -76,10 +77,10 @@ def draw(profile: Profile, results):
     with plots.style():
         for color, name in enumerate(SHOWN):
             cells = [each[name] for each in results.values()]
-            means, halves = zip(*(finetune.interval(100 * x.accuracy) for x in cells), strict=True)
+            means, halves = zip(*(finetune.interval(100 * x.scores) for x in cells), strict=True)
             for panel, values in (
-                (panels[0], [x.parameters for x in cells]),
-                (panels[1], [x.passes for x in cells]),
+                (panels[0], [x.parameters.mean() for x in cells]),
+                (panels[1], [x.choosing + x.training for x in cells]),
             ):
                 panel.errorbar(
                     values, means, halves, fmt="o-", color=f"C{color}", capsize=3, label=name
@@ -87,7 +88,7 @@ def draw(profile: Profile, results):
             last = cells[-1].ranks
             panels[2].plot(list(last.values()), color=f"C{color}", marker=".", linewidth=1)
         panels[0].set(xlabel="parameters of the adapters", ylabel="test accuracy [%]")
-        panels[1].set(xlabel="images a gradient was computed for", ylabel="test accuracy [%]")
+        panels[1].set(xlabel="forward passes, choosing included", ylabel="test accuracy [%]")
         panels[2].set(xlabel="layer, in the model's order", ylabel="rank")
         panels[0].legend()
         figure.suptitle(
@@ -103,14 +104,14 @@ def statements(results) -> dict[str, list[float]]:
     for uniform, methods in results.items():
         for name, each in methods.items():
             at = f"budget of rank {uniform}, {name}"
-            numbers[f"{at}: test accuracy [%]"] = list(finetune.interval(100 * each.accuracy))
-            numbers[f"{at}: parameters, in training, images"] = [
-                each.parameters,
+            numbers[f"{at}: test accuracy [%]"] = list(finetune.interval(100 * each.scores))
+            numbers[f"{at}: parameters, in training, passes"] = [
+                each.parameters.mean(),
                 each.trained,
-                each.passes,
+                each.choosing + each.training,
             ]
             if name != "rule":
-                paired = 100 * (methods["rule"].accuracy - each.accuracy)
+                paired = 100 * (methods["rule"].scores - each.scores)
                 numbers[f"{at}: rule is better by [points]"] = list(finetune.interval(paired))
     return numbers
 
