@@ -193,3 +193,87 @@ def test_a_folder_without_the_models_is_named(tmp_path):
     assert simulation.first_model(tmp_path, ("a", "b")) == tmp_path / "b"
     with pytest.raises(ValueError, match="which has no folder a or c"):
         simulation.first_model(tmp_path, ("a", "c"))
+
+
+def _contestant(sim, scores, parameters, **changes):
+    held_out = {1e-3: 0.7, 3e-3: 0.8, 1e-2: 0.6}
+    made = sim.Contestant(
+        np.array(scores), held_out, 3e-3, {"layer": 2.0}, np.array(parameters, float), 100, 25, 10,
+        60.0, 200.0,
+    )  # fmt: skip
+    return made._replace(**changes)
+
+
+def _tried(sim, shift):
+    """Results of a task in which the rule is better than one rank by `shift`."""
+    base = np.array([0.80, 0.70, 0.75])
+    small = np.array([1e-3, -1e-3, 0.0])
+    even = {
+        "uniform": _contestant(sim, base, [100] * 3, filled=0),
+        "rule": _contestant(sim, base + shift + small, [100] * 3, rate=1e-2),
+        "AdaLoRA": _contestant(sim, base + 0.1 * small, [99, 97, 100]),
+        "starved": _contestant(sim, base - 0.2 + small, [10] * 3),
+    }
+    timed = {name: each for name, each in even.items() if name != "starved"}
+    found = {
+        "task": sim.TASKS["mnist"].said,
+        "part": sim.dataclasses.asdict(sim.PROFILES["images"]["mnist"]),
+        "budget": 100,
+        "looked at": 20,
+        "heads": ["head"],
+        "equal parameters": sim.plain(even),
+        "equal time": sim.plain(timed),
+        "choosing, processor seconds": {"split_half": 3.0},
+        "training, processor seconds": {
+            "rates-uniform+rule+starved": {"runs": 9, "s": 18.0},
+            "steps-AdaLoRA": {"runs": 3, "s": 12.0},
+        },
+        "load": 1.5,
+    }
+    return json.loads(json.dumps(found))  # as it is read from its file
+
+
+def test_the_trial_says_what_differs_and_what_was_not_run(tmp_path, monkeypatch, capsys):
+    sim = load("trial.py")
+    verdicts = sim.judged(_tried(sim, 0.05), "equal parameters")
+    assert verdicts["rule"]["uniform"]["said"] == "better" and "rule" not in verdicts["rule"]
+    assert np.isclose(verdicts["rule"]["uniform"]["mean"], 0.05)
+    assert verdicts["uniform"]["rule"]["said"] == "worse"
+    assert verdicts["AdaLoRA"]["uniform"]["said"] == "not told apart"
+    none = sim.judged(_tried(sim, 0.0), "equal parameters")
+    assert none["rule"]["uniform"]["said"] == "not told apart"
+    # The control must come out worse, whatever the rule is worth.
+    assert none["starved"]["rule"]["said"] == "worse"
+    # A run that is there is shown, and not made again.
+    folder = tmp_path / "trial" / "images"
+    folder.mkdir(parents=True)
+    (folder / "mnist.json").write_text(json.dumps(_tried(sim, 0.05)))
+    page, numbers = tmp_path / "trial.md", tmp_path / "trial.json"
+    arguments = ["--profile", "images", "--show", "--page", page, "--json", numbers]
+    monkeypatch.setattr("sys.argv", ["trial", *map(str, arguments), "--out", str(tmp_path)])
+    sim.main()
+    assert "rank rule, split half" in capsys.readouterr().out
+    said = page.read_text()
+    assert "better than one rank everywhere in 1 of 1 pairs" in said
+    assert "The control against the rule it starves: mnist worse." in said
+    assert "| rank rule, split half | 100 | 10 | 0.01\\* | 80.00 ± " in said  # the edge of its grid
+    assert "+5.00 ± 0.25, better |" in said and "| AdaLoRA | 97 … 100 |" in said
+    assert "| 75% | 60 | 200 | 3.0 | 2.0 |" in said and "| 60 | 200 | 0.0 | 4.0 |" in said
+    assert f"Not run: {sim.TASKS['cifar10'].said}." in said
+    assert "Not in the profile: MiniLM → STS-B" in said
+    written = json.loads(numbers.read_text())
+    assert written["verdicts"]["mnist"]["equal time"]["rule"]["uniform"]["said"] == "better"
+
+
+def test_all_profiles_of_the_trial_are_of_one_form():
+    sim = load("trial.py")
+    assert set(sim.PROFILES["full"]) == set(sim.TASKS)
+    for name, part in sim.PROFILES["full"].items():
+        assert part.seeds >= 5 and set(part.methods) == set(sim.METHODS), name
+        assert set(part.rates) == {"lora", "adalora", "full"}
+        # Choosing takes less than training has, by the dearest way.
+        dearest = max(method.passes for method in sim.METHODS.values())
+        assert dearest * part.behind < part.steps * part.batch * sim.TRAINING["lora"]
+    for profile in sim.PROFILES.values():
+        for part in profile.values():
+            assert {"uniform", "rule", "starved"} <= set(part.methods)

@@ -98,9 +98,32 @@ def test_equal_scores_never_exceed_the_budget(task):
     assert sum(budget.ranks(adapted).values()) == 3
 
 
+def test_a_budget_of_parameters_is_never_exceeded_nor_left_over():
+    """Directions of unlike cost: the strongest stay, and what is left pays for no further one."""
+    wide = adapters.adapt(
+        nnx.Sequential(nnx.Linear(8, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 24, rngs=nnx.Rngs(1))),
+        key=KEY, rank=4, kind="adalora",
+    )  # fmt: skip
+    costs, total = (17, 33), 105
+    budget = adapters.RankBudget(wide, final_parameters=total, steps=4)
+    assert budget.initial == 4 * 17 + 4 * 33 and budget.final == total
+    for i, layer in enumerate(adapters.layers(wide).values()):
+        layer.adapters["default"].e[...] += 1 + 10 * i + jnp.arange(4.0, dtype=jnp.float32)
+    ones = jax.tree.map(jnp.ones_like, nnx.state(wide, adapters.trainable(wide)))
+    for _ in range(4):
+        budget.update(wide, ones)
+    spent = sum(r * c for r, c in zip(budget.ranks(wide).values(), costs, strict=True))
+    assert total - max(costs) < spent <= total
+    # Three directions of the layer of the larger values; the fourth, next in order, does not fit.
+    assert list(budget.ranks(wide).values()) == [0, 3]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"steps": 10}, "give one of them"),
+        ({"final_rank": 1, "final_parameters": 50, "steps": 10}, "give one of them"),
+        ({"final_parameters": 137, "steps": 10}, "it must lie in 1 … initial = 136"),
         ({"final_rank": 0, "steps": 10}, "final is 0"),
         ({"final_rank": 5, "steps": 10}, "it must lie in 1 … initial = 8"),
         ({"final_rank": 2, "steps": 10, "warmup": 5, "settle": 5}, "must exceed warmup"),

@@ -7,8 +7,9 @@ import math
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from lorajax import finetune, models, tasks
+from lorajax import adapters, data, finetune, models, tasks
 from lorajax.finetune import allocations
 from lorajax.finetune.contest import Contest, seconds, verdict
 
@@ -140,16 +141,16 @@ def test_all_methods_have_exactly_one_budget(contest):
 
 
 @pytest.mark.slow
-def test_what_is_trained_has_the_parameters_that_are_said(contest, model, table):
+def test_what_is_trained_has_the_parameters_that_are_said(contest, model):
     run = contest(methods=("rule", "GoRA", "LoRA-GA"))
     for name in run.methods:
         method, made = allocations.METHODS[name], run.spreads[name]
+        taken = {path: rank for path, rank in made.ranks.items() if rank}
         adapted = finetune.adapt(
-            model, made.ranks, key=KEY, start=method.start, gradients=run.signals.gradients
-        ) if all(made.ranks.values()) else None  # fmt: skip
-        if adapted is not None:
-            wrt = finetune.experiments.adapters.trainable(adapted)
-            assert finetune.Trainer(adapted, wrt, TASK, run.recipe).parameters == run.budget
+            model, taken, key=KEY, start=method.start, gradients=run.signals.gradients
+        )
+        trainer = finetune.Trainer(adapted, adapters.trainable(adapted), TASK, run.recipe)
+        assert trainer.parameters == run.budget
 
 
 @pytest.mark.slow
@@ -205,6 +206,29 @@ def test_a_contest_goes_on_where_it_was(contest, tmp_path):
     # Other ranks are another contest.
     with pytest.raises(ValueError, match="another|differ"):
         contest(methods=methods, store=tmp_path, uniform=3).at_equal_parameters()
+
+
+@pytest.mark.slow
+def test_passes_are_counted_as_the_compiler_counts_operations():
+    """A step of adapters and one of full fine-tuning against a forward pass, on a real ViT."""
+    model = models.load("vit-fashion-mnist")
+    task = tasks.Images.of(model.config)
+    batch = data.load("mnist-sample").train[np.arange(8)]
+    recipe = finetune.Recipe(steps=2, batch_size=8, optimizer="sgd", learning_rate=1e-2)
+
+    def operations(model, wrt):
+        trainer = finetune.Trainer(model, wrt, task, recipe)
+        state = trainer.init()
+        step = jax.jit(trainer.advance).lower(state, trainer.frozen, batch)
+        weights = np.ones(8, np.float32)
+        look = jax.jit(trainer.sums).lower(state, trainer.frozen, batch, weights)
+        return [each.cost_analysis()["flops"] for each in (step, look)]
+
+    adapted = finetune.adapt(model, "blocks/**", key=KEY, rank=1, start="orthogonal")
+    step, _ = operations(adapted, adapters.trainable(adapted))
+    whole, look = operations(model, nnx.Param)
+    assert step / look == pytest.approx(allocations.TRAINING["lora"], rel=0.15)
+    assert whole / look == pytest.approx(allocations.TRAINING["full"], rel=0.15)
 
 
 def test_bad_options_are_refused(contest):

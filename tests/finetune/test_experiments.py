@@ -10,7 +10,6 @@ import pytest
 from flax import nnx
 
 from lorajax import adapters, data, finetune, initializers, models, sweeps, tasks
-from lorajax.finetune.contest import METHODS, contest
 
 pytestmark = pytest.mark.slow  # they train
 
@@ -172,25 +171,25 @@ def test_adalora_is_pruned_as_its_allocator_would(model, table):
     assert list(budget.ranks(adapted).values()) == np.asarray(found["ranks"]).tolist()
 
 
-@pytest.mark.slow
-def test_contestants_keep_to_one_budget(model, table):
-    recipe = finetune.Recipe(steps=4, batch_size=8, optimizer="lora-plus", learning_rate=1e-2)
-    found = contest(
-        model, TASK, table, table, table, recipe, key=KEY, uniform=2, seeds=2, rates=(1.0,),
-        samples=32, methods=METHODS, targets="blocks/**",
+def test_runs_return_what_they_predict(model, table, losses_of):
+    run = finetune.run_of(
+        model, TASK, table, RECIPE, targets=(), heads=("head",), test={"a": table}, every=0,
+        predicting=True, at_once=25,
     )  # fmt: skip
-    budget = 2 * (4 * 32 + 2 * 80)
-    assert tuple(found) == METHODS
-    for name, each in found.items():
-        assert each.accuracy.shape == (2,) and each.rate == 1.0
-        # AdaLoRA prunes directions of unlike layers alike: its parameters come out as they come.
-        assert each.parameters <= budget * (1.2 if name == "AdaLoRA" else 1)
-    assert found["fixed"].parameters == budget
-    assert found["starved"].parameters <= budget / 10
-    assert found["AdaLoRA"].trained > budget
-    assert [found[name].passes for name in ("fixed", "rule")] == [32, 64]
-    with pytest.raises(ValueError, match="methods name 'best'"):
-        contest(model, TASK, table, table, table, recipe, key=KEY, methods=("best",))
+    found = jax.jit(run)(KEY)
+
+    def is_head(path, value):
+        return path[0] == "head" and isinstance(value, nnx.Param)
+
+    trainer = finetune.Trainer(model, is_head, TASK, RECIPE)
+    state, _ = losses_of(trainer, table)
+    predictions, answers = trainer.predict(state, table)
+    # 60 samples in chunks of 25: what fills the last one up is not among them.
+    assert found["a_predictions"].tolist() == predictions.tolist()
+    right = tasks.METRICS["accuracy"](predictions, answers)
+    assert float(found["a_accuracy"]) == pytest.approx(right, abs=1e-6)
+    with pytest.raises(ValueError, match="the task NextToken offers no predictions"):
+        finetune.run_of(model, tasks.NextToken(), table, RECIPE, predicting=True, every=0)
 
 
 def test_bad_options_are_refused(model, table):
