@@ -9,7 +9,8 @@
 | `footprints`, `traces` | what a step takes in bytes and operations, by its trace alone |
 | `sharding` | batches and weights over several devices |
 | `bridge` | ranks, starts and adapters as folders that PEFT trains on from |
-| `experiments`, `budgets`, `contest` | runs as lanes of a sweep; AdaLoRA; ways to choose ranks |
+| `experiments`, `budgets` | runs as lanes of a sweep; AdaLoRA |
+| `allocations`, `contest` | ways to choose ranks for one budget, and how they compare |
 | `probes`, `checkpoints` | the theory's quantities; full state through orbax |
 | `insight`, `linear` | a finished run explained; what its linearized model would have reached |
 | `claims` | what is claimed of a real network |

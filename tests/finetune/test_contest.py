@@ -209,6 +209,19 @@ def test_a_contest_goes_on_where_it_was(contest, tmp_path):
 
 
 @pytest.mark.slow
+def test_scores_are_those_of_the_metric(contest, monkeypatch):
+    """By predictions for what GLUE reports; the negative of the loss where that is asked for."""
+    monkeypatch.setitem(tasks.METRICS, "share of right ones", tasks.METRICS["accuracy"])
+    plain, predicted, loss = (
+        contest(methods=("uniform",), rates=(1.0,), metric=metric).at_equal_parameters()["uniform"]
+        for metric in ("accuracy", "share of right ones", "loss")
+    )
+    np.testing.assert_allclose(predicted.scores, plain.scores, atol=1e-6)
+    np.testing.assert_allclose(list(predicted.held_out.values()), list(plain.held_out.values()))
+    assert np.all((loss.scores < 0) & (loss.scores > -3 * np.log(3)))
+
+
+@pytest.mark.slow
 def test_passes_are_counted_as_the_compiler_counts_operations():
     """A step of adapters and one of full fine-tuning against a forward pass, on a real ViT."""
     model = models.load("vit-fashion-mnist")
