@@ -342,10 +342,23 @@ class Contest:
         if self.metric in ("accuracy", "loss"):
             values = np.asarray(swept[f"{table}_{self.metric}"].values, np.float64)
             return -values if self.metric == "loss" else values
-        answers = np.asarray(getattr(self, table).columns["labels"][:])
+        answers = self._answers(table)
         measure = METRICS[self.metric]
         predictions = swept[f"{table}_predictions"].values
         return np.apply_along_axis(lambda x: measure(x, answers), -1, predictions)
+
+    @functools.cache  # noqa: B019
+    def _answers(self, table: str) -> np.ndarray:
+        """The right answers, as the task tells them; the model itself is not run for that."""
+        task: Any = self.task
+
+        @jax.jit
+        def told(batch: Any) -> Any:
+            return task.predictions(self.model, task.prepare(batch))[1]
+
+        whole = getattr(self, table)
+        pairs = data.batches(whole, min(self.at_once, len(whole)))
+        return np.concatenate([np.asarray(told(batch))[weights > 0] for batch, weights in pairs])
 
     @functools.cached_property
     def _chosen(self) -> dict[str, dict[float, float]]:

@@ -178,15 +178,9 @@ def run_of(
       ValueError: if `every` does not divide the steps, for predictions of a task that offers none,
         and whatever `adapters.adapt` raises.
     """
-    if every and recipe.steps % every:
-        raise ValueError(f"every is {every}; it must divide steps = {recipe.steps}.")
-    if orders < 1:
-        raise ValueError(f"orders is {orders}; it must be at least 1.")
-    if predicting and not isinstance(task, Predicts):
-        raise ValueError(
-            f"predicting is True, and the task {type(task).__name__} offers no predictions."
-        )
+    _check(task, recipe, every, orders, predicting)
     several: Any = start if isinstance(start, Sequence) and not isinstance(start, str) else [start]
+    named = {"test": test} if isinstance(test, data.Table) else dict(test or {})
     orders_of = [_orders(train, recipe, recipe.seed + i) for i in range(orders)]
     return Run(
         model=model,
@@ -199,12 +193,7 @@ def run_of(
         allocations=tuple(allocations),
         options={"rank": rank, "gradients": gradients, "inputs": inputs},
         heads=heads,
-        tables={
-            name: _chunks(table, at_once)
-            for name, table in (
-                {"test": test} if isinstance(test, data.Table) else dict(test or {})
-            ).items()
-        },
+        tables={name: _chunks(table, at_once) for name, table in named.items()},
         watched=None if watch is None else _chunks(watch, at_once),
         towards=None if gradients is None else probes.directions(gradients),
         probing=bool(every) and final_rank is None and final_parameters is None,
@@ -212,6 +201,17 @@ def run_of(
         final_parameters=final_parameters,
         predicting=predicting,
     )
+
+
+def _check(task: Task, recipe: Recipe, every: int, orders: int, predicting: bool) -> None:
+    if every and recipe.steps % every:
+        raise ValueError(f"every is {every}; it must divide steps = {recipe.steps}.")
+    if orders < 1:
+        raise ValueError(f"orders is {orders}; it must be at least 1.")
+    if predicting and not isinstance(task, Predicts):
+        raise ValueError(
+            f"predicting is True, and the task {type(task).__name__} offers no predictions."
+        )
 
 
 @judged
