@@ -236,9 +236,8 @@ class Contest:
         whole = [name for name in self.methods if METHODS[name].share == 1]
         steps = {name: self._affordable(name) for name in whole}
         fewer = {name: n for name, n in steps.items() if n != self.recipe.steps}
-        return {name: self._even[name] for name in whole if name not in fewer} | self._measured(
-            fewer, "time"
-        )
+        found = self._even | self._measured(fewer, "time")
+        return {name: found[name] for name in whole}
 
     def _choosing(self, name: str) -> float:
         passes = METHODS[name].passes
