@@ -131,7 +131,7 @@ def _pictures(source: str, weights: str, part: Part) -> Arena:
     found = data.load(source)
     whole = _spread_over(found.train, part.train + part.held_out)
     train, held_out = data.hold_out(whole, len(whole) - part.train)
-    options = {"image_size": part.side} if part.side else {}
+    options: dict[str, Any] = {"image_size": part.side} if part.side else {}
     model = models.load(weights, classes=len(found.classes), **options)
     task = tasks.Images.of(model.config)
     model = finetune.fit_head(model, task, train, batch_size=part.batch)
