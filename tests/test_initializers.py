@@ -143,6 +143,9 @@ def test_gora_takes_the_step_within_the_columns_of_a():
     project = np.asarray(a) @ np.linalg.inv(a.T @ a) @ np.asarray(a).T
     np.testing.assert_allclose(2.0 * a @ b, -0.2 * project @ np.asarray(G), atol=1e-12)
     assert float(jnp.sum((2.0 * a @ b) * G)) < 0  # the loss falls
+    np.testing.assert_allclose(
+        a, 0.3 / len(G) ** 0.5 * jax.random.normal(jax.random.key(0), a.shape)
+    )
 
 
 def test_lora_ga_takes_disjoint_directions():

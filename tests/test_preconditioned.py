@@ -118,6 +118,19 @@ def test_a_large_unmagnified_gradient_is_skipped():
     assert not np.any(found.a) and not np.any(found.b)
 
 
+@pytest.mark.parametrize(("size", "moves"), [(0.95, True), (1.05, False)])
+def test_an_unmagnified_gradient_is_skipped_from_1_on(size, moves):
+    x, g = pair(0), pair(1)
+    free = [
+        slope @ np.linalg.pinv(np.linalg.qr(tall)[1])
+        for slope, tall in ((g.a, x.b.T), (g.b.T, x.a))
+    ]
+    by = [size / np.sqrt(np.mean(f**2)) for f in free]
+    rule, x = flows.lora_rite(1.0), jnp_pair(x)
+    found, _ = rule.update(jnp_pair(Factors(by[0] * g.a, by[1] * g.b)), rule.init(x), x)
+    assert [bool(np.any(each)) for each in found] == [moves, moves]
+
+
 def place(factors):
     return {"layer": {"adapters": {"default": factors._asdict()}}, "head": jnp.ones(3)}
 

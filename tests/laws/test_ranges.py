@@ -34,3 +34,5 @@ def test_descents_have_no_law_where_a_factor_is_0():
     first, second = laws.adam_first_step(np.array([-1.0, 0.0, 4.0]))
     assert np.isnan(first).tolist() == np.isnan(second).tolist() == [True, True, False]
     assert (float(first[2]), float(second[2])) == (0.25, 4.0)
+    # The constant that its claim alters.
+    np.testing.assert_allclose(np.stack(laws.adam_first_step(4.0, exponent=1.5)), [1 / 8, 8.0])
