@@ -275,7 +275,7 @@ BAD = {
     "saved list": (lambda f: edit_config(f, modules_to_save="x"), "is not a list of names"),
     "nan": (
         lambda f: edit_tensors(f, lambda t: t[QUERY + "lora_A.weight"].fill(np.nan)),
-        "with NaNs or infinities",
+        "64 of 64 entries that are NaN or infinite",
     ),
     "integers": (lambda f: edit_tensors(f, cast(np.int8)), "weights must be floating point"),
     "prefix": (
