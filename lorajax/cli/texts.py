@@ -10,10 +10,10 @@ from typing import Any
 
 _ANSWERS = {"lora": 1e-3, "full": 2e-4}
 RATES = {"tokens": {"lora": 1e-3, "full": 5e-5}, "classes": _ANSWERS, "numbers": _ANSWERS}
-"""Learning rates for pretrained language models by what is asked for and method: usual ones, but for
-full fine-tuning on classes and numbers, whose rate was chosen on training samples of SST-2 and STS-B
-that were set aside, with MiniLM (`python sims/spectral_dynamics/glue.py --choose`). The rate of LoRA
-that looked best in 62 steps, 4e-3, diverges within an epoch of SST-2."""
+"""Learning rates for pretrained language models by what is asked for and method: usual ones, but
+for full fine-tuning on classes and numbers, whose rate was chosen on training samples of SST-2 and
+STS-B that were set aside, with MiniLM (`python sims/spectral_dynamics/glue.py --choose`). The rate
+of LoRA that looked best in 62 steps, 4e-3, diverges within an epoch of SST-2."""
 AT_ONCE = {"tokens": 8, "classes": 64, "numbers": 64}
 """Samples that are measured at a time; logits of next tokens are large."""
 _OPTIONS = ("test", "text", "label", "kind", "max_length", "tokenizer", "pack", "window")

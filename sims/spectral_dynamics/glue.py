@@ -102,9 +102,9 @@ CHOICE = {
     "sst2": Part({"rule": 1, "full": 1}, 1, 16_000, 1000, 64, 4096),
     "stsb": Part({"rule": 1, "full": 1}, 1, 0, 1000, 64, 4096),
 }
-"""Of the learning rates: so many training samples, and so many others, set aside, to judge by. A rate
-that is best in few steps can diverge in many: of 62 steps on SST-2 4e-3 was the best for LoRA, and an
-epoch with it ended at chance."""
+"""Of the learning rates: so many training samples, and so many others, set aside, to judge by. A
+rate that is best in few steps can diverge in many: of 62 steps on SST-2 4e-3 was the best for LoRA,
+and an epoch with it ended at chance."""
 GRID = {"rule": (5e-4, 1e-3, 2e-3, 4e-3), "full": (1e-4, 2e-4, 4e-4, 8e-4)}
 HEAD = 2048
 """Samples that the head is fitted to, before ranks are read off and all methods begin."""
