@@ -68,14 +68,7 @@ def peft_engine(folder: str, batch: int, rank: int, steps: int) -> dict[str, Any
     import transformers
 
     model = transformers.ViTForImageClassification.from_pretrained(folder)
-    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    targets = ["query", "value"] if "query" in names else ["q_proj", "v_proj"]
-    model = peft.get_peft_model(
-        model, peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
-    )
-    model.train()
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=1e-3)
+    model, trainable, optimizer = peers.lora(model, rank)
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.standard_normal((batch, 3, SIDE, SIDE)).astype(np.float32))
     labels = torch.from_numpy(rng.integers(0, CLASSES, batch))

@@ -292,6 +292,17 @@ def counted(problem, scales, factors: Factors, t) -> tuple[float, float]:
     return sweeps, flops
 
 
+def against_reference(problem, factors, scales, times, checked) -> Callable[[Any], float]:
+    """The largest error of singular values over s₁, by some lanes."""
+    truth = np.stack([reference(problem, lane(factors, i), scales[i], times) for i in checked])
+
+    def error(values: Any) -> float:
+        found = np.asarray(values)[np.array(checked)][..., : truth.shape[-1]]
+        return float(np.max(np.abs(found - truth))) / SPECTRUM[0]
+
+    return error
+
+
 def against_lanes(rows: Rows, options: argparse.Namespace, gemm: float) -> None:
     """Our engines on the reducible case for more and more lanes, and what a plain vmap does."""
     size, times = 64, np.linspace(0.0, UNTIL, TIMES)
@@ -300,12 +311,7 @@ def against_lanes(rows: Rows, options: argparse.Namespace, gemm: float) -> None:
     for count in options.lanes:
         scales, factors = make_starts((size, size), RANK, count)
         checked = list(range(0, count, -(-count // 9)))
-        truth = np.stack([reference(problem, lane(factors, i), scales[i], times) for i in checked])
-
-        def error(values, checked=checked, truth=truth) -> float:
-            found = np.asarray(values)[np.array(checked)][..., : truth.shape[-1]]
-            return float(np.max(np.abs(found - truth))) / SPECTRUM[0]
-
+        error = against_reference(problem, factors, scales, times, checked)
         seconds, values = run_closed(problem, factors, t, options.repeats)
         sweeps, flops = counted(problem, scales, factors, t)
         rate = flops / (np.median(seconds) / count)
@@ -368,12 +374,7 @@ def against_ranks(rows: Rows, options: argparse.Namespace, gemm: float) -> None:
         problem = MatrixFactorization.from_spectrum(key, shape, tuple(map(float, spectrum)))
         scales, factors = make_starts(shape, rank, LANES)
         checked = [0, LANES // 2, LANES - 1]
-        truth = np.stack([reference(problem, lane(factors, i), scales[i], times) for i in checked])
-
-        def error(values, checked=checked, truth=truth) -> float:
-            found = np.asarray(values)[np.array(checked)][..., : truth.shape[-1]]
-            return float(np.max(np.abs(found - truth))) / SPECTRUM[0]
-
+        error = against_reference(problem, factors, scales, times, checked)
         seconds, values = run_closed(problem, factors, t, options.repeats)
         sweeps, flops = counted(problem, scales, factors, t)
         rate = flops / (np.median(seconds) / LANES)

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
 import pytest
 
 CHEAP = ("--xla_cpu_parallel_codegen_split_count", "--xla_cpu_use_fusion_emitters")
@@ -53,6 +54,36 @@ def virtual() -> Callable[..., dict[str, str]]:
         return os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"} | cheap
 
     return environment
+
+
+@pytest.fixture(scope="session")
+def little() -> Callable[[pathlib.Path, int], pathlib.Path]:
+    """Fills a folder with `vit.safetensors` and `rows.npz`: a model and pictures of a moment.
+
+    The class of a picture is its bright row; there are as many to train on as asked for, and 30 to
+    measure on.
+    """
+
+    def fill(folder: pathlib.Path, samples: int) -> pathlib.Path:
+        from flax import nnx
+
+        from lorajax import models
+
+        rng = np.random.default_rng(0)
+        arrays = {}
+        for kind, count in (("train", samples), ("test", 30)):
+            labels = rng.integers(0, 3, count)
+            images = rng.integers(0, 90, (count, 8, 8), dtype=np.uint8)
+            images[np.arange(count), labels * 2] += 150
+            arrays |= {f"{kind}_x": images, f"{kind}_y": labels}
+        np.savez(folder / "rows.npz", **arrays)
+        config = models.ViTConfig(
+            (8, 8), 4, width=16, depth=1, heads=2, classes=3, channels=1, mean=(0.5,), std=(0.25,)
+        )
+        models.save(models.build(config, rngs=nnx.Rngs(0)), folder / "vit.safetensors")
+        return folder
+
+    return fill
 
 
 @pytest.fixture

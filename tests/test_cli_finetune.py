@@ -10,7 +10,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -33,18 +32,8 @@ def double_precision_afterwards():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for kind, count in (("train", 64), ("test", 30)):
-        labels = rng.integers(0, 3, count)
-        images = rng.integers(0, 90, (count, 8, 8), dtype=np.uint8)
-        images[np.arange(count), labels * 2] += 150
-        arrays |= {f"{kind}_x": images, f"{kind}_y": labels}
-    np.savez(folder / "rows.npz", **arrays)
-    models.save(models.build(CONFIG, rngs=nnx.Rngs(0)), folder / "vit.safetensors")
-    return folder
+def folder(little, tmp_path_factory):
+    return little(tmp_path_factory.mktemp("inputs"), 64)
 
 
 def run_apart(*arguments):

@@ -10,30 +10,14 @@ import threading
 
 import numpy as np
 import pytest
-from flax import nnx
 
-from lorajax import models
 from lorajax.cli import finetune as command
 from lorajax.cli import main, processes, training
 
-CONFIG = models.ViTConfig(
-    (8, 8), 4, width=16, depth=1, heads=2, classes=3, channels=1, mean=(0.5,), std=(0.25,)
-)
-
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for kind, count in (("train", 48), ("test", 30)):
-        labels = rng.integers(0, 3, count)
-        images = rng.integers(0, 90, (count, 8, 8), dtype=np.uint8)
-        images[np.arange(count), labels * 2] += 150
-        arrays |= {f"{kind}_x": images, f"{kind}_y": labels}
-    np.savez(folder / "rows.npz", **arrays)
-    models.save(models.build(CONFIG, rngs=nnx.Rngs(0)), folder / "vit.safetensors")
-    return folder
+def folder(little, tmp_path_factory):
+    return little(tmp_path_factory.mktemp("inputs"), 48)
 
 
 def port():

@@ -385,14 +385,7 @@ def _peft(report: Report, tiny: bool, name: str) -> None:
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
     model = _torch_model(made).to(where, torch.bfloat16)
-    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    targets = ["query", "value"] if "query" in names else ["q_proj", "v_proj"]
-    model = peft.get_peft_model(
-        model, peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets)
-    )
-    model.train()
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=1e-3)
+    model, trainable, optimizer = peers.lora(model, RANK)
     batch = _torch_batch(made, where)
 
     def step() -> Any:

@@ -66,6 +66,26 @@ def _without_operators() -> None:
         library.register_fake = register
 
 
+def lora(model: Any, rank: int) -> tuple[Any, list[Any], Any]:
+    """A model of transformers with PEFT's LoRA of queries and values, ready to train.
+
+    Args:
+      model: a ViT, BERT or Llama.
+      rank: of the adapters, and their alpha.
+
+    Returns:
+      The model, its parameters that train, and AdamW over them.
+    """
+    peft, torch = map(importlib.import_module, ("peft", "torch"))
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    targets = ["query", "value"] if "query" in names else ["q_proj", "v_proj"]
+    options = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
+    model = peft.get_peft_model(model, options)
+    model.train()
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return model, trainable, torch.optim.AdamW(trainable, lr=1e-3)
+
+
 def versions() -> dict[str, str | None]:
     """The installed version of each peer, None of one that is missing; imports none of them."""
     found: dict[str, str | None] = {}

@@ -1,7 +1,7 @@
 """Sums over batches that outlive an interruption: kept on the disk, told by what they come from."""
 
 import contextlib
-import hashlib
+import json
 import os
 import pathlib
 import time
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lorajax import environment
-from lorajax.environment import files
+from lorajax.environment import content, files
 from lorajax.environment.judging import at_least, judged
 
 _SHARE = 20
@@ -34,19 +34,6 @@ class Stopped(Exception):
         self.done, self.count = done, count
 
 
-def _digest(settings: str, tree: Any) -> str:
-    """Of all that sums depend on: settings, arrays by their bytes, the code and the machine."""
-    where = (settings, environment.code(), environment.versions())
-    found = hashlib.sha256(repr(where).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        array = np.ascontiguousarray(leaf)
-        found.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
-        found.update(array.reshape(-1).view(np.uint8).data)
-    return found.hexdigest()[:32]
-
-
 class Kept:
     """Where passes over batches keep what they have summed, for the same call to go on from.
 
@@ -55,12 +42,15 @@ class Kept:
 
     Args:
       folder: that exists.
-      settings: whatever else the sums depend on, such as the loss, in a form that prints.
+      settings: whatever else the sums depend on, such as the loss, as JSON.
       every: seconds between two writings, or longer where they would take a twentieth of the time.
       stopping: makes a context in which a function says whether to stop, asked after each batch.
 
     Attributes:
       resumed: of each pass that went on, the batches that were done before, and all of them.
+
+    Raises:
+      ValueError: for settings that are no JSON.
     """
 
     @judged(every=at_least(0))
@@ -73,7 +63,11 @@ class Kept:
         stopping: Callable[[], AbstractContextManager[Callable[[], bool]]] | None = None,
     ):
         self._folder = pathlib.Path(folder)
-        self._settings = repr(settings)
+        try:
+            self._settings = json.dumps(settings, sort_keys=True)
+        except TypeError as error:
+            raise ValueError(f"settings must be JSON: {error}.") from error
+        self._own: list[pathlib.Path] = []
         self._every = every
         self._stopping = stopping or (lambda: contextlib.nullcontext(lambda: False))
         self.resumed: list[tuple[int, int]] = []
@@ -99,7 +93,10 @@ class Kept:
         Raises:
           Stopped: where it was asked to; the sums are kept.
         """
-        path = self._folder / f"sums-{_digest(self._settings, (identity, list(batches)))}.npz"
+        # The code and the machine as well, since the bytes are to be the same.
+        where = (self._settings, environment.code(), environment.versions())
+        path = self._folder / f"sums-{content.digest((where, identity, list(batches)))}.npz"
+        self._own.append(path)
         done, sums = self._read(path, sums)
         if done:
             self.resumed.append((done, len(batches)))
@@ -118,8 +115,8 @@ class Kept:
         return sums
 
     def clear(self) -> None:
-        """Removes what was kept, once it has served."""
-        for path in self._folder.glob("sums-*.npz"):
+        """Removes what these passes have kept, once it has served; that of others stays."""
+        for path in self._own:
             path.unlink(missing_ok=True)
 
     @staticmethod

@@ -69,7 +69,7 @@ def _run(args: argparse.Namespace) -> int:
         planning.recompute(args, begun.model)
         batch = begun.data.train[order(0)]
     with several.together():
-        sharding.check_same("data or options", (recipe, len(begun.data.test), dict(batch)))
+        sharding.check_same("data or options", (vars(recipe), len(begun.data.test), dict(batch)))
     with several.together():
         base = finetuning.fitted(args, begun)
         model, wrt, gradients, heads = base, nnx.Param, None, ()

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 def _left(out: str) -> str:
     """How to go on where the command has ended outside of the passes over the samples."""
     there = any(Path(out).glob("sums-*.npz"))
-    how = f"goes on from the sums in {out}" if there else "begins anew"
+    how = f"goes on from its own sums in {out}" if there else "begins anew"
     return f"no rank is written yet, and the same command {how}."
 
 

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Float
 
 from lorajax import data, sweeps
 from lorajax.adapters import paths
 from lorajax.adapters.surgery import Targets
-from lorajax.environment import files
+from lorajax.environment import content, files
 from lorajax.environment.judging import judged
 from lorajax.finetune.allocations import METHODS, TRAINING, Signals, Spread, check_methods, spread
 from lorajax.finetune.experiments import Run, interval, run_of
@@ -272,8 +273,12 @@ class Contest:
         warmup = recipe.warmup * steps // recipe.steps
         return dataclasses.replace(recipe, steps=steps, warmup=warmup)
 
-    @functools.cache  # noqa: B019
-    def _run(self, group: _Group) -> Run:
+    @functools.cached_property
+    def _run(self) -> Callable[[_Group], Run]:
+        # On the object: a cache of the class would hold every contest's model for good.
+        return functools.cache(self._made)
+
+    def _made(self, group: _Group) -> Run:
         method = METHODS[group.names[0]]
         options: dict[str, Any] = {"targets": None, "heads": ()}
         if method.kind != "full":
@@ -321,8 +326,15 @@ class Contest:
             given["progress"] = report
         return sweeps.sweep(self._run(group), axes, key=self.key, fold=("order",), **given)
 
+    @functools.cached_property
+    def _content(self) -> str:
+        """Of the weights and of what is trained and measured on."""
+        tables = [getattr(self, name) for name in ("train", "held_out", "test")]
+        columns = [{name: np.asarray(c[:]) for name, c in x.columns.items()} for x in tables]
+        return content.digest((nnx.state(self.model), columns))
+
     def _settings(self, group: _Group) -> dict[str, Any]:
-        """What determines a group's results, as JSON; weights and data are the user's to name."""
+        """What determines a group's results, as JSON."""
         made = {name: self.spreads[name].ranks for name in group.names if name in self.spreads}
         recipe = self._recipe(METHODS[group.names[0]].kind, group.steps)
         sizes = {name: len(getattr(self, name)) for name in ("train", "held_out", "test")}
@@ -332,6 +344,7 @@ class Contest:
             "ranks": made,
             "recipe": dataclasses.asdict(recipe),
             "samples": sizes,
+            "content": self._content,
             "budget": self.budget,
             "heads": self.heads,
         }
@@ -346,8 +359,11 @@ class Contest:
         predictions = swept[f"{table}_predictions"].values
         return np.apply_along_axis(lambda x: measure(x, answers), -1, predictions)
 
-    @functools.cache  # noqa: B019
-    def _answers(self, table: str) -> np.ndarray:
+    @functools.cached_property
+    def _answers(self) -> Callable[[str], np.ndarray]:
+        return functools.cache(self._told)
+
+    def _told(self, table: str) -> np.ndarray:
         """The right answers, as the task tells them; the model itself is not run for that."""
         task: Any = self.task
 

@@ -41,7 +41,10 @@ def given(data: bytes) -> bytes:
     """What the first process has, in every process."""
     if jax.process_count() == 1:
         return data
-    size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(data), np.int32)))
+    # As bytes, since JAX cuts integers off at 32 bits.
+    length = np.frombuffer(len(data).to_bytes(8, "little"), np.uint8)
+    sent = np.asarray(multihost_utils.broadcast_one_to_all(length), np.uint8)
+    size = int.from_bytes(sent.tobytes(), "little")
     held = np.frombuffer(data, np.uint8) if first() else np.zeros(size, np.uint8)
     # Not as numbers of their own types: those are added up, and −0 + 0 is 0.
     return multihost_utils.broadcast_one_to_all(held).tobytes()

@@ -1,6 +1,5 @@
 """Training over several devices: batches split among them, and weights either copied or split."""
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lorajax.environment import content
 
 AXIS = "data"
 """Name of the one axis of a mesh here."""
@@ -166,20 +167,12 @@ def check_same(what: str, tree: Any) -> None:
 
     Args:
       what: they are, for the sentence.
-      tree: of arrays in this process's memory, and of whatever else prints as it is.
+      tree: of arrays in this process's memory, numbers and strings.
     """
     if jax.process_count() == 1:
         return  # hashing all weights takes a second for each gigabyte
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        if hasattr(leaf, "dtype"):
-            digest.update(f"{leaf.dtype}{leaf.shape}".encode())
-            digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
-        else:
-            digest.update(repr(leaf).encode())
-    found = multihost_utils.process_allgather(np.frombuffer(digest.digest(), np.uint8))
+    digest = bytes.fromhex(content.digest(tree))
+    found = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
     others = [str(i) for i, each in enumerate(found) if not np.array_equal(each, found[0])]
     if others:
         raise ValueError(

@@ -105,6 +105,22 @@ def test_sums_of_anything_else_are_not_taken(tmp_path):
     assert keep.resumed == [(3, 7)]
 
 
+def test_what_others_have_kept_stays(tmp_path):
+    with pytest.raises(Stopped):
+        run(Kept(tmp_path, settings={"seed": 1}, stopping=stopping_after(3)))
+    (theirs,) = tmp_path.iterdir()
+    keep = Kept(tmp_path, settings={"seed": 2}, every=0)
+    run(keep)
+    assert len(list(tmp_path.iterdir())) > 1
+    keep.clear()
+    assert list(tmp_path.iterdir()) == [theirs]
+
+
+def test_settings_that_only_their_printed_form_tells_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="settings must be JSON"):
+        Kept(tmp_path, settings={"weights": np.zeros(5000)})
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\3\4 half a file", None])
 def test_half_a_file_is_begun_anew(tmp_path, content):
     with pytest.raises(Stopped):
