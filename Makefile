@@ -3,12 +3,14 @@
 #
 #   make validate [ARGS="spectral_dynamics --profile full"]
 #   make test     [ARGS="tests/test_exact.py -k balanced"]
+#   make test     TYPED=1                   checks shapes and dtypes at each call, as CI does
 #   make PYTHON=python3.13 VENV=.venv-3.13 test
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 WORKERS ?= 2
+TYPED ?=
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -21,6 +23,7 @@ GUARDED = XLA_FLAGS="$$($(BIN)/python -m lorajax.environment)"
 BRIEF = XLA_FLAGS="$$($(BIN)/python -m lorajax.environment --brief)"
 # Threads of small products in NumPy wait for each other, which costs where programs run side by side.
 ALONE = OPENBLAS_NUM_THREADS=1
+COMMA := ,
 CHECK_VERSION = import sys; sys.version_info >= (3, 11) or sys.exit('lorajax needs Python 3.11 or \
 newer and $(PYTHON) is ' + sys.version.split()[0] + ': choose one with make PYTHON=...')
 # The longest first, so that none is left alone at the end.
@@ -68,7 +71,8 @@ validate: $(INSTALLED)
 	@$(BIN)/lorajax validate $(ARGS)
 
 test: $(INSTALLED)-test
-	@$(GUARDED) $(ALONE) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(GUARDED) $(ALONE) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder \
+  $(if $(TYPED),--jaxtyping-packages=lorajax$(COMMA)beartype.beartype) $(ARGS)
 
 lint: $(INSTALLED)-lint
 	@$(BIN)/ruff check .

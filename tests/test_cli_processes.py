@@ -66,47 +66,35 @@ def curves(folder):
     }
 
 
+@pytest.fixture(scope="module")
+def alone(folder, tmp_path_factory):
+    """The curves of one process."""
+    out = tmp_path_factory.mktemp("one") / "run"
+    assert main(options(folder, out)) == 0
+    found = curves(out)
+    assert len(found["loss"]) == 6 and found["loss"][0] - found["loss"][-1] > 0.05
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["data", "full"])
-def test_two_processes_end_where_one_does(folder, tmp_path, virtual, layout):
-    one, two, other = (tmp_path / name for name in ("one", "two", "other"))
-    alone = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from lorajax.cli import main; sys.exit(main(sys.argv[1:]))",
-        ]
-        + options(folder, one),
-        env=virtual(1),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert alone.returncode == 0, alone.stderr
+def test_two_processes_end_where_one_does(folder, tmp_path, virtual, alone, layout, capsys):
+    two, other = tmp_path / "two", tmp_path / "other"
     shared = ["--layout", layout]
     first, second = both(
         virtual, [*options(folder, two), *shared], [*options(folder, other), *shared]
     )
     assert first[0] == second[0] == 0, first[2] + second[2]
-    want, found = curves(one), curves(two)
-    assert len(want["loss"]) == 6 and want["loss"][0] - want["loss"][-1] > 0.05
-    for name, values in want.items():
+    found = curves(two)
+    for name, values in alone.items():
         np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-5, err_msg=name)
     # The second one neither writes nor prints.
     assert not other.exists()
     assert "Written to" in first[1] and "vit.safetensors on rows" in first[1]
     assert not [line for line in second[1].splitlines() if not line.startswith("[Gloo]")]
     # Whole states: a single process goes on from them.
-    again = [*options(folder, two), "--resume"]
-    code = "import sys; from lorajax.cli import main; sys.exit(main(sys.argv[1:]))"
-    resumed = subprocess.run(
-        [sys.executable, "-c", code, *again],
-        env=virtual(1),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert resumed.returncode == 0 and "resumed at step 6 of 6" in resumed.stdout, resumed.stderr
+    assert main([*options(folder, two), "--resume"]) == 0
+    assert "resumed at step 6 of 6" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -258,6 +258,7 @@ def test_derivatives_of_the_directions_are_those_of_differences(rule, start):
     g = jnp.asarray(draw(5, *factors.shape))
     moves = jnp_pair(Factors(draw(6, *factors.a.shape), draw(7, *factors.b.shape)))
 
+    @jax.jit
     def value(x):
         moved = jax.tree.map(lambda y, z: y + x * z, factors, moves)
         gradient = Factors(g @ moved.b.T, moved.a.T @ g)
@@ -287,6 +288,7 @@ def test_derivatives_of_lora_rite_are_those_of_differences(start, escape):
     at_zero = not bool(factors.b.any())
     rule = flows.lora_rite(1.0, escape=escape)
 
+    @jax.jit
     def value(x, y=0.0):
         moved = Factors(factors.a + x * moves.a, factors.b + (y if at_zero else x) * moves.b)
         gradient = g + x * turn
@@ -323,7 +325,7 @@ def test_derivatives_of_the_flows_are_those_of_differences(metric, key):
         return flat((path.losses, path.factors.product))
 
     for kind in ("flow", 0.0, 0.3) if metric == "reflora" else ("flow",):
-        at = functools.partial(value, kind)
+        at = jax.jit(functools.partial(value, kind))
         got = jax.jvp(at, (0.0,), (1.0,))[1]
         want = (at(1e-4) - at(-1e-4)) / 2e-4
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)

@@ -216,6 +216,8 @@ def run_pytest(watch: Watch, arguments: Sequence[str], modules: Sequence[str]) -
                 return (yield)
 
     quiet = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    # As CI runs the tests: checks of shapes and dtypes at each call are among what may notice.
+    quiet.append("--jaxtyping-packages=lorajax,beartype.beartype")
     return int(pytest.main([*quiet, *arguments], plugins=[watch, Plugin()]))
 
 

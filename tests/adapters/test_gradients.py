@@ -59,7 +59,7 @@ BATCHES = [(X[:4], Y[:4]), (X[4:6], Y[4:6]), (X[6:], Y[6:])]
 
 @pytest.fixture(scope="module")
 def exact(net):
-    grads = nnx.grad(mean_loss)(net, (X, Y))
+    grads = nnx.jit(nnx.grad(mean_loss))(net, (X, Y))
     return {
         path: adapters.layout(getattr(net, path)).matrix(grads[path]["kernel"][...])
         for path in ("conv", "heads", "wide", "out")
@@ -138,14 +138,15 @@ def test_batches_of_unequal_counts_add_up_to_the_gradient_of_the_whole(net, nois
         sums, count = summed(net, (X, Y, counts))
         return sums.sum() / count.sum()
 
-    whole = nnx.grad(loss)(net)["wide"]["kernel"][...]
+    whole = nnx.jit(nnx.grad(loss))(net)["wide"]["kernel"][...]
     for cuts in ((4, 6), (1, 2, 11)):
         batches = list(zip(*(np.split(column, cuts) for column in (X, Y, counts)), strict=True))
         found = estimate(net, summed, batches, noise=noise)
         assert found.samples == counts.sum()
         np.testing.assert_allclose(found.layers["wide"].mean.matrix, whole, atol=1e-6)
         # A mean over batches of their means is another gradient.
-        means = [nnx.grad(lambda n, b=b: mean_of(summed(n, b)))(net) for b in batches]
+        gradient = nnx.jit(nnx.grad(lambda n, b: mean_of(summed(n, b))))
+        means = [gradient(net, b) for b in batches]
         average = sum(each["wide"]["kernel"][...] for each in means) / len(batches)
         assert float(jnp.abs(average - whole).max()) > 1e-2 * float(jnp.abs(whole).max())
 

@@ -139,7 +139,7 @@ def test_the_model_given_is_never_changed(model):
         adapted, optax.sgd(0.1), wrt=adapters.trainable(adapted, heads="head")
     )
     wrt = nnx.DiffState(0, adapters.trainable(adapted, heads="head"))
-    optimizer.update(adapted, nnx.grad(loss, argnums=wrt)(adapted, TOKENS))
+    optimizer.update(adapted, nnx.jit(nnx.grad(loss, argnums=wrt))(adapted, TOKENS))
     adapters.remove(merged), adapters.activate(adapted, ()), adapters.unmerge(merged)
     assert_same(snapshot(model), before)
     assert {path: type(x) for path, x in paths.modules(model).items()} == kinds
@@ -260,20 +260,20 @@ def test_the_lowered_gradient_has_adapter_leaves_alone(model):
 
 def test_transforms(two):
     y = two(TOKENS)
-    graphdef, state = nnx.split(two)
     np.testing.assert_allclose(nnx.jit(lambda m, t: m(t))(two, TOKENS), y, rtol=1e-5, atol=1e-5)
     remat = nnx.remat(lambda m, t: m(t))
     wrt = nnx.DiffState(0, adapters.trainable(two))
-    plain = nnx.grad(loss, argnums=wrt)(two, TOKENS)
-    again = nnx.grad(lambda m, t: jnp.mean(remat(m, t) ** 2), argnums=wrt)(two, TOKENS)
+    plain = nnx.jit(nnx.grad(loss, argnums=wrt))(two, TOKENS)
+    again = nnx.jit(nnx.grad(lambda m, t: jnp.mean(remat(m, t) ** 2), argnums=wrt))(two, TOKENS)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-    batched = nnx.vmap(lambda m, t: m(t), in_axes=(None, 0))(two, TOKENS[:, None])
+    lanes = nnx.jit(nnx.vmap(lambda m, t: m(t), in_axes=(None, 0)))
+    batched = lanes(two, TOKENS[:, None])
     np.testing.assert_allclose(batched[:, 0], y, rtol=1e-5, atol=1e-5)
     # Many adapters of one base at once: only adapter leaves carry the lane axis.
     graphdef, params, rest = nnx.split(two, nnx.LoRAParam, ...)
     lanes = jax.tree.map(lambda x: jnp.stack([x, 0 * x]), params)
-    outs = jax.vmap(lambda p: nnx.merge(graphdef, p, rest)(TOKENS))(lanes)
+    outs = jax.jit(jax.vmap(lambda p: nnx.merge(graphdef, p, rest)(TOKENS)))(lanes)
     np.testing.assert_allclose(outs[0], y, rtol=1e-5, atol=1e-5)
     assert float(jnp.max(jnp.abs(outs[1] - y))) > 1e-3
 

@@ -136,16 +136,18 @@ def loose(pairs):
 
 def test_next_tokens_are_asked_within_a_text_alone():
     model, task, pairs = Writer(nnx.Rngs(0)), tasks.NextToken(), written()
-    scores = task.scores(model, task.prepare(loose(pairs)[np.arange(5)]))
-    for i, (tokens, asked) in enumerate(pairs):
+    scores = nnx.jit(task.scores)(model, task.prepare(loose(pairs)[np.arange(5)]))
+
+    @nnx.jit
+    def alone(model, tokens):
         ones = np.ones((1, len(tokens)), np.int32)
-        logits = model(
-            jnp.asarray(tokens[None]),
-            mask=ones > 0,
-            positions=np.arange(len(tokens))[None],
-            segments=jnp.asarray(ones),
-        )[0]
+        places = np.arange(len(tokens))[None]
+        logits = model(tokens[None], mask=ones > 0, positions=places, segments=jnp.asarray(ones))[0]
         each = optax.softmax_cross_entropy_with_integer_labels(logits[:-1], tokens[1:])
+        return logits, each
+
+    for i, (tokens, asked) in enumerate(pairs):
+        logits, each = alone(model, jnp.asarray(tokens))
         np.testing.assert_allclose(scores.loss[i], each[asked[1:]].sum(), rtol=1e-5)
         right = (np.asarray(logits)[:-1].argmax(-1) == tokens[1:]) & asked[1:]
         assert float(scores.count[i]) == asked[1:].sum() and float(scores.hits[i]) == right.sum()
