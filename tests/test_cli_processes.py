@@ -77,10 +77,10 @@ def alone(folder, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["data", "full"])
-def test_two_processes_end_where_one_does(folder, tmp_path, virtual, alone, layout, capsys):
+def test_two_processes_end_where_one_does(folder, tmp_path, virtual, alone, capsys):
+    """With split weights; finetune/test_sharding has both layouts."""
     two, other = tmp_path / "two", tmp_path / "other"
-    shared = ["--layout", layout]
+    shared = ["--layout", "full"]
     first, second = both(
         virtual, [*options(folder, two), *shared], [*options(folder, other), *shared]
     )

@@ -250,47 +250,57 @@ DIRECTIONS = {
 }
 
 
-@pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize("rule", DIRECTIONS)
-def test_derivatives_of_the_directions_are_those_of_differences(rule, start):
-    """At equal singular values and without full rank, where decompositions have none."""
-    factors = jnp_pair(STARTS[start])
-    g = jnp.asarray(draw(5, *factors.shape))
-    moves = jnp_pair(Factors(draw(6, *factors.a.shape), draw(7, *factors.b.shape)))
+def lanes_of(names):
+    """Starts of one shape, side by side."""
+    return jax.tree.map(lambda *x: jnp.stack(x), *(jnp_pair(STARTS[name]) for name in names))
 
-    @jax.jit
-    def value(x):
-        moved = jax.tree.map(lambda y, z: y + x * z, factors, moves)
+
+NARROW = tuple(name for name in STARTS if name != "wide")
+
+
+@pytest.mark.parametrize("names", [NARROW, ("wide",)], ids=["narrow", "wide"])
+@pytest.mark.parametrize("rule", DIRECTIONS)
+def test_derivatives_of_the_directions_are_those_of_differences(rule, names):
+    """At equal singular values and without full rank, where decompositions have none."""
+    starts = lanes_of(names)
+    m, rank, n = *starts.a.shape[1:], starts.b.shape[2]
+    g = jnp.asarray(draw(5, m, n))
+    moves = jnp_pair(Factors(draw(6, m, rank), draw(7, rank, n)))
+
+    def value(x, start):
+        moved = jax.tree.map(lambda y, z: y + x * z, start, moves)
         gradient = Factors(g @ moved.b.T, moved.a.T @ g)
         return flat(DIRECTIONS[rule](moved, gradient))
 
-    got = jax.jvp(value, (0.0,), (1.0,))[1]
-    weights = jnp.asarray(draw(8, got.size))
-    back = jax.grad(lambda x: weights @ value(x))(0.0)
-    assert bool(jnp.all(jnp.isfinite(got)) & jnp.isfinite(back))
-    np.testing.assert_allclose(back, weights @ got, rtol=1e-9, atol=1e-9)
+    at = jax.jit(jax.vmap(value, (None, 0)))
+    got = jax.jvp(lambda x: at(x, starts), (0.0,), (1.0,))[1]
+    weights = jnp.asarray(draw(8, got.shape[1]))
+    slope = jax.grad(lambda x, start: weights @ value(x, start))
+    back = jax.jit(jax.vmap(slope, (None, 0)))(0.0, starts)
+    assert bool(jnp.all(jnp.isfinite(got)) & jnp.all(jnp.isfinite(back)))
+    np.testing.assert_allclose(back, got @ weights, rtol=1e-9, atol=1e-9)
     smooth = ["generic", "tied", "wide"]
     # Pseudo-inverses jump as rank is gained; a damped inverse does not.
     smooth += list(STARTS) if rule in ("damped", "altered") else []
     smooth += ["LoRA's", "orthonormal, B = 0"] if rule == "polar" else []
-    if start in smooth:
-        want = (value(1e-5) - value(-1e-5)) / 2e-5
-        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+    want = (at(1e-5, starts) - at(-1e-5, starts)) / 2e-5
+    for i, name in enumerate(names):
+        if name in smooth:
+            np.testing.assert_allclose(got[i], want[i], rtol=1e-6, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("escape", [False, True])
-@pytest.mark.parametrize("start", ["generic", "tied", "LoRA's", "orthonormal, B = 0"])
-def test_derivatives_of_lora_rite_are_those_of_differences(start, escape):
+@pytest.mark.parametrize("names", [("generic", "tied"), ("LoRA's", "orthonormal, B = 0")])
+def test_derivatives_of_lora_rite_are_those_of_differences(names, escape):
     """At B = 0, LoRA's own start, along changes of A and of the gradient; elsewhere along all."""
-    factors = jnp_pair(STARTS[start])
-    g, turn = jnp.asarray(0.1 * draw(5, *factors.shape)), jnp.asarray(0.1 * draw(9, M, N))
-    moves = jnp_pair(Factors(draw(6, *factors.a.shape), draw(7, *factors.b.shape)))
-    at_zero = not bool(factors.b.any())
+    starts = lanes_of(names)
+    g, turn = jnp.asarray(0.1 * draw(5, M, N)), jnp.asarray(0.1 * draw(9, M, N))
+    moves = jnp_pair(Factors(draw(6, M, R), draw(7, R, N)))
+    at_zero = not bool(starts.b.any())
     rule = flows.lora_rite(1.0, escape=escape)
 
-    @jax.jit
-    def value(x, y=0.0):
-        moved = Factors(factors.a + x * moves.a, factors.b + (y if at_zero else x) * moves.b)
+    def value(x, y, start):
+        moved = Factors(start.a + x * moves.a, start.b + (y if at_zero else x) * moves.b)
         gradient = g + x * turn
         pair_of = Factors(gradient @ moved.b.T, moved.a.T @ gradient)
         found, state = rule.update(pair_of, rule.init(moved), moved)
@@ -299,15 +309,17 @@ def test_derivatives_of_lora_rite_are_those_of_differences(start, escape):
             return flat(found)
         return flat((found, rule.update(second, state, moved)[0]))
 
-    got = jax.jvp(value, (0.0,), (1.0,))[1]
-    assert float(jnp.abs(got).max()) > 0.1
-    want = (value(1e-5) - value(-1e-5)) / 2e-5
+    at = jax.jit(jax.vmap(lambda x, start: value(x, 0.0, start), (None, 0)))
+    got = jax.jvp(lambda x: at(x, starts), (0.0,), (1.0,))[1]
+    assert bool((jnp.abs(got).max(axis=1) > 0.1).all())
+    want = (at(1e-5, starts) - at(-1e-5, starts)) / 2e-5
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
-    weights = jnp.asarray(draw(8, got.size))
-    back = jax.grad(lambda x, y: weights @ value(x, y), (0, 1))(0.0, 0.0)
+    weights = jnp.asarray(draw(8, got.shape[1]))
+    slopes = jax.grad(lambda x, y, start: weights @ value(x, y, start), (0, 1))
+    back = jax.jit(jax.vmap(slopes, (None, None, 0)))(0.0, 0.0, starts)
     # Of what raises the rank of B there is none; it is finite, and spoils nothing.
     assert bool(jnp.isfinite(jnp.stack(back)).all())
-    np.testing.assert_allclose(back[0], weights @ got, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(back[0], got @ weights, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("metric", ["riemannian", "reflora"])
