@@ -106,7 +106,7 @@ def test_values_take_memory_from_where_they_are_made_to_where_they_are_read():
 
 
 def test_a_step_of_a_full_size_llama_lowers_from_shapes():
-    model = models.abstract("llama-3-8b", depth=1, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    model = models.abstract("llama-3-8b", depth=2, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     model.remat = True
     model, wrt, _ = finetune.abstract_lora(model, rank=8)
     task, batch = tasks.expected(model, 8, 512)
@@ -127,8 +127,6 @@ def test_all_blocks_of_a_full_size_llama_are_planned_without_their_bytes():
     assert found.base == 8_030_261_248
     # Forward, and backward to the inputs: four operations a weight and token, and attention's.
     assert found.flops == pytest.approx(4 * found.base * 8 * 512, rel=0.1)
-    model.remat = True
-    lowered(model, wrt, task, recipe, batch)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown * 1024 < 2e9
 
