@@ -8,11 +8,19 @@ import subprocess
 import sys
 import threading
 
+import jax
 import numpy as np
 import pytest
 
 from lorajax.cli import finetune as command
 from lorajax.cli import main, processes, training
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    """The command trains without it, in this process as well."""
+    yield
+    jax.config.update("jax_enable_x64", True)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +112,16 @@ def test_what_one_process_lacks_ends_both_in_a_sentence(folder, tmp_path, virtua
     assert first[0] == second[0] == 2
     assert re.search(r"error: process 0 of 2: process 1 has ended, and says why", first[2])
     assert re.search(r"error: process 1 of 2: source is '\S+none.npz', which is", second[2])
+
+
+@pytest.mark.slow
+def test_a_sweep_in_two_processes_is_one_sweep_or_none(tmp_path, virtual):
+    given = ["sweep", "flow", "--seeds", "0:4", "--shape", "8", "6"]
+    given += ["--store", str(tmp_path / "s.zarr")]
+    first, second = both(virtual, [*given, "--ranks", "1"], [*given, "--ranks", "2"])
+    assert first[0] == second[0] == 2, first[2] + second[2]
+    assert "error: process 1 of 2: store" in second[2] and "axes.rank" in second[2]
+    assert "error: process 0 of 2: process 1 has ended, and says why" in first[2]
 
 
 def parsed(*given):

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Prepares, trains, and writes what came out."""
     with saying(lambda: outcomes.left(args.out)):
         training.check(args)
-        processes.check(args)
+        processes.check_run(args)
         if args.dry_run:
             return planning.run(args)
         if args.process == 0 or not args.distributed:

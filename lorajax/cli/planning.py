@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="say what training would take (parameters, bytes, operations) and stop; MODEL may "
         "also be a published network by name, such as llama-3-8b, and --data is not read",
     )
-    processes.configure(add)
+    processes.configure(add, "train")
 
 
 def size(count: float | int) -> str:

@@ -1,4 +1,4 @@
-"""`lorajax finetune --distributed`: one run in several processes, of which the first one speaks."""
+"""`--distributed`: one run or one sweep in several processes, of which the first one speaks."""
 
 import argparse
 import atexit
@@ -23,12 +23,12 @@ _LEAVE = 15
 """Seconds that one which ends early waits for the others to end."""
 
 
-def configure(add: Callable[..., Any]) -> None:
-    """Adds the options."""
+def configure(add: Callable[..., Any], what: str) -> None:
+    """Adds the options; `what` is done in several processes."""
     add(
         "--distributed",
         action="store_true",
-        help="train in several processes, each started with this same command, over all of their "
+        help=f"{what} in several processes, each started with this same command, over all of their "
         "devices; what the cluster (Slurm, Open MPI, Kubernetes, TPU) tells JAX is enough, or give",
     )
     add("--coordinator", metavar="HOST:PORT", help="a free port where process 0 runs,")
@@ -45,12 +45,6 @@ def check(args: argparse.Namespace) -> None:
         for name, value in named.items():
             raise ValueError(f"--{name} is {value}; it goes with --distributed.")
         return
-    if args.dry_run:
-        raise ValueError("--distributed is given with --dry-run; plan by --devices N instead.")
-    if args.devices != 1:
-        raise ValueError(
-            f"--devices is {args.devices}; --distributed takes all that the processes have."
-        )
     bounded(args, "processes", 1, MOST)
     bounded(args, "process", 0, MOST)
     if named and len(named) < len(given):
@@ -63,6 +57,19 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--process is {args.process}; it must be below {args.processes}.")
     if args.coordinator is not None:
         _address(args)
+
+
+def check_run(args: argparse.Namespace) -> None:
+    """As `check`, for a training run, which takes all devices of its processes."""
+    check(args)
+    if not args.distributed:
+        return
+    if args.dry_run:
+        raise ValueError("--distributed is given with --dry-run; plan by --devices N instead.")
+    if args.devices != 1:
+        raise ValueError(
+            f"--devices is {args.devices}; --distributed takes all that the processes have."
+        )
 
 
 def _address(args: argparse.Namespace) -> tuple[str, int]:
@@ -177,14 +184,18 @@ def _join(args: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def joined(args: argparse.Namespace) -> Iterator[None]:
+def joined(args: argparse.Namespace, x64: bool = False) -> Iterator[None]:
     """Within the block this process is one of those that --distributed asks for.
+
+    Args:
+      args: of the command.
+      x64: whether it computes in double precision.
 
     Raises:
       ValueError: where they do not find each other, and for errors in the block, with the number of
         the process that has met it.
     """
-    prepare_jax(x64=False)
+    prepare_jax(x64=x64)
     if not args.distributed:
         yield
         return

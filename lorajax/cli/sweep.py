@@ -2,9 +2,8 @@
 
 `flow` takes a problem of your own; the other studies are those of the papers. Lists are values,
 `--scales 1e-1 1e-3 1e-5`; consecutive whole numbers may be written `--seeds 0:30` (0 to 29). A
-sweep that was stopped goes on where it was when it is started again with the same store. On several
-processes (`--distributed`; JAX finds Slurm, Kubernetes, Open MPI and TPU pods by itself) each
-writes its own part of the store.
+sweep that was stopped goes on where it was when it is started again with the same store. Of several
+processes (`--distributed`) each writes its own part of the store, and the first one speaks.
 """
 
 import argparse
@@ -12,9 +11,10 @@ import os
 from typing import Any
 
 from lorajax import studies
+from lorajax.cli import processes
 from lorajax.cli.finetuning import MOST, bounded
 from lorajax.cli.interrupts import saying
-from lorajax.cli.output import Progress, output_folder, prepare_jax
+from lorajax.cli.output import Progress, output_folder
 
 HELP = "run flows over scales, ranks and seeds, or a study of the papers, into a store"
 
@@ -62,10 +62,7 @@ def _configure_run(parser: argparse.ArgumentParser, name: str) -> None:
     add("--chunk", type=int, metavar="N", help="lanes that are run and written together")
     add("--memory", type=float, metavar="MIB", help="for a chunk's results and temporaries")
     add("--devices", type=int, metavar="N", help="how many to spread lanes over (default all)")
-    add("--distributed", action="store_true", help="join the other processes of this job")
-    add("--coordinator", metavar="HOST:PORT", help="of the job, where JAX cannot find it")
-    add("--processes", type=int, metavar="N", help="in the job, where JAX cannot find it")
-    add("--process", type=int, metavar="N", help="number of this one, where JAX cannot find it")
+    processes.configure(add, "sweep")
 
 
 def given_values(study: studies.Study, args: argparse.Namespace) -> dict[str, Any]:
@@ -109,18 +106,17 @@ def run(args: argparse.Namespace) -> int:
     given = given_values(study, args)
     for name in ("chunk", "memory", "devices"):
         bounded(args, name, 1, MOST)
-    for name, least in (("processes", 1), ("process", 0)):
-        bounded(args, name, least, MOST)
-        if getattr(args, name) is not None and not (args.distributed or args.coordinator):
-            raise ValueError(f"--{name} is {getattr(args, name)}; it goes with --distributed.")
+    processes.check(args)
     for name in ("store", "plot"):
         if (place := getattr(args, name)) and "://" not in place:
             output_folder(os.path.dirname(place) or ".", f"--{name}")
-    prepare_jax()
+    with processes.joined(args, x64=True):
+        return _run(args, study, given)
+
+
+def _run(args: argparse.Namespace, study: studies.Study, given: dict[str, Any]) -> int:
     import jax
 
-    if args.distributed or args.coordinator:
-        jax.distributed.initialize(args.coordinator, args.processes, args.process)
     from lorajax import sweeps
 
     devices = jax.local_devices()

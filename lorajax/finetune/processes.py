@@ -6,9 +6,8 @@ otherwise there, is told to all before they go on. Every function here is called
 the same order; in a single process each does what its name says and waits for nobody.
 """
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +16,8 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
+from lorajax.environment.agreement import together as together
+from lorajax.environment.agreement import told
 from lorajax.finetune import sharding
 from lorajax.finetune.checkpoints import Checkpoints
 from lorajax.finetune.training import State, Trainer
@@ -31,12 +32,6 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def told(value: bool) -> list[bool]:
-    """What every process has said, in their order."""
-    said = multihost_utils.process_allgather(np.asarray(value, np.uint8))
-    return [bool(each) for each in np.reshape(said, -1)]
-
-
 def given(data: bytes) -> bytes:
     """What the first process has, in every process."""
     if jax.process_count() == 1:
@@ -48,28 +43,6 @@ def given(data: bytes) -> bytes:
     held = np.frombuffer(data, np.uint8) if first() else np.zeros(size, np.uint8)
     # Not as numbers of their own types: those are added up, and −0 + 0 is 0.
     return multihost_utils.broadcast_one_to_all(held).tobytes()
-
-
-@contextlib.contextmanager
-def together() -> Iterator[None]:
-    """A block that ends in every process as it ends in the others.
-
-    Raises:
-      ValueError: what the block raised here; or, where it raised in another process, that it did;
-        with an attribute `agreed`, as all processes end by it.
-    """
-    failure: ValueError | OSError | None = None
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        failure = error
-    failed = [i for i, each in enumerate(told(failure is not None)) if each]
-    if failed:
-        failure = failure or ValueError(
-            f"process {failed[0]} has ended, and says why where it runs."
-        )
-        failure.agreed = True  # type: ignore[union-attr]
-        raise failure
 
 
 def model_of(trainer: Trainer, state: State, model: Any, wrt: Any) -> Any:

@@ -23,6 +23,7 @@ import numpy as np
 import xarray
 from jaxtyping import Array
 
+from lorajax.environment.agreement import together
 from lorajax.environment.judging import at_least, judged
 from lorajax.sweeps.axes import Block
 from lorajax.sweeps.jobs import MEMORY, Job, prepare
@@ -149,15 +150,15 @@ def sweep(
     if store is None and processes > 1:
         raise ValueError(f"store is None with {processes} processes; give them one to write to.")
     dims, coords = dims or {}, coords or {}
-    name = None if store is None else told(function, settings or {})
-    chunked = None if chunk or store is None else stored_chunk(store)
     checked = dict(key=key, fold=fold, static=static, batched=batched, dims=dims, coords=coords)
     sized = dict(cost=cost, chunk=chunk, bucket=bucket, memory=memory, devices=devices)
-    job, _, _ = prepare(function, axes, **checked, **sized, block_shape=chunked)
+    with together():
+        name = None if store is None else told(function, settings or {})
+        chunked = None if chunk or store is None else stored_chunk(store)
+        job, _, _ = prepare(function, axes, **checked, **sized, block_shape=chunked)
     blocks = list(job.grid.blocks(job.sizes))
     if store is None:
-        sink = Memory(job.grid, job.variables, coords)
-        drive(job, sink, blocks, progress)
+        drive(job, sink := Memory(job.grid, job.variables, coords), blocks, progress)
         return sink.dataset()
     config = configuration(
         name or "", job.grid, job.variables, coords, key, sorted(job.words), settings or {}

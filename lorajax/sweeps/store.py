@@ -20,6 +20,7 @@ import zarr
 from jax.experimental import multihost_utils
 
 from lorajax.environment import files
+from lorajax.environment.agreement import together
 from lorajax.environment.judging import judged
 from lorajax.sweeps.axes import Block, Grid
 from lorajax.sweeps.identity import Unstable, digest, identity
@@ -234,12 +235,14 @@ class ZarrStore:
         self._path, self._grid = os.fspath(path), grid
         self._variables, self._sizes = variables, sizes
         wanted = {**config, "chunk": list(sizes)}
-        self._check(wanted)
-        if jax.process_index() == 0:
-            if _saved(self._path) is None:
-                self._make(wanted, coords)
-            self._lock()
-        self.wait("open")
+        with together():  # or the others would wait for what one of them refuses
+            self._check(wanted)
+            if jax.process_index() == 0:
+                if _saved(self._path) is None:
+                    self._make(wanted, coords)
+                self._lock()
+        with together():  # once more, now that the first one has said what the store is of
+            self._check(wanted)
         try:
             # A chunk of fill values is written like any other: one that is gone is then noticed.
             with zarr.config.set({"array.write_empty_chunks": True}):
