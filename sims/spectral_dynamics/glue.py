@@ -620,7 +620,7 @@ def page(records: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]], na
         + (
             ", the best mean of each method:"
             if same
-            else "; the best mean of each method is another:"
+            else "; where the best mean is another one, `lorajax.cli.texts.RATES` says why:"
         ),
         "",
         words,
