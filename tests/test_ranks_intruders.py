@@ -55,7 +55,12 @@ def test_orientation_and_units_do_not_matter():
     values = np.array([3.0, 2.0, 1.0, 0.5])
     one = ranks.intruder_value(values, (4, 7), 2.0)
     assert ranks.intruder_value(values, (7, 4), 2.0) == one
-    assert ranks.intruder_value(10 * values, (4, 7), 20.0) == pytest.approx(10 * one)
+    for unit in (1e-9, 1e9):
+        found = ranks.intruder_value(unit * values, (4, 7), 2.0 * unit)
+        assert found == pytest.approx(unit * one, rel=1e-12)
+    for strength in (1e3, 1e12, 1e20):  # the update hides the matrix
+        found = ranks.intruder_value(values, (4, 7), strength)
+        assert found == pytest.approx(strength, rel=1e-2)
     assert ranks.intruder_value(values, (4, 7), 1e-9) == pytest.approx(3.0)
     assert ranks.intruder_threshold(np.ones(4), (4, 7)) == 0
 

@@ -100,9 +100,7 @@ def intruder_value(
     if not 0 < strength < float("inf"):
         raise ValueError(f"strength is {strength}; it must be positive and finite.")
     goal, top = strength**-power, float(values[0])
-    high = top + strength
-    while _transform(high, values, c, len(values))[0] > goal:
-        high += strength
+    high = 2 * (top + strength)  # the sum alone bounds the norm; twice of it, rounding as well
     low = top * (1 + 1e-13)
     if _transform(low, values, c, len(values))[0] < goal:
         return low
