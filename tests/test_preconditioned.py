@@ -374,6 +374,9 @@ def test_bad_input_is_named(key):
     for bad, message in (
         (lambda: adapters.riemannian(-1), "damping is -1"),
         (lambda: flows.scaled_gradient(1.0, -1), "damping is -1"),
+        (lambda: flows.reflora_descent(0.0), "learning_rate is 0"),
+        (lambda: flows.lora_rite(-1.0), "learning_rate is -1"),
+        (lambda: flows.reflora_flow(problem, start, times, rtol=0.0), "rtol is 0"),
         (lambda: adapters.reflora(-1), "warmup is -1"),
         (lambda: adapters.lora_rite((1.0, 0.9)), "first decay is 1.0"),
         (lambda: adapters.lora_rite(eps=0), "eps is 0"),

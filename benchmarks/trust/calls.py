@@ -422,6 +422,8 @@ DEMANDS: dict[str, str] = {
         f"lorajax.adapters.{kind}Spec:rank": domains.NOT_NEGATIVE
         for kind in ("LoRA", "AdaLoRA", "Tucker")
     },
+    # All of the risk.
+    "lorajax.laws.whitened_risk:rank": domains.NOT_NEGATIVE,
     **{
         f"lorajax.problems.{kind}.from_target:tolerance": domains.NOT_NEGATIVE
         for kind in CLASS_METHODS

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from lorajax.environment.judging import judged
+from lorajax.environment.judging import POSITIVE, judged
 from lorajax.exact import balanced_core, reduce
 from lorajax.factors import Factors, is_factors
 from lorajax.factors.descents import rebalanced
@@ -42,7 +42,7 @@ PAIRS = Pairs(_take, _put)
 """Pairs of factors as nodes of a tree."""
 
 
-@judged
+@judged(learning_rate=POSITIVE)
 def reflora_descent(
     learning_rate: optax.ScalarOrSchedule, warmup: int = 0
 ) -> optax.GradientTransformation:
@@ -56,7 +56,8 @@ def reflora_descent(
       A gradient transformation over Factors (or any tree of them) that needs `params`.
 
     Raises:
-      ValueError: for a negative warm-up, or (at init) a tree without Factors.
+      ValueError: for a rate that is not positive, a negative warm-up, or (at init) a tree without
+        Factors.
 
     Source: Zhang et al. 2025 (arXiv:2505.18877), by its published code; theory section 9. Its flow
     is `gradient_flow(..., metric="reflora")`, in closed form `reflora_flow`; for models:
@@ -65,7 +66,7 @@ def reflora_descent(
     return optax.chain(reflora_of(PAIRS, warmup), optax.scale_by_learning_rate(learning_rate))
 
 
-@judged
+@judged(learning_rate=POSITIVE)
 def lora_rite(
     learning_rate: optax.ScalarOrSchedule,
     decays: tuple[float, float] = (0.9, 0.999),
@@ -135,7 +136,7 @@ class _Flow(eqx.Module):
         return found, plain
 
 
-@judged
+@judged(rtol=POSITIVE)
 def reflora_flow(
     problem: MatrixFactorization,
     factors: Factors,
@@ -158,9 +159,9 @@ def reflora_flow(
       are balanced there, and RefLoRA's own up to an r×r matrix between them.
 
     Raises:
-      ValueError: before any tracing, for a bad start, times or warm-up, or a product of 0 without
-        one: RefLoRA's matrix S is not defined there, and nothing moves. A start that is traced ends
-        with NaN and the status "non-finite" there.
+      ValueError: before any tracing, for a bad start, times, warm-up or rtol, or a product of 0
+        without a warm-up: RefLoRA's matrix S is not defined there, and nothing moves. A start that
+        is traced ends with NaN and the status "non-finite" there.
 
     Example:
       >>> import jax, jax.numpy as jnp, lorajax

@@ -15,7 +15,7 @@ def whitened_risk(
 
     Args:
       singular_values: of `C^{½} Δ`, the whitened oracle update, in decreasing order.
-      rank: r.
+      rank: r; 0 leaves all of it.
       constant: the law's factor ½.
 
     Returns:
