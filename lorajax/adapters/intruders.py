@@ -57,7 +57,7 @@ class Intruders(NamedTuple):
         ]
         count = sum(row.directions > 0 for row in self.rows)
         return (
-            table(header, lines, right=(2, 3, 4, 5, 6))
+            table(header, lines, right=(2, 3, 4, 5, 6), usual={1: "default"})
             + f"\n{count} of {len(self.rows)} updates have a direction above their weight's "
             "threshold."
         )
@@ -83,9 +83,9 @@ def intruders(model: nnx.Module) -> Intruders:
       >>> model = nnx.Sequential(nnx.Linear(8, 8, rngs=nnx.Rngs(0)))
       >>> adapted = adapters.adapt(model, key=jax.random.key(0), rank=2)
       >>> print(adapters.intruders(adapted))  # B = 0
-      layer     adapter  strength  threshold  intruding  alpha  at most
-      --------  -------  --------  ---------  ---------  -----  -------
-      layers/0  default         0       1.99          0      2      inf
+      layer     strength  threshold  intruding  alpha  at most
+      --------  --------  ---------  ---------  -----  -------
+      layers/0         0       1.99          0      2      inf
       0 of 1 updates have a direction above their weight's threshold.
 
     Source: arXiv:2607.23711 (abstract read), by the formula of Benaych-Georges, Nadakuditi 2012

@@ -59,8 +59,8 @@ class Description(NamedTuple):
         ]
         share = 100 * self.trainable / max(self.total, 1)
         return (
-            table(header, lines, right=(6, 8))
-            + f"\n{self.trainable:,} of {self.total:,} parameters train ({share:.2f} %)."
+            table(header, lines, right=(6, 8), usual={3: "default"})
+            + f"\n{self.trainable:,} of {self.total:,} parameters are adapters' ({share:.2f} %)."
         )
 
 
@@ -76,7 +76,8 @@ def describe(model: nnx.Module) -> Description:
       model: an NNX module.
 
     Returns:
-      A Description, with no rows for a model without adapters.
+      A Description, with no rows for a model without adapters. Printed, it has a column of
+      adapters' names only where one is not "default".
 
     Example:
       >>> import jax
@@ -84,10 +85,10 @@ def describe(model: nnx.Module) -> Description:
       >>> from lorajax import adapters
       >>> model = nnx.Sequential(nnx.Linear(8, 4, rngs=nnx.Rngs(0)), nnx.relu)
       >>> print(adapters.describe(adapters.adapt(model, key=jax.random.key(0), rank=2)))
-      layer     type    kernel  adapter  kind  rank  params  start  scale
-      --------  ------  ------  -------  ----  ----  ------  -----  -----
-      layers/0  Linear  8×4     default  LoRA  2         24  lora       1
-      24 of 60 parameters train (40.00 %).
+      layer     type    kernel  kind  rank  params  start  scale
+      --------  ------  ------  ----  ----  ------  -----  -----
+      layers/0  Linear  8×4     LoRA  2         24  lora       1
+      24 of 60 parameters are adapters' (40.00 %).
     """
     rows, seen = [], set()
     for path, layer in layers(model).items():

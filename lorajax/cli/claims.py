@@ -1,10 +1,10 @@
 """List the claims: statement, standing, source and the verdict on record."""
 
 import argparse
-import textwrap
 
 from lorajax.cli.output import prepare_jax
 from lorajax.cli.validate import check_names, load_claims, read_record
+from lorajax.environment.text import filled
 
 HELP = "list the claims with their standing and source"
 
@@ -33,5 +33,5 @@ def run(args: argparse.Namespace) -> int:
             f"Source: {claim.source}.",
             f"Control: {claim.control.change}.",
         ):
-            print(textwrap.fill(text, 96, initial_indent="    ", subsequent_indent="    "))
+            print(filled(text, "    ", "    "))
     return 0

@@ -16,6 +16,7 @@ from typing import Any
 from lorajax.cli import finetuning, outcomes, planning, processes, resuming, training
 from lorajax.cli.interrupts import saying
 from lorajax.cli.output import output_folder
+from lorajax.environment.text import filled
 
 HELP = "fine-tune a ViT, ResNet, VGG or language model and record the theory's quantities"
 
@@ -107,7 +108,7 @@ def _run(args: argparse.Namespace) -> int:
             written += outcomes.explain(
                 args, begun, trainer, found.history, base, begin, tuned, gradients, intruders
             )
-            print(f"Written to {folder}: {', '.join([*sheet, *written])}")
+            print(filled(f"Written to {folder}: {', '.join([*sheet, *written])}"))
     return 0
 
 

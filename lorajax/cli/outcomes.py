@@ -91,7 +91,7 @@ def report(begun: Begun, trainer: Any, tuned: Any, history: dict[str, Any]) -> A
     rate = _per_second(trainer, history)
     print(
         f"\n{begun.kind} loss {last['loss']:.4f}, {begun.kind} accuracy "
-        f"{100 * last['accuracy']:.2f} %; {trainer.parameters:,} trainable parameters "
+        f"{100 * last['accuracy']:.2f} %\n{trainer.parameters:,} trainable parameters "
         f"({100 * trainer.parameters / begun.parameters:.1f} % of the model's), "
         f"{rate:,.0f} {trainer.task.unit}/s"
     )

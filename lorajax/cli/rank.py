@@ -74,6 +74,7 @@ def _run(args: argparse.Namespace) -> int:
 
     from lorajax import finetune
     from lorajax.environment import files
+    from lorajax.environment.text import filled
 
     begun = finetuning.begin(args)
     targets, _ = finetune.targets_of(begun.model, args.targets, also=())
@@ -84,7 +85,7 @@ def _run(args: argparse.Namespace) -> int:
     carried = None
     if selection.ranks:
         carried = finetune.transfer(selection.ranks, args.trial_rank, args.trial_rate)
-        print(carried)
+        print(filled(str(carried)))
     layers = {
         each.path: {
             "shape": list(each.shape),

@@ -41,7 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--laws",
         nargs="+",
         choices=LAWS,
-        help="to compare with (default: that of the start's kind, and tanh_squared)",
+        metavar="LAW",
+        help=f"to compare with, of {', '.join(LAWS)} (default: that of the start's kind, and "
+        "tanh_squared)",
     )
     add(
         "--until",
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
     from lorajax import plots
     from lorajax.environment import files
-    from lorajax.environment.text import table
+    from lorajax.environment.text import filled, table
     from lorajax.studies import comparison
 
     result = comparison.compare_spectra(
@@ -105,8 +107,11 @@ def run(args: argparse.Namespace) -> int:
     ]
     header = ("scale", "law", "mode", "sup error", "half-time error", "best time-warp error")
     print(table(header, rows))
+    engines: dict[str, list[str]] = {}
     for scale, plan in result.plans.items():
-        print(f"scale {scale:g}: {plan}")
+        engines.setdefault(str(plan), []).append(f"{scale:g}")
+    for plan, scales in engines.items():
+        print(filled(f"scale {', '.join(scales)}: {plan}"))
     endings = ("png", *args.formats, "json", "npz")
-    print(f"\nWritten: {', '.join(str(folder / f'spectra.{end}') for end in endings)}")
+    print(f"\nWritten to {folder}: {', '.join(f'spectra.{end}' for end in endings)}")
     return 0

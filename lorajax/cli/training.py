@@ -70,7 +70,9 @@ def _how(add: Callable[..., Any]) -> None:
     add(
         "--optimizer",
         choices=("adamw", "adam", "sgd", "muon", *OF_PAIRS),
-        help="default lora-plus (B learns 4 times as fast as A); full: adamw, adam, sgd or muon",
+        metavar="NAME",
+        help=f"adamw, adam, sgd, muon, {', '.join(OF_PAIRS)} (default lora-plus: B learns 4 "
+        "times as fast as A); full: adamw, adam, sgd or muon",
     )
     add(
         "--learning-rate",
@@ -78,11 +80,22 @@ def _how(add: Callable[..., Any]) -> None:
         help="at its peak (default 7e-3; full: 8e-3; for vit-tiny-imagenet 1.5e-3; full: 1e-3; for "
         "texts 1e-3; full: 5e-5)",
     )
-    add("--schedule", choices=("constant", "linear", "cosine"), default="cosine")
+    add(
+        "--schedule",
+        choices=("constant", "linear", "cosine"),
+        default="cosine",
+        help="of the learning rate, after the warm-up (default cosine)",
+    )
     add("--warmup", type=int, metavar="STEPS", help="steps (default a twentieth)")
-    add("--weight-decay", type=float, default=0.0)
+    add("--weight-decay", type=float, default=0.0, help="decoupled, of matrices (default 0)")
     add("--smoothing", type=float, default=0.1, help="of the labels in training (default 0.1)")
-    add("--augment", choices=POLICIES, default="none")
+    add(
+        "--augment",
+        choices=POLICIES,
+        default="none",
+        metavar="HOW",
+        help=f"images in training: {', '.join(POLICIES)} (default none)",
+    )
     add(
         "--mixup",
         type=float,

@@ -49,23 +49,21 @@ def write_json(
 
 
 def verdict_table(outcomes: Sequence[Outcome]) -> str:
-    """The table that the command ends with."""
+    """The table that the command ends with; it fits a terminal, and the report has the rest."""
     rows = []
     for outcome in outcomes:
         evidence = outcome.evidence
         rows.append(
             (
                 outcome.claim.id,
-                outcome.claim.standing,
                 f"{SYMBOLS[outcome.verdict]} {outcome.verdict}",
                 f"{evidence.error:.2g}" if evidence else "–",
                 f"{evidence.tolerance:.2g}" if evidence else "–",
-                f"{SYMBOLS[outcome.control]} {outcome.control}",
-                f"{outcome.seconds:.1f} s",
+                outcome.control,
             )
         )
-    header = ("claim", "standing", "verdict", "error", "tolerance", "altered law", "time")
-    return table(header, rows)
+    header = ("claim", "verdict", "error", "tolerance", "control")
+    return table(header, rows, right=(2, 3))
 
 
 ORDER = ("refuted", "inconclusive", "vacuous", "confirmed")
