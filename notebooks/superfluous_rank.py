@@ -101,7 +101,7 @@ fig
 # exponentially.
 #
 # So rank does no harm to where training *ends* here, and with $B = 0$ none to the way there
-# either. Two things are not said: labels in these problems have no noise that extra rank could
+# either. Two things are left out: labels in these problems have no noise that extra rank could
 # fit, and rank costs memory. [Choosing a rank](choosing_ranks.py) is about both.
 #
 # ## Exercises

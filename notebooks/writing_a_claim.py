@@ -141,7 +141,7 @@ found = claims.examine(tanh_squared, run)
 print("verdict:", found.verdict, "| error", f"{found.evidence.error:.2f}")
 
 # %% [markdown]
-# Refuted, and by no hair's breadth. In the package a claim is one file of `lorajax/claims/`, and
+# Refuted, and not by a hair's breadth. In the package a claim is one file of `lorajax/claims/`, and
 # its verdict is on record: [a claim of your own](../docs/extending/claim.md).
 #
 # ## Exercises
