@@ -174,7 +174,7 @@ print("read again, it differs by", float(jnp.max(jnp.abs(again(batch) - pissa(ba
 #
 # ## Exercises
 #
-# 1. Give the product of the two factors another scaling, `adapt(..., alpha=12)`. What changes in the
-#    file, and what in `by_hand`?
+# 1. Give the product of the two factors another scaling, `adapt(..., alpha=12)`. What changes in
+#    the file, and what in `by_hand`?
 # 2. Train from `start="pissa"` as well and add its curve to the figure. Is the top of the
 #    *weight* a good place to look for the missing update?
