@@ -11,6 +11,7 @@ import os
 os.environ.setdefault("NPROC", "16")  # see docs/howto/install.md
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 
 from lorajax import data, finetune, models, plots, tasks  # noqa: E402
 from lorajax.finetune.contest import Contest  # noqa: E402
@@ -74,26 +75,49 @@ def simulate(profile: Profile, seed: int = 0):
 def draw(profile: Profile, results):
     """Accuracy against parameters and against the cost, and the ranks that were chosen."""
     figure, panels = plots.figure(1, 3, size=(3.4, 2.8))
+    # From 0 on: budgets that differ by a percent would else look far apart.
+    every = [x for each in results.values() for x in each.values()]
+    most = [
+        1.15 * max(x.parameters.mean() for x in every),
+        1.15 * max(x.choosing + x.training for x in every),
+    ]
     with plots.style():
-        for color, name in enumerate(SHOWN):
+        for place, (name, mark) in enumerate(zip(SHOWN, "os^D", strict=True)):
             cells = [each[name] for each in results.values()]
             means, halves = zip(*(finetune.interval(100 * x.scores) for x in cells), strict=True)
-            for panel, values in (
-                (panels[0], [x.parameters.mean() for x in cells]),
-                (panels[1], [x.choosing + x.training for x in cells]),
-            ):
+            parameters = np.array([x.parameters.mean() for x in cells])
+            passes = np.array([x.choosing + x.training for x in cells])
+            for panel, values, end in zip(panels, (parameters, passes), most, strict=False):
+                # Methods may share a value: their points would hide each other.
                 panel.errorbar(
-                    values, means, halves, fmt="o-", color=f"C{color}", capsize=3, label=name
+                    values + (place - 1.5) * 0.035 * end,
+                    means,
+                    halves,
+                    fmt=f"{mark}-",
+                    color=f"C{place}",
+                    capsize=2,
+                    label=name,
                 )
-            last = cells[-1].ranks
-            panels[2].plot(list(last.values()), color=f"C{color}", marker=".", linewidth=1)
-        panels[0].set(xlabel="parameters of the adapters", ylabel="test accuracy [%]")
-        panels[1].set(xlabel="forward passes, choosing included", ylabel="test accuracy [%]")
-        panels[2].set(xlabel="layer, in the model's order", ylabel="rank")
-        panels[0].legend()
+        for panel, xlabel, end in zip(
+            panels, ("parameters of the adapters", "forward passes, all told"), most, strict=False
+        ):
+            panel.set(xlabel=xlabel, ylabel="test accuracy [%]", xlim=(0, end))
+        panels[0].legend(loc="lower left")
+        last = list(results.values())[-1]
+        image = panels[2].imshow(
+            [list(last[name].ranks.values()) for name in SHOWN], aspect="auto", cmap="viridis"
+        )
+        panels[2].set_yticks(range(len(SHOWN)), SHOWN)
+        panels[2].grid(visible=False)
+        panels[2].set(
+            xlabel="layer, in the model's order",
+            title=f"budget of rank {list(results)[-1]} in every layer",
+        )
+        figure.colorbar(image, ax=panels[2], label="rank, mean over seeds")
         figure.suptitle(
-            f"embedded ViT on {profile.images} images of MNIST, {profile.steps} steps of "
-            f"{profile.batch}, {profile.seeds} seeds, 95 % intervals",
+            f"embedded ViT on {profile.images:,} images of MNIST, {profile.steps} steps of "
+            f"{profile.batch}; mean of {profile.seeds} seeds and its 95 % interval; points of equal "
+            "parameters or cost stand beside each other",
         )
     return figure
 

@@ -165,7 +165,8 @@ def draw(profile: Profile, swept):
             row[3].set_yscale("log")
         for panel in panels.ravel():
             panel.set_xlabel("step")
-        panels[0][0].legend()
+        handles = panels[0][0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=5)
         figure.suptitle(
             f"ViT, Tiny ImageNet → CIFAR-10 (JPEG), rank {RANK}, {profile.repetitions} "
             f"repetitions, {profile.steps} steps of {profile.batch}",

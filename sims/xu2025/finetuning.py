@@ -173,6 +173,7 @@ def draw(profile: Profile, results):
             row[1].set_ylim(bottom=1e-4)  # spectral starts begin at rounding
         for panel in panels.ravel():
             panel.set_xlabel("step")
+            panel.xaxis.get_major_locator().set_params(integer=True)
         handles = panels[0][0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=5)
         figure.suptitle(

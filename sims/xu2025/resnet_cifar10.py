@@ -131,7 +131,8 @@ def draw(profile: Profile, swept):
         panels[2].set_yscale("log")
         panels[2].set_ylim(bottom=1e-5)  # spectral starts begin at rounding
         panels[3].set_yscale("log")
-        panels[0].legend()
+        handles = panels[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=3)
         figure.suptitle(
             f"ResNet-20 on CIFAR-10 (JPEG), rank {RANK}, α = {SCALE:g}, {profile.repetitions} "
             f"repetitions, {profile.steps} steps of {profile.batch}",
