@@ -8,8 +8,8 @@ from typing import Any
 from tables import rows_of, size_of, time_of
 
 NONE = (
-    "No card has been lent so far: nothing of this project has run on a GPU, and there is nothing "
-    "to show. The command's tiny form (`--tiny`), which runs every stage on any device, is tested."
+    "Nothing of this project has run on a GPU so far: there is nothing to show. The command's tiny "
+    "form (`--tiny`), which runs every stage on any device, is tested."
 )
 MODELS = {"vit": "ViT-B/16", "bert": "BERT-base", "llama": "SmolLM2-135M"}
 Stages = dict[str, dict[str, Any]]

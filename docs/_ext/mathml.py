@@ -1,9 +1,12 @@
 """Formulas as MathML, made at build time: no script and nothing to download where they are read."""
 
+import re
 from typing import Any
 
 import latex2mathml.converter
 from docutils import nodes
+
+_PARENTHESES = re.compile(r"<mo>&#x00028;</mo><mtable>(.*?)</mtable><mo>&#x00029;</mo>")
 
 
 def _render(translator: Any, node: nodes.Element, display: str) -> None:
@@ -13,6 +16,9 @@ def _render(translator: Any, node: nodes.Element, display: str) -> None:
         raise ValueError(
             f"formula {node.astext()!r} is no LaTeX that can be read: {error}"
         ) from error
+    # Parentheses of a matrix grow only in fonts for mathematics, which many machines lack: they are
+    # borders of the table (site.css).
+    formula = _PARENTHESES.sub(r'<mtable class="matrix">\1</mtable>', formula)
     if display == "block":
         translator.body.append(f'<div class="formula">{formula}</div>')
     else:

@@ -162,7 +162,8 @@ def flat(path: pathlib.Path) -> str:
 def figures() -> list[pathlib.Path]:
     """The committed figure, and those that `make figures` left in out/."""
     made = [p for p in sorted((ROOT / "out").glob("*/*.png")) if p.with_suffix(".json").exists()]
-    return [COMMITTED, *made]
+    # A command that was given such a folder leaves figures there, too.
+    return [COMMITTED, *(p for p in made if (ROOT / "sims" / p.parent.name).is_dir())]
 
 
 def picture(path: pathlib.Path, link: str, alt: str) -> str:
@@ -175,8 +176,19 @@ def picture(path: pathlib.Path, link: str, alt: str) -> str:
 
 def shown(path: pathlib.Path, title: str) -> str:
     """A figure in the gallery, which scrolls within itself on a narrow page."""
+    from lorajax import plots
+
     image = picture(path, f"/generated/gallery/{flat(path)}", title)
-    return f"::::{{container}} scroll\n{image}::::\n"
+    wide = plots.width_on_page(path.read_bytes()[:24]) > 1.1 * 3 * plots.COLUMN[0] * plots.SHOWN
+    return f"::::{{container}} scroll{' wide' * wide}\n{image}::::\n"
+
+
+def program(figure: pathlib.Path) -> str:
+    """What draws a figure of out/: the file of its name, or one that names several figures."""
+    folder = ROOT / "sims" / figure.parent.name
+    named = (p for p in sorted(folder.glob("*.py")) if f'"{figure.stem}"' in p.read_text("utf-8"))
+    own = folder / f"{figure.stem}.py"
+    return str((own if own.exists() else next(named, own)).relative_to(ROOT))
 
 
 def gallery() -> str:
@@ -194,7 +206,7 @@ def gallery() -> str:
             continue
         found = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         title, _, rest = found.get("caption", path.stem).partition("\n")
-        place = f"sims/{path.parent.name}/{path.stem}.py"
+        place = program(path)
         parts += [
             f"## {title.rstrip('.')}\n",
             shown(path, title),

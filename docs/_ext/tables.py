@@ -12,10 +12,10 @@ def time_of(seconds: float) -> str:
     """Seconds in a unit that can be read."""
     for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
         if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.1e} s"
+            return f"{seconds / size:.3g}\u00a0{unit}"  # kept on one line
+    return f"{seconds:.1e}\u00a0s"
 
 
 def size_of(count: float) -> str:
     """Bytes in a unit that can be read."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
+    return f"{count / 1e9:.2f}\u00a0GB" if count >= 1e9 else f"{count / 1e6:.3g}\u00a0MB"

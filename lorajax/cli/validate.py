@@ -174,13 +174,17 @@ def write_resolving(
 ) -> dict[str, float | str]:
     """Resolving powers, measured, printed, and written to `resolving.json` and `resolving.md`."""
     from lorajax.environment import files
+    from lorajax.environment.text import filled
 
     powers: dict[str, float | str] = {}
     rows = [
-        f"# Resolving powers, seed {run.seed}, profile {run.profile}",
+        "# Resolving powers",
         "",
-        "Made by `lorajax validate --resolving`: the smallest relative alteration of a claim's",
-        "constant, of " + ", ".join(f"{x:.1%}" for x in claims.ALTERATIONS) + ", that its check",
+        f"Made by `lorajax validate --resolving` (seed {run.seed}, profile {run.profile}): the "
+        "smallest",
+        "relative alteration of a claim's constant, of "
+        + ", ".join(f"{x:.1%}" for x in claims.ALTERATIONS)
+        + ", that its check",
         "refutes; and the alteration of its negative control.",
         "",
         "| claim | smallest alteration refuted | its control |",
@@ -196,7 +200,7 @@ def write_resolving(
         powers[claim.id] = power
         files.write(folder / "resolving.json", json.dumps(powers, indent=2) + "\n")
         shown = f"{power:.1%}" if isinstance(power, float) else power
-        print(f"{claim.id:<42}  {shown:<20}  {claim.control.change}")
+        print(filled(f"{claim.id:<38}  {shown}", rest=40 * " "))
         change = claim.control.change.replace("|", r"\|")
         rows.append(f"| `{claim.id}` | {shown} | {change} |")
     files.write(folder / "resolving.md", "\n".join(rows) + "\n")

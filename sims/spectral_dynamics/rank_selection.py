@@ -116,8 +116,8 @@ def draw(profile: Profile, results):
         figure.colorbar(image, ax=panels[2], label="rank, mean over seeds")
         figure.suptitle(
             f"embedded ViT on {profile.images:,} images of MNIST, {profile.steps} steps of "
-            f"{profile.batch}; mean of {profile.seeds} seeds and its 95 % interval; points of equal "
-            "parameters or cost stand beside each other",
+            f"{profile.batch}; mean and 95 % interval of {profile.seeds} seeds; points of equal "
+            "parameters or cost stand side by side",
         )
     return figure
 
