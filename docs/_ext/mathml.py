@@ -19,6 +19,7 @@ def _render(translator: Any, node: nodes.Element, display: str) -> None:
     # Parentheses of a matrix grow only in fonts for mathematics, which many machines lack: they are
     # borders of the table (site.css).
     formula = _PARENTHESES.sub(r'<mtable class="matrix">\1</mtable>', formula)
+    formula = formula.replace("<mo>&#x002D9;</mo>", '<mo class="dot">&#x002D9;</mo>')
     if display == "block":
         translator.body.append(f'<div class="formula">{formula}</div>')
     else:
