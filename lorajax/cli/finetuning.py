@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lorajax.cli import texts
+from lorajax.environment.text import WIDTH
 
 MOST = 2**31 - 1
 """The largest number of anything: steps, samples and ranks are counted in 32 bits."""
@@ -196,11 +197,10 @@ def begin(args: argparse.Namespace) -> Begun:
         # The same samples for every seed, or runs that differ in it could not be compared.
         train, aside = data.hold_out(found.train, count)
         found, kind = found._replace(train=train, test=aside), "held-out"
-    print(
-        f"{type(model).__name__} {Path(args.model).name} on {found.name}: {len(found.train):,} "
-        f"training and {len(found.test):,} {kind} {task.unit}, {words}",
-        flush=True,
-    )
+    told = f"{type(model).__name__} {Path(args.model).name} on {found.name}:"
+    counts = f"{len(found.train):,} training and {len(found.test):,} {kind} {task.unit}, {words}"
+    fits = len(told) + len(counts) < WIDTH
+    print(f"{told} {counts}" if fits else f"{told}\n  {counts}", flush=True)
     if found.kind == "held-out":
         print(f"held out: {args.hold_out:g} % of each class, the same for every seed")
     if found.left_out:

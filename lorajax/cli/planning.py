@@ -6,6 +6,7 @@ from typing import Any
 
 from lorajax.cli import finetuning, processes, training
 from lorajax.cli.output import prepare_jax
+from lorajax.environment.text import filled
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         )
     shape = next(iter(batch.values())).shape
     each = f" of {shape[1]} tokens" if args.max_length or tasks.takes(model) != "images" else ""
-    print(f"{Path(args.model).name} in {args.precision}, {words}")
+    print(filled(f"{Path(args.model).name} in {args.precision}, {words}"))
     print(f"a step: {shape[0]} {task.unit}{each}, {found.flops / 1e12:,.3g} TFLOP in products")
     print(
         f"parameters: {found.base:,} frozen, {found.adapters:,} of adapters, {found.beside:,} that "
