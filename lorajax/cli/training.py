@@ -78,7 +78,7 @@ def _how(add: Callable[..., Any]) -> None:
         "--learning-rate",
         type=float,
         help="at its peak (default 7e-3; full: 8e-3; for vit-tiny-imagenet 1.5e-3; full: 1e-3; for "
-        "texts 1e-3; full: 2e-4, for next tokens 5e-5)",
+        "texts 2e-3; full: 2e-4; for next tokens 1e-3; full: 5e-5)",
     )
     add(
         "--schedule",
