@@ -57,7 +57,7 @@ def test_flow_agrees_with_an_independent_solver(problem, start):
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 1e-12, 1e-20])
 def test_escape_is_right_at_any_scale(scale):
-    """At a fixed atol of 1e-6 the escape of a start of 1e-20 is off by 2.3 (theory section 8)."""
+    """At a fixed atol of 1e-6 it is not (theory section 8, and test_promises.py)."""
     s = 2.0
     problem = MatrixFactorization(jnp.ones((1, 1)), jnp.array([s]), jnp.ones((1, 1)))
     factors = Factors(jnp.full((1, 1), scale), jnp.zeros((1, 1)))

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 
 import lorajax
-from lorajax import initializers, laws, spectra
+from lorajax import exact, initializers, laws, spectra
 from lorajax.models import layers
 
 
@@ -36,6 +37,51 @@ def test_the_deflated_law_is_off_by_what_its_docstring_says(spectrum, std, promi
     worst = float(sup_error(jax.random.split(jax.random.key(20), 24)).max())
     # The largest of 24 draws is a draw itself: the same to a factor of two.
     assert promised / 2 < worst < 2 * promised
+
+
+@pytest.mark.parametrize(("std", "promised"), [(1e-3, 3e-6), (0.1, 0.05)])
+def test_a_gaussian_start_is_as_balanced_as_theory_says(std, promised):
+    """The largest error of an entry over 8 draws (theory section 2.1): another 8 than those."""
+    problem = lorajax.MatrixFactorization.from_spectrum(
+        jax.random.key(3), (60, 40), (4.0, 2.0, 1.0)
+    )
+    times = jnp.linspace(0.0, 14.0, 100)
+
+    @jax.jit
+    @jax.vmap
+    def largest(key):
+        start = initializers.lora(key, (60, 40), 5, std * 60**0.5)
+        diagonal, core, _ = exact.reduce(problem, start)
+        path = lorajax.gradient_flow(diagonal, core, times, rtol=1e-10)
+        balanced = exact.balanced_core(diagonal, core, times)
+        return jnp.abs(balanced.core.product - path.core.product).max()
+
+    worst = float(largest(jax.random.split(jax.random.key(20), 8)).max())
+    assert promised / 2 < worst < 2 * promised
+
+
+def test_the_escape_is_right_unless_atol_is_fixed():
+    """What theory section 8 says of the time at which a mode of s = 2 is half learned."""
+    s = 2.0
+    problem = lorajax.DiagonalFactorization(jnp.array([s]), (1, 1))
+
+    def escape(scale):
+        return brentq(lambda t: float(laws.lora_mode(t, s, scale)) - s / 2, 0.0, 50.0, xtol=1e-13)
+
+    def flow(scale, times, **options):
+        start = lorajax.Factors(jnp.full((1, 1), scale), jnp.zeros((1, 1)))
+        path = lorajax.gradient_flow(problem, start, times, **options)
+        assert path.converged
+        return np.asarray(path.core.product[:, 0, 0])
+
+    for scale in (1e-2, 1e-12, 1e-24):
+        reached = flow(scale, np.array([0.0, escape(scale)]))[-1]
+        # At half its size the mode grows by s²/2 in a unit of time.
+        assert abs(reached - s / 2) / (s**2 / 2) < 3e-8
+    for scale, least, most in ((1e-12, 0.5, 0.8), (1e-20, 2.0, 3.0)):
+        times = np.linspace(0.0, escape(scale) + 5.0, 4001)
+        late = np.interp(s / 2, flow(scale, times, atol=1e-6), times) - escape(scale)
+        assert least < late < most, late
 
 
 def test_approximations_of_gelu_differ_by_what_the_docstring_says():

@@ -202,7 +202,7 @@ def gradient_flow(
       times: when to save, shape (t,), increasing, from 0 on (the flow starts at 0).
       rtol: relative tolerance of a step; 1e-8 in float64 and 1e-5 in float32 if None.
       atol: absolute tolerance; if None `rtol` times the start's amplitude, because a fixed one lets
-        the solver skip over the growth of a small start (an escape time off by 2.3 at 1e-20).
+        the solver skip over the growth of a small start (an escape time off by 2 to 3 at 1e-20).
       weight_decay: w ≥ 0 on all factors, in units of 1/time.
       b_rate: ρ of LoRA+: Ḃ is multiplied by it.
       metric: "riemannian", "reflora", or a function of a pair's gradient and the pair (it commutes
