@@ -17,7 +17,7 @@ WHOLE = ("1.5", "nan", "inf", "-1", "-5", "1e3", "99999999999999999999", "-99999
 REAL = ("nan", "inf", "-inf", "1e400", "-1", "-1e30")
 ZERO_IS_FINE = {
     "--seed", "--hold-out", "--warmup", "--weight-decay", "--smoothing", "--noises",
-    "--process", "--seeds",
+    "--process", "--seeds", "--mixup",
 }  # fmt: skip
 PATHS = {"--out", "--store", "--plot", "--peft", "--data-folder"}
 

@@ -127,8 +127,7 @@ def _trained(
             if several.first():
                 states = Path(args.out) / "checkpoints"
                 options = {"neutral": resuming.neutral(), "alone": args.distributed}
-                mine = Checkpoints(states, training.settings(args), **options)
-                stack.enter_context(mine)
+                mine = stack.enter_context(Checkpoints(states, training.settings(args), **options))
                 if older := resuming.assumed(mine.assumed):
                     print(older)
         lines = stack.enter_context(Lines(trainer.recipe, trainer.task.unit))

@@ -22,6 +22,8 @@ from lorajax.environment.judging import judged
 TESTS = ("test", "val", "valid", "validation")
 _NAMES = (("{}_x", "{}_y"), ("{}_images", "{}_labels"), ("{}_jpg", "{}_y"))
 _WHOLE = (("x", "y"), ("images", "labels"))
+MOST_CLASSES = 100_000
+"""That are counted by the largest label: one number that is no class could ask for any memory."""
 
 
 def image_table(
@@ -125,7 +127,13 @@ def read_pack(path: Path, name: str, share: float = 0.0) -> Dataset:
     if names is None:
         labels = [arrays[pair[1]] for _, pair in splits]
         whole = [x for x in labels if np.issubdtype(x.dtype, np.integer)]
-        names = np.arange(1 + max((int(x.max(initial=0)) for x in whole), default=0))
+        count = 1 + max((int(x.max(initial=0)) for x in whole), default=0)
+        if count > MOST_CLASSES:
+            raise ValueError(
+                f"{path} has labels up to {count - 1} and no array `names`; number the classes from "
+                f"0 on, at most {MOST_CLASSES:,} of them, or name them all."
+            )
+        names = np.arange(count)
     classes = tuple(str(entry) for entry in names)
     tables = [
         image_table(f"{path} ({k})", _images(path, arrays, pair[0]), arrays[pair[1]], len(classes))
