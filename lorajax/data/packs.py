@@ -7,7 +7,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,17 @@ def image_table(
             f"be integers in 0 … {classes - 1}."
         )
     return Table({"images": images, "labels": labels.astype(np.int32)})
+
+
+def _numbered(path: Path, labels: Sequence[np.ndarray]) -> tuple[str, ...]:
+    """Names of classes that are counted by the largest label."""
+    most = max((int(x.max(initial=0)) for x in labels), default=0)
+    if most >= MOST_CLASSES:
+        raise ValueError(
+            f"{path} has labels up to {most}; number the classes from 0 on, at most "
+            f"{MOST_CLASSES:,} of them."
+        )
+    return tuple(map(str, range(1 + most)))
 
 
 def set_aside(name: str, table: Table, share: float) -> tuple[Table, Table]:
@@ -127,13 +138,7 @@ def read_pack(path: Path, name: str, share: float = 0.0) -> Dataset:
     if names is None:
         labels = [arrays[pair[1]] for _, pair in splits]
         whole = [x for x in labels if np.issubdtype(x.dtype, np.integer)]
-        count = 1 + max((int(x.max(initial=0)) for x in whole), default=0)
-        if count > MOST_CLASSES:
-            raise ValueError(
-                f"{path} has labels up to {count - 1} and no array `names`; number the classes from "
-                f"0 on, at most {MOST_CLASSES:,} of them, or name them all."
-            )
-        names = np.arange(count)
+        names = _numbered(path, whole)
     classes = tuple(str(entry) for entry in names)
     tables = [
         image_table(f"{path} ({k})", _images(path, arrays, pair[0]), arrays[pair[1]], len(classes))
@@ -249,9 +254,11 @@ def read_idx_folder(folder: Path, share: float = 0.0) -> Dataset:
     if "train" not in splits:
         raise ValueError(f"{folder} has {', '.join(files)}images-idx3-ubyte and none of train-….")
     arrays = {kind: [read_idx(path) for path in pair] for kind, pair in splits.items()}
-    count = 1 + max(int(labels.max(initial=0)) for _, labels in arrays.values())
-    classes = tuple(map(str, range(count)))
-    tables = {k: image_table(str(splits[k][0]), x, y, count) for k, (x, y) in arrays.items()}
+    classes = _numbered(folder, [labels for _, labels in arrays.values()])
+    tables = {
+        kind: image_table(str(splits[kind][0]), *pair, len(classes))
+        for kind, pair in arrays.items()
+    }
     used = {path for pair in splits.values() for path in pair}
     left_out = tuple(path.name for path in sorted(folder.iterdir()) if path not in used)
     if "test" in tables:

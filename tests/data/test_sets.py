@@ -84,7 +84,7 @@ class TestPacks:
             ({"train_x": np.zeros((6, 5, 5), np.float32)}, "must be bytes"),
             ({"train_y": np.array([0.5] * 6)}, "must be integers"),
             ({"test_y": np.array([0, -1, 1])}, "labels of int64 from -1"),
-            ({"train_y": np.full(6, 2**60)}, "labels up to 1152921504606846976 and no array"),
+            ({"train_y": np.full(6, 2**60)}, "labels up to 1152921504606846976; number"),
             ({"test_y": None}, "a pack needs test_y"),
             ({"classes": np.array(["a"])}, "must be integers in 0 … 0"),
         ],
