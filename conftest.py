@@ -52,6 +52,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+CACHED = ("test_cli", "test_sims", "test_contest")
+"""Files of tests that run whole programs, which compile the same again and again."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Parts of all tests, for a gate that has no time for more."""
     parser.addoption(
@@ -92,9 +96,9 @@ def room_for_programs() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def cached_programs(request: pytest.FixtureRequest) -> None:
-    """Uses the cache on disk where whole commands run, which compile the same again and again.
+    """Uses the cache on disk where whole programs run.
 
     Elsewhere a program is small and compiled once: to look it up takes a sixth of all the time.
     """
-    jax.config.update("jax_enable_compilation_cache", request.path.name.startswith("test_cli"))
+    jax.config.update("jax_enable_compilation_cache", request.path.name.startswith(CACHED))
     compilation_cache.reset_cache()
