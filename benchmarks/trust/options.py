@@ -81,7 +81,7 @@ def _without_work() -> Iterator[None]:
     from lorajax.cli import COMMANDS
 
     changed: list[tuple[Any, Any]] = []
-    for name in (*COMMANDS, "planning"):
+    for name in (*COMMANDS, "planning", "processes"):
         module: Any = importlib.import_module(f"lorajax.cli.{name}")
         if hasattr(module, "prepare_jax"):
             changed.append((module, module.prepare_jax))
@@ -131,7 +131,7 @@ def command(words: list[str], parser: argparse.ArgumentParser, place: pathlib.Pa
     lines += [(o + "x", [o + "x", "1"]) for a in parser._actions for o in a.option_strings]
     lines += [
         (o, [o]) for a in parser._actions for o in a.option_strings[-1:] if a.nargs != 0
-        and a.nargs != "*"
+        and a.nargs not in ("*", "?")
     ]  # fmt: skip
     for option, value in lines:
         begun = time.monotonic()
