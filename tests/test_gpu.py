@@ -83,8 +83,8 @@ def test_the_tiny_form_runs_every_stage_and_the_page_shows_them(flags, tmp_path,
             assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
-def test_without_a_result_the_page_says_that_no_card_has_been_lent(tmp_path, monkeypatch):
-    assert page_of(monkeypatch, tmp_path / "gpu.json").startswith("No card has been lent so far")
+def test_without_a_result_the_page_says_that_nothing_has_run_on_a_card(tmp_path, monkeypatch):
+    assert page_of(monkeypatch, tmp_path / "gpu.json").startswith("Nothing of this project has run")
 
 
 def test_a_stage_that_fails_hangs_or_lacks_something_does_not_stop_the_others(tmp_path):
