@@ -3,14 +3,15 @@
 #
 #   make validate [ARGS="spectral_dynamics --profile full"]
 #   make test     [ARGS="tests/test_exact.py -k balanced"]
-#   make test     TYPED=1                   checks shapes and dtypes at each call, as CI does
+#   make test     FULL=1                    as CI does: the tests marked apart too, and shapes and
+#                                           dtypes checked at each call
 #   make PYTHON=python3.13 VENV=.venv-3.13 test
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 WORKERS ?= 2
-TYPED ?=
+FULL ?=
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -72,7 +73,7 @@ validate: $(INSTALLED)
 
 test: $(INSTALLED)-test
 	@$(GUARDED) $(ALONE) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder \
-  $(if $(TYPED),--jaxtyping-packages=lorajax$(COMMA)beartype.beartype) $(ARGS)
+  $(if $(FULL),--jaxtyping-packages=lorajax$(COMMA)beartype.beartype,-m 'not apart') $(ARGS)
 
 lint: $(INSTALLED)-lint
 	@$(BIN)/ruff check .

@@ -489,6 +489,7 @@ def test_bad_inputs_are_refused_in_a_sentence(folder, tmp_path, arguments, messa
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.apart
 def test_two_devices_and_a_base_in_half_precision(folder, tmp_path, virtual):
     given = [*fast(folder, tmp_path), "--devices", "2", "--layout", "full", "--dtype", "bfloat16"]
     found = subprocess.run(

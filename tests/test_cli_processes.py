@@ -85,6 +85,7 @@ def alone(folder, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_two_processes_end_where_one_does(folder, tmp_path, virtual, alone, capsys):
     """With split weights; finetune/test_sharding has both layouts."""
     two, other = tmp_path / "two", tmp_path / "other"
@@ -106,6 +107,7 @@ def test_two_processes_end_where_one_does(folder, tmp_path, virtual, alone, caps
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_what_one_process_lacks_ends_both_in_a_sentence(folder, tmp_path, virtual):
     given = options(folder, tmp_path), options(folder, tmp_path, data="none.npz")
     first, second = both(virtual, *given)
@@ -115,6 +117,7 @@ def test_what_one_process_lacks_ends_both_in_a_sentence(folder, tmp_path, virtua
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_a_sweep_in_two_processes_is_one_sweep_or_none(tmp_path, virtual):
     given = ["sweep", "flow", "--seeds", "0:4", "--shape", "8", "6"]
     given += ["--store", str(tmp_path / "s.zarr")]

@@ -186,6 +186,7 @@ DEVICES = """
 """
 
 
+@pytest.mark.apart
 def test_a_run_on_four_devices_is_that_on_one(folder, tmp_path, virtual):
     for name in ("train.tsv", "test.tsv"):
         (tmp_path / name).write_text((folder / name).read_text())

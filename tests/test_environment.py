@@ -155,7 +155,7 @@ def test_traces_lists_what_is_traced_and_nothing_else(traces):
 
 def test_run_time_type_checks_are_on(request):
     if not request.config.getoption("--jaxtyping-packages"):
-        pytest.skip("types are checked at run time by `make test TYPED=1`, as in CI")
+        pytest.skip("types are checked at run time by `make test FULL=1`, as in CI")
     whole_numbers = Factors(jnp.ones((3, 2), int), jnp.ones((2, 4), int))
     with pytest.raises(jaxtyping.TypeCheckError):
         _ = whole_numbers.product

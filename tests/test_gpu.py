@@ -49,6 +49,7 @@ def page_of(monkeypatch, path):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_the_tiny_form_runs_every_stage_and_the_page_shows_them(flags, tmp_path, monkeypatch):
     stages = {}
     for stage in (gpu.CARD, *gpu.STAGES):

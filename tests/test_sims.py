@@ -144,6 +144,7 @@ class Sudden(Exception):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_pretraining_goes_on_where_it_was_and_its_first_stage_can_be_made_longer(
     tmp_path, monkeypatch
 ):

@@ -346,6 +346,7 @@ def test_memory_of_a_step_beyond_the_base():
     assert peak - base < 16 * 4 * width * width / 4
 
 
+@pytest.mark.apart
 def test_sharded_bases_get_sharded_factors(virtual):
     """On four devices: A is split as the kernel's rows, B as its columns; results agree."""
     code = """

@@ -115,6 +115,7 @@ def test_a_step_of_a_full_size_llama_lowers_from_shapes():
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_all_blocks_of_a_full_size_llama_are_planned_without_their_bytes():
     import resource
 

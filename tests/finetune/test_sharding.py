@@ -99,6 +99,7 @@ PROCESSES = """
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_sharded_training_agrees_with_plain_training(virtual):
     found = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SETUP) + textwrap.dedent(DEVICES)],
@@ -111,6 +112,7 @@ def test_sharded_training_agrees_with_plain_training(virtual):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_training_in_two_processes_agrees_with_plain_training(virtual):
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))

@@ -491,6 +491,7 @@ class TestSetup:
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_lanes_spread_over_devices_give_the_same_curves(tmp_path, virtual):
     """Two virtual devices against one of them, in a process of its own."""
     script = """

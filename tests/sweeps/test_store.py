@@ -128,6 +128,7 @@ def test_an_estimate_tells_lanes_chunks_and_bytes_and_writes_nothing(tmp_path):
     assert estimate(draw, AXES, key=jax.random.key(0), probe=False).seconds is None
 
 
+@pytest.mark.apart
 def test_a_sweep_that_is_killed_and_resumed_is_the_same_bit_for_bit(tmp_path, worker):
     finish(worker("kill", tmp_path / "whole"))
     rng, kills = random.Random(5), 0
@@ -144,6 +145,7 @@ def test_a_sweep_that_is_killed_and_resumed_is_the_same_bit_for_bit(tmp_path, wo
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
+@pytest.mark.apart
 def test_devices_and_processes_agree(tmp_path, worker):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -160,7 +162,8 @@ def test_devices_and_processes_agree(tmp_path, worker):
             np.testing.assert_allclose(found[name], want[name], rtol=1e-12, atol=0)
 
 
-@pytest.mark.slow  # compiles one adaptive solver for two sizes of a call
+@pytest.mark.slow
+@pytest.mark.apart
 def test_an_adaptive_solver_takes_the_same_steps_on_any_device(tmp_path, worker):
     # As users compile it: sums over lanes that are vectorized are those that could differ.
     finish(worker("flow", tmp_path / "flow", devices=2, optimized=True))
