@@ -550,13 +550,16 @@ def choice_table(records: Sequence[dict[str, Any]]) -> tuple[str, dict[str, floa
             named = [((r["run"]["task"], r["run"]["rate"]), r["score"]) for r in of]
             row = [[score for at, score in named if at == (task, x)] for x in rates]
             means.append([np.mean(each) if each else np.nan for each in row])
-            numbers = " | ".join(f"{100 * x:.2f}" for x in means[-1])
-            lines.append(f"| {task}, {TASKS[task].metric} | {numbers} |")
+            lines.append(f"| {task}, {TASKS[task].metric} | {_points(means[-1])} |")
         mean = np.mean(means, axis=0)
-        lines += ["| mean | " + " | ".join(f"{100 * x:.2f}" for x in mean) + " |", ""]
+        lines += [f"| mean | {_points(mean)} |", ""]
         if np.isfinite(mean).any():
             best[method] = rates[int(np.nanargmax(mean))]
     return "\n".join(lines), best
+
+
+def _points(values: Sequence[float]) -> str:
+    return " | ".join(f"{100 * x:.2f}" if np.isfinite(x) else "not run" for x in values)
 
 
 def amounts(profile: dict[str, Part]) -> str:
@@ -580,7 +583,7 @@ def page(records: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]], na
     words, best = choice_table(chosen)
     rates = {method: RATES["classes"]["lora" if method == "rule" else method] for method in GRID}
     asked = " and ".join(f"{rate:g} ({SAID[method]})" for method, rate in rates.items())
-    same = all(rates[method] == rate for method, rate in best.items())
+    same = {*best} == {*GRID} and all(rates[method] == rate for method, rate in best.items())
     left = missing(PROFILES[name], records)
     whole = (
         "`python sims/spectral_dynamics/glue.py --profile full` runs five seeds of three epochs."
@@ -620,7 +623,7 @@ def page(records: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]], na
         + (
             ", the best mean of each method:"
             if same
-            else "; where the best mean is another one, `lorajax.cli.texts.RATES` says why:"
+            else "; where that is not the best mean here, `lorajax.cli.texts.RATES` says why:"
         ),
         "",
         words,
