@@ -45,9 +45,21 @@ def test_the_record_names_every_claim_and_no_other():
     assert RECORD["spectral_dynamics.benign_rank"] == "confirmed"
 
 
+COSTLIEST = {
+    "spectral_dynamics.split_half",
+    "xu2025.slow_tail",
+    "xu2025.smaller_alpha_generic",
+}
+"""A fifth of all claims' time; `make validate` examines these as well."""
 # Those on real networks train for minutes: `lorajax validate finetuning`, a gate of .ci/run.
 EACH = [
-    pytest.param(name, marks=pytest.mark.xdist_group(name.partition(".")[0]))
+    pytest.param(
+        name,
+        marks=[
+            pytest.mark.xdist_group(name.partition(".")[0]),
+            *([pytest.mark.apart] if name in COSTLIEST else []),
+        ],
+    )
     for name, claim in claims.REGISTRY.items()
     if not claim.on_request
 ]

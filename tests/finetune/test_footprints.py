@@ -38,6 +38,7 @@ def lowered(model, wrt, task, recipe, batch):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 @pytest.mark.parametrize(("config", "length"), [(LLAMA, 64), (BERT, 64), (VIT, None)])
 def test_predicted_bytes_and_operations_are_those_of_xla(config, length):
     given = prepared(dataclasses.replace(config, depth=4), length=length)

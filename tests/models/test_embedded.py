@@ -96,6 +96,7 @@ def test_it_has_the_accuracy_that_its_file_states(data_dir):
     assert float(measured.accuracy) == pytest.approx(stated, abs=1e-3)
 
 
+@pytest.mark.apart
 def test_the_colored_vit_knows_pictures():
     """Its features, frozen, tell the classes of CIFAR-10 better than a random ViT's do."""
     found = data.load("cifar10-sample")
