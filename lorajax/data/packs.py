@@ -256,8 +256,8 @@ def read_idx_folder(folder: Path, share: float = 0.0) -> Dataset:
     arrays = {kind: [read_idx(path) for path in pair] for kind, pair in splits.items()}
     classes = _numbered(folder, [labels for _, labels in arrays.values()])
     tables = {
-        kind: image_table(str(splits[kind][0]), *pair, len(classes))
-        for kind, pair in arrays.items()
+        kind: image_table(str(splits[kind][0]), images, labels, len(classes))
+        for kind, (images, labels) in arrays.items()
     }
     used = {path for pair in splits.values() for path in pair}
     left_out = tuple(path.name for path in sorted(folder.iterdir()) if path not in used)
