@@ -3,10 +3,10 @@
 import argparse
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from lorajax.cli import finetuning
+from lorajax.cli import finetuning, texts
 from lorajax.cli.finetuning import MOST, bounded
 
 OF_PAIRS = ("lora-plus", "riemannian", "reflora", "lora-rite", "spectral")
@@ -50,6 +50,10 @@ def _what(add: Callable[..., Any]) -> None:
     add("--alpha", type=float, help="numerator of the scaling alpha/rank (default: scaling 1)")
 
 
+def _said(rates: Mapping[str, float]) -> str:
+    return f"{rates['lora']:g}; full: {rates['full']:g}"
+
+
 def _how(add: Callable[..., Any]) -> None:
     add("--epochs", type=float, default=6.0, help="times through the data (default 6)")
     add("--batch-size", type=int, help="samples a step (default 50, or what --devices divide)")
@@ -77,8 +81,9 @@ def _how(add: Callable[..., Any]) -> None:
     add(
         "--learning-rate",
         type=float,
-        help="at its peak (default 7e-3; full: 8e-3; for vit-tiny-imagenet 1.5e-3; full: 1e-3; for "
-        "texts 2e-3; full: 2e-4; for next tokens 1e-3; full: 5e-5)",
+        help=f"at its peak (default 7e-3; full: 8e-3; for {finetuning.COLORED} "
+        f"{_said(finetuning.RATES)}; for texts {_said(texts.RATES['classes'])}; for next tokens "
+        f"{_said(texts.RATES['tokens'])})",
     )
     add(
         "--schedule",

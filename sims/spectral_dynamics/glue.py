@@ -644,11 +644,14 @@ def draw(records: Sequence[dict[str, Any]]):
                 if method in less:
                     places.append(j + 0.15 * (2 * i - len(shown) + 1))
                     means.append(100 * less[method][0])
-                    halves.append(np.nan_to_num(100 * less[method][1]))
+                    halves.append(100 * less[method][1])  # NaN, and no bar, for one seed
             panel.errorbar(places, means, halves, fmt="o", capsize=3, label=SAID[method])
         panel.axhline(0, color="gray", linewidth=1)
         panel.set_xticks(range(len(found)), [f"{t}\n{TASKS[t].metric}" for t in found])
-        panel.set(xlabel="task and measure", ylabel="method − full [points], 95 % interval")
+        panel.set(
+            xlabel="task and measure; without a bar: one seed",
+            ylabel="method − full [points], 95 % interval",
+        )
         panel.legend()
     return figure
 
