@@ -89,7 +89,8 @@ def room_for_programs() -> Iterator[None]:
     yield
     if hasattr(mlir, CONTEXT):
         getattr(mlir, CONTEXT).cache_clear()
-    if memory.crowded():
+    # A file's programs have some 8,000 at most, and to forget and collect takes 4 s.
+    if memory.crowded(40_000):
         jax.clear_caches()
         gc.collect()
 

@@ -88,6 +88,14 @@ def test_glue_pairs_by_seed_and_says_what_was_not_run(tmp_path):
     page = sim.page(records, [], "hour")
     assert "| stsb (spearman) | LoRA at the rule's ranks | 4.0% | 2 | 81.00" in page
     assert "Not run: sst2, LoRA" in page and "| 2.00 |" in page
+    assert "## Profile" not in page
+    # What was run of another profile stands beside it, and is not mixed with it.
+    (run,) = sim.plan(sim.PROFILES["long"], methods=["rule"])
+    longer = _glue_record(sim, "sst2", "rule", 0, 0.9, [1.0])[1]
+    longer["run"] = sim.dataclasses.asdict(run)
+    page = sim.page(records, [], "hour", {"long": [longer]})
+    assert page.count("Not run: sst2, LoRA") == 1 and "Not run: sst2, full: 1 of 1 seeds" in page
+    assert page.index("## Profile `long`") < page.index("is 90.00") < page.index("## Learning")
 
 
 def test_glue_learning_rates_are_chosen_by_the_mean_of_what_was_held_out():

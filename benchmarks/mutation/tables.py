@@ -137,7 +137,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = ["| | " + " | ".join(rooms) + " |", "|---" * (len(rooms) + 1) + "|"]
     for operator in operators:
         cells = [counts[operator, room] for room in rooms]
-        shown = [f"{a} of {b}" if b else "" for a, b in cells]
+        shown = [f"{a}/{b}" if b else "" for a, b in cells]
         lines.append(f"| {operator} | " + " | ".join(shown) + " |")
     return lines
 
@@ -158,6 +158,8 @@ line. No result here is typed by hand.
 The sample holds {count} of {candidates} possible alterations, by module and by seed {seed}, and
 the faults that tests once missed (`named`). Not altered are docstrings, annotations, messages,
 checks of input that only raise, drawing, and the stand-ins that `where` discards.
+
+Caught/all, by kind of alteration and room:
 
 {table}
 """

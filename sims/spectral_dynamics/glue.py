@@ -19,7 +19,7 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault("NPROC", "16")  # see docs/howto/install.md
@@ -96,6 +96,8 @@ PROFILES = {
         "cola": Part({"rule": 5, "peft": 2, "full": 5}, 1, 0, 0, 64, 4096),
         "qnli": Part({"rule": 3, "peft": 1, "full": 3}, 1, 4096, 1024, 96, 4096),
     },
+    # An hour of a core each; ranks are read off all samples.
+    "long": {"sst2": Part({"rule": 1, "full": 1}, 3, 0, 0, 64, 67_349)},
     "full": {name: Part(_seeds(5), 3) for name in ("cola", "stsb", "qnli", "sst2")},
 }
 CHOICE = {
@@ -578,13 +580,34 @@ def amounts(profile: dict[str, Part]) -> str:
     return "\n".join(lines)
 
 
-def page(records: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]], name: str) -> str:
-    """Markdown: the whole report."""
+def results(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines of Markdown: what a profile's runs came to, as a table and in words."""
+    return [table(records), "", *(f"- {each}" for each in statements(records)), ""]
+
+
+def page(
+    records: Sequence[dict[str, Any]],
+    chosen: Sequence[dict[str, Any]],
+    name: str,
+    others: Mapping[str, Sequence[dict[str, Any]]] | None = None,
+) -> str:
+    """Markdown: the whole report of a profile, and what has been run of the others by name."""
     words, best = choice_table(chosen)
     rates = {method: RATES["classes"]["lora" if method == "rule" else method] for method in GRID}
     asked = " and ".join(f"{rate:g} ({SAID[method]})" for method, rate in rates.items())
     same = {*best} == {*GRID} and all(rates[method] == rate for method, rate in best.items())
     left = missing(PROFILES[name], records)
+    further = []
+    for other, of in (others or {}).items():
+        gone = missing(PROFILES[other], of)
+        further += [
+            f"## Profile `{other}`",
+            "",
+            *results(of),
+            amounts(PROFILES[other]),
+            "",
+            *([f"Not run: {'; '.join(gone)}.", ""] if gone else []),
+        ]
     whole = (
         "`python sims/spectral_dynamics/glue.py --profile full` runs five seeds of three epochs."
     )
@@ -603,10 +626,7 @@ def page(records: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]], na
         "of their 95 % interval. Seconds are of processor time, those of the quickest run, with "
         "its measuring.",
         "",
-        table(records),
-        "",
-        *(f"- {each}" for each in statements(records)),
-        "",
+        *results(records),
         "## How much was run",
         "",
         amounts(PROFILES[name]),
@@ -614,6 +634,7 @@ def page(records: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]], na
         f"Not run: {'; '.join(left)}." if left else "All of it was run.",
         f"The profile is cut to what two busy cores have in an hour; {whole}",
         "",
+        *further,
         "## Learning rates",
         "",
         "Chosen by `python sims/spectral_dynamics/glue.py --choose`, which trains on a part of the "
@@ -682,6 +703,11 @@ def numbers(
     return content | {"not run": missing(PROFILES[name], records)}
 
 
+def finished(journal: Journal, name: str) -> list[dict[str, Any]]:
+    """The records that there are of a profile."""
+    return [journal.found[run] for run in plan(PROFILES[name]) if run in journal.found]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--profile", choices=PROFILES, default="quick")
@@ -721,7 +747,9 @@ def main() -> None:
         print(words + f"\nbest: {best}")
         return
     # Whatever there is of the profile, also of tasks and methods that were not asked for now.
-    records = [journal.found[run] for run in plan(profile) if run in journal.found]
+    records = finished(journal, args.profile)
+    others = {p: finished(journal, p) for p in PROFILES if p not in ("quick", args.profile)}
+    others = {p: of for p, of in others.items() if of}
     kinds = [dataclasses.replace(run, rate=0.0) for run in choices(dict.fromkeys(GRID, (0.0,)))]
     chosen = [
         record
@@ -733,9 +761,11 @@ def main() -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     written = {
-        args.page or out / f"glue_{args.profile}.md": page(records, chosen, args.profile),
+        args.page or out / f"glue_{args.profile}.md": page(records, chosen, args.profile, others),
         args.json or out / f"glue_{args.profile}.json": json.dumps(
-            numbers(records, chosen, args.profile), indent=1
+            numbers(records, chosen, args.profile)
+            | {"also": {p: numbers(of, [], p) for p, of in others.items()}},
+            indent=1,
         )
         + "\n",
     }

@@ -118,6 +118,7 @@ def contest(model, table):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_all_methods_have_exactly_one_budget(contest):
     run = contest()
     budget = run.budget
