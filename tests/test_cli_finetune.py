@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -223,8 +224,10 @@ def test_the_adapter_is_a_peft_adapter_that_loads_again(finished, folder):
     assert hits.mean() == pytest.approx(history["test_accuracy"][-1], abs=1e-6)
 
 
-def cut_off(folder, out, monkeypatch):
+@pytest.fixture(scope="module")
+def interrupted_run(folder, tmp_path_factory):
     """A run that was interrupted after its second state was saved."""
+    out = tmp_path_factory.mktemp("interrupted")
     save, saved = checkpoints.Checkpoints.save, []
 
     def interrupted(self, state, history):
@@ -233,11 +236,12 @@ def cut_off(folder, out, monkeypatch):
         if len(saved) == 2:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints.Checkpoints, "save", interrupted)
         assert main(fast(folder, out)) == 130
     assert saved == [3, 6]
     assert not (out / "history.json").exists()
+    return out
 
 
 def same_curves(first, second):
@@ -246,14 +250,16 @@ def same_curves(first, second):
         assert once[name] == again[name], name
 
 
-def test_an_interrupted_run_resumes_to_the_same_curves(finished, folder, tmp_path, monkeypatch):
-    cut_off(folder, tmp_path, monkeypatch)
+def test_an_interrupted_run_resumes_to_the_same_curves(finished, folder, interrupted_run, tmp_path):
+    shutil.copytree(interrupted_run, tmp_path, dirs_exist_ok=True)
     assert main([*fast(folder, tmp_path), "--resume"]) == 0
     same_curves(finished, tmp_path)
 
 
-def test_a_run_from_before_an_option_came_goes_on(finished, folder, tmp_path, monkeypatch, capsys):
-    cut_off(folder, tmp_path, monkeypatch)
+def test_a_run_from_before_an_option_came_goes_on(
+    finished, folder, interrupted_run, tmp_path, capsys
+):
+    shutil.copytree(interrupted_run, tmp_path, dirs_exist_ok=True)
     files = list(tmp_path.glob("checkpoints/*/settings/metadata"))
     whole = [json.loads(file.read_text()) for file in files]
 
