@@ -429,6 +429,25 @@ def test_a_traced_start_that_is_not_balanced_ends_in_a_status(problem, start):
     assert solved.converged
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-5])
+def test_a_flow_begins_at_its_start_to_the_last_digit(problem, key, scale):
+    """Rounding in place of B = 0 has a spectrum, whose effective rank was 2.8 and not 0."""
+    start = initializers.orthogonal(key, problem.shape, 4, scale)
+    turned = initializers.orthogonal(key, problem.shape[::-1], 4, scale).a.T
+    turned = Factors(jnp.zeros_like(start.a), turned)
+    times = np.array([0.0, 0.5])
+    runs = [(flows.balanced_flow, start), (flows.balanced_flow, turned)]
+    for flow, begin in (*runs, (flows.gradient_flow, start)):
+        values = spectra.singular_values(flow(problem, begin, times))
+        assert not np.any(values[0]) and np.all(values[1, :3] > 0)
+        np.testing.assert_array_equal(spectra.effective_rank(values)[0], 0)
+    both = jax.tree.map(lambda x: x[None], start)
+    for one_sided in (True, False):
+        found = flows.lanes.closed_form(problem, both, jnp.asarray(times), one_sided=one_sided)
+        values = found.observed["singular_values"][0]
+        assert not np.any(values[0]) and np.all(values[1, :3] > 0)
+
+
 def test_the_closed_form_takes_one_step_however_late(problem, key):
     times = np.array([1.0, 1e6, 1e10, 1e15])
     path = flows.balanced_flow(problem, initializers.orthogonal(key, problem.shape, 4, 1e-3), times)

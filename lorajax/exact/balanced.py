@@ -8,6 +8,7 @@ e^{κ_j t}.
 What is left is bounded whatever t is, and so are its derivatives.
 """
 
+import functools
 from typing import NamedTuple
 
 import equinox as eqx
@@ -117,6 +118,15 @@ def _propagate(s: Array, start: _Turned, t: Array) -> tuple[Array, Array]:
     return stacked[:half_way], stacked[half_way:]
 
 
+def _begin_at(times: Array, start: Array, path: Array) -> Array:
+    """A path whose values at time 0 are the start itself: where B is 0, its rounding has a spectrum.
+
+    Derivatives stay those of the path.
+    """
+    at_start = (times == 0).reshape(-1, *[1] * start.ndim)
+    return path + jax.lax.stop_gradient(jnp.where(at_start, start[None] - path, 0))
+
+
 @judged
 @eqx.filter_jit
 def balanced_core(
@@ -141,7 +151,7 @@ def balanced_core(
     a, b = jnp.where(turn, b, a), jnp.where(turn, a, b)
     p, q = problem.shape
     path = Factors(a[:, :p], jnp.swapaxes(b[:, :q], 1, 2))
-    return BalancedPath(path, jnp.asarray(times.shape[0], jnp.int32))
+    return BalancedPath(jax.tree.map(functools.partial(_begin_at, times), core, path), jnp.asarray(times.shape[0], jnp.int32))
 
 
 def _allowed(factors: Factors) -> float:
