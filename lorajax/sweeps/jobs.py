@@ -134,6 +134,11 @@ def _default_dtype(values: np.ndarray) -> np.ndarray:
     return values.astype(jnp.result_type(kind[values.dtype.kind]))
 
 
+def _like(values: np.ndarray, width: int) -> jax.ShapeDtypeStruct:
+    """What stands for values of so many lanes."""
+    return jax.ShapeDtypeStruct((width, *values.shape[1:]), values.dtype)
+
+
 def _stack_words(grid: Grid, words: dict[str, np.ndarray], indices, lanes: int) -> np.ndarray:
     parts = [w[indices[grid.parameters[name].axis]] for name, w in words.items()]
     return np.concatenate(parts, axis=1) if parts else np.zeros((lanes, 0), np.uint32)
@@ -168,9 +173,12 @@ def _accepted(function: Callable[..., Any], grid: Grid, words: Mapping[str, Any]
 
 
 def _shapes(
-    function, grid: Grid, accepted: set[str], batched: bool, key, words
+    function, grid: Grid, accepted: set[str], batched: bool, key, words, width: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Outputs of one lane, the same for all values of the static parameters."""
+    """Outputs of one lane, the same for all values of the static parameters.
+
+    A call of so many lanes is traced for each of these, which one of that width finds traced.
+    """
     found: dict[str, jax.ShapeDtypeStruct] | None = None
     static = sorted(grid.static_axes())
     sizes = tuple(1 if i in static else n for i, n in enumerate(grid.shape))
@@ -178,17 +186,14 @@ def _shapes(
         one = Block(0, tuple(slice(s.start, s.start + 1) for s in block.slices))
         traced, names = grid.arguments(one, accepted)
         word = _stack_words(grid, words, grid.indices(one), 1)
-        out = jax.eval_shape(
-            functools.partial(_lanes, function, tuple(sorted(names.items())), batched),
-            {n: _default_dtype(v) for n, v in traced.items()},
-            key,
-            word,
-        )
+        arrays = {n: _like(_default_dtype(v), width) for n, v in traced.items()}
+        given = tuple(sorted(names.items()))
+        out = run_lanes.eval_shape(function, given, batched, arrays, key, _like(word, width))
         for name, leaf in out.items():
-            if leaf.shape[:1] != (1,):
+            if leaf.shape[:1] != (width,):
                 raise ValueError(
-                    f"function returns {name!r} of shape {leaf.shape} for a batch of 1 lane; its "
-                    "leading axis must be the lanes."
+                    f"function returns {name!r} of shape {leaf.shape} for a batch of width "
+                    f"{width}; its leading axis must be the lanes."
                 )
         here = {n: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for n, x in out.items()}
         if found is not None and here != found:
@@ -268,21 +273,27 @@ def prepare(
         raise ValueError("fold is given without a key; give the key that lanes are folded into.")
     words = fold_words(grid, fold) if key is not None else {}
     accepted = _accepted(function, grid, words, key)
-    shapes = _shapes(function, grid, accepted, batched, key, words)
-    variables = describe(grid, shapes, dims, coords)
     costs = _costs(grid, cost)
     used = _devices(devices)
+    spread = None if costs is None else _spread(costs)
+
+    def split(limit: int) -> tuple[tuple[int, ...], int]:
+        """Lanes along each axis of a chunk, and lanes of a call."""
+        sizes = block_shape or grid.block_shape(limit, spread)
+        share = math.ceil(math.prod(sizes) / len(used))
+        width = min(bucket or (share if costs is None else DEFAULT_BUCKET), share)
+        # A batch of one is compiled to unbatched products, which round otherwise.
+        return sizes, max(width, 2) if grid.lanes > 1 and bucket != 1 else width
+
+    # Traced as wide as it is going to run where memory allows.
+    _, width = split(chunk or MOST_LANES)
+    shapes = _shapes(function, grid, accepted, batched, key, words, width)
+    variables = describe(grid, shapes, dims, coords)
     lane_bytes = sum(math.prod(v.shape) * v.dtype.itemsize for v in variables.values())
     limit = chunk or max(1, min(MOST_LANES, memory // (2 * lane_bytes)))
-    spread = None if costs is None else _spread(costs)
     while True:
-        sizes = block_shape or grid.block_shape(limit, spread)
+        sizes, width = split(limit)
         lanes = math.prod(sizes)
-        share = math.ceil(lanes / len(used))
-        width = min(bucket or (share if costs is None else DEFAULT_BUCKET), share)
-        if grid.lanes > 1 and bucket != 1:
-            # A batch of one is compiled to unbatched products, which round otherwise.
-            width = max(width, 2)
         job = Job(
             function, grid, accepted, batched, key, words, costs, used, variables, sizes, width
         )

@@ -22,6 +22,7 @@ from lorajax.studies import simulation  # noqa: E402
 class Profile:
     images: int
     held_out: int
+    tests: int
     steps: int
     batch: int
     seeds: int
@@ -30,8 +31,8 @@ class Profile:
 
 
 PROFILES = {
-    "quick": Profile(1666, 200, 60, 32, 5, (1.0, 3.0), (2,)),
-    "full": Profile(5000, 1000, 600, 50, 10, (0.1, 0.3, 1.0, 3.0, 10.0), (1, 2, 4, 8)),
+    "quick": Profile(1666, 200, 2000, 40, 32, 3, (1.0, 3.0), (2,)),
+    "full": Profile(5000, 1000, 10_000, 600, 50, 10, (0.1, 0.3, 1.0, 3.0, 10.0), (1, 2, 4, 8)),
 }
 SHOWN = ("rule", "uniform", "EVA", "AdaLoRA")
 
@@ -42,6 +43,7 @@ def simulate(profile: Profile, seed: int = 0):
     every = len(found.train) // profile.images  # the set is sorted by class
     part = found.train.take(slice(None, None, every))
     train, held_out = data.hold_out(part, profile.held_out)
+    test = found.test.take(slice(None, None, len(found.test) // profile.tests))
     model = models.load("vit-fashion-mnist")
     task = tasks.Images.of(model.config)
     model = finetune.fit_head(model, task, train)
@@ -60,7 +62,7 @@ def simulate(profile: Profile, seed: int = 0):
             task,
             train,
             held_out,
-            found.test,
+            test,
             recipe,
             key=jax.random.key(seed),
             uniform=uniform,
@@ -116,7 +118,7 @@ def draw(profile: Profile, results):
         figure.colorbar(image, ax=panels[2], label="rank, mean over seeds")
         figure.suptitle(
             f"embedded ViT on {profile.images:,} images of MNIST, {profile.steps} steps of "
-            f"{profile.batch}; mean and 95 % interval of {profile.seeds} seeds; points of equal "
+            f"{profile.batch}, {profile.tests:,} to test on; mean and 95 % interval of {profile.seeds} seeds; points of equal "
             "parameters or cost stand side by side",
         )
     return figure

@@ -113,7 +113,7 @@ def test_a_batched_function_gets_all_lanes_of_a_call():
     found = sweep(whole, AXES, key=jax.random.key(3), batched=True, chunk=45)
     want = sweep(draw, AXES, key=jax.random.key(3))
     same(found["x"], want["x"])
-    assert set(sizes) == {(1,), (45,)}
+    assert set(sizes) == {(45,)}
 
 
 def test_one_function_compiles_once(traces):
@@ -124,6 +124,25 @@ def test_one_function_compiles_once(traces):
     with traces() as names:
         sweep(once, {**AXES, "seed": range(45, 90)}, key=jax.random.key(1), chunk=7)
     assert "once" not in names and "run_lanes" not in names
+
+
+@pytest.mark.parametrize("sizes", [{}, {"bucket": 1}, {"chunk": 2}])
+def test_a_function_is_traced_once_for_each_static_value(sizes):
+    """Outputs' shapes are known from the trace that runs; tracing a network takes seconds."""
+    seen = []
+
+    def grow(x, kind, key):
+        seen.append(kind)
+        return x * jax.random.normal(key) + len(kind)
+
+    def run(count):
+        axes = {"kind": ["a", "b"], "x": np.arange(1.0, count)}
+        return sweep(grow, axes, static=("kind",), key=jax.random.key(0), **sizes)
+
+    run(5)
+    assert sorted(seen) == ["a", "b"]
+    run(5)
+    assert len(seen) == 2
 
 
 def test_chunks_fit_the_memory():
