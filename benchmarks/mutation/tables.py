@@ -146,6 +146,15 @@ def _code(text: str) -> str:
     return "`" + text.replace("|", "\\|").replace("`", "'") + "`"
 
 
+def shown(name: str) -> str:
+    """The name of an alteration as Markdown that breaks between its parts: where, before, after."""
+    where, _, change = name.partition(": ")
+    before, _, after = change.partition(" → ")
+    module, _, function = where.partition(":")
+    parts = f"{_code(module.removeprefix('lorajax.'))} {_code(function)}: {_code(before)}"
+    return f"{parts} → {_code(after)}" if after else parts
+
+
 HEAD = """\
 # Do the tests notice when the theory's code is wrong?
 
@@ -202,17 +211,18 @@ def write(
         text += f"\n{left} more of the sample have not been judged yet: `make mutants` goes on.\n"
     if found["unexplained"]:
         text += "\n## Missed\n\n"
-        text += "".join(f"- {_code(name)}\n" for name in found["unexplained"])
+        text += "".join(f"- {shown(name)}\n" for name in found["unexplained"])
     text += "\n## Equivalent\n\nSurvivors that change nothing that is promised, and why.\n\n"
     text += "| alteration | why nothing can catch it |\n|---|---|\n"
-    text += "".join(f"| {_code(name)} | {why} |\n" for name, why in found["equivalent"].items())
+    text += "".join(f"| {shown(name)} | {why} |\n" for name, why in found["equivalent"].items())
     text += "\n## Named faults\n\n| fault | caught by |\n|---|---|\n"
     for row in rows:
         if row["named"]:
-            text += f"| {_code(row['name'])} | {_code(str(row['by']))} |\n"
+            by = " ".join(map(_code, str(row["by"]).split("::")))
+            text += f"| {shown(row['name'])} | {by} |\n"
     text += "\n" + CHECKS
     for row in found["checks"]:
-        text += f"| {_code(row['name'])} | {'yes' if row['caught'] else 'no'} |\n"
+        text += f"| {shown(row['name'])} | {'yes' if row['caught'] else 'no'} |\n"
     (root / "docs" / "mutants.md").write_text(text, encoding="utf-8")
     keep = ("name", "operator", "named", "caught", "by", "reason", "left_out")
     data = {

@@ -119,7 +119,7 @@ def _propagate(s: Array, start: _Turned, t: Array) -> tuple[Array, Array]:
 
 
 def _begin_at(times: Array, start: Array, path: Array) -> Array:
-    """A path whose values at time 0 are the start itself: where B is 0, its rounding has a spectrum.
+    """A path whose values at time 0 are the start itself, as what rounding leaves has a spectrum.
 
     Derivatives stay those of the path.
     """
@@ -151,7 +151,8 @@ def balanced_core(
     a, b = jnp.where(turn, b, a), jnp.where(turn, a, b)
     p, q = problem.shape
     path = Factors(a[:, :p], jnp.swapaxes(b[:, :q], 1, 2))
-    return BalancedPath(jax.tree.map(functools.partial(_begin_at, times), core, path), jnp.asarray(times.shape[0], jnp.int32))
+    path = jax.tree.map(functools.partial(_begin_at, times), core, path)
+    return BalancedPath(path, jnp.asarray(times.shape[0], jnp.int32))
 
 
 def _allowed(factors: Factors) -> float:

@@ -118,8 +118,8 @@ def draw(profile: Profile, results):
         figure.colorbar(image, ax=panels[2], label="rank, mean over seeds")
         figure.suptitle(
             f"embedded ViT on {profile.images:,} images of MNIST, {profile.steps} steps of "
-            f"{profile.batch}, {profile.tests:,} to test on; mean and 95 % interval of {profile.seeds} seeds; points of equal "
-            "parameters or cost stand side by side",
+            f"{profile.batch}, {profile.tests:,} to test on; mean and 95 % interval of "
+            f"{profile.seeds} seeds; points of equal parameters or cost stand side by side",
         )
     return figure
 
