@@ -137,8 +137,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = ["| | " + " | ".join(rooms) + " |", "|---" * (len(rooms) + 1) + "|"]
     for operator in operators:
         cells = [counts[operator, room] for room in rooms]
-        shown = [f"{a}/{b}" if b else "" for a, b in cells]
-        lines.append(f"| {operator} | " + " | ".join(shown) + " |")
+        told = [str(b or "") if a == b else f"{a}/{b}" for a, b in cells]
+        lines.append(f"| {operator} | " + " | ".join(told) + " |")
     return lines
 
 
@@ -168,7 +168,7 @@ The sample holds {count} of {candidates} possible alterations, by module and by 
 the faults that tests once missed (`named`). Not altered are docstrings, annotations, messages,
 checks of input that only raise, drawing, and the stand-ins that `where` discards.
 
-Caught/all, by kind of alteration and room:
+How many, by kind of alteration and room, and where some were not caught, caught/all:
 
 {table}
 """
