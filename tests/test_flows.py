@@ -19,7 +19,7 @@ from lorajax import (
     laws,
     spectra,
 )
-from lorajax.flows import stepping
+from lorajax.flows import lanes, stepping
 from lorajax.flows.gradient import amplitude
 
 TIMES = np.linspace(0.0, 12.0, 61)
@@ -443,7 +443,7 @@ def test_a_flow_begins_at_its_start_to_the_last_digit(problem, key, scale):
         np.testing.assert_array_equal(spectra.effective_rank(values)[0], 0)
     both = jax.tree.map(lambda x: x[None], start)
     for one_sided in (True, False):
-        found = flows.lanes.closed_form(problem, both, jnp.asarray(times), one_sided=one_sided)
+        found = lanes.closed_form(problem, both, jnp.asarray(times), one_sided=one_sided)
         values = found.observed["singular_values"][0]
         assert not np.any(values[0]) and np.all(values[1, :3] > 0)
 
