@@ -430,7 +430,7 @@ def test_a_traced_start_that_is_not_balanced_ends_in_a_status(problem, start):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-5])
-def test_a_flow_begins_at_its_start_to_the_last_digit(problem, key, scale):
+def test_a_factor_of_zeros_is_zero_at_the_start(problem, key, scale):
     """Rounding in place of B = 0 has a spectrum, whose effective rank was 2.8 and not 0."""
     start = initializers.orthogonal(key, problem.shape, 4, scale)
     turned = initializers.orthogonal(key, problem.shape[::-1], 4, scale).a.T

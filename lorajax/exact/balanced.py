@@ -118,13 +118,13 @@ def _propagate(s: Array, start: _Turned, t: Array) -> tuple[Array, Array]:
     return stacked[:half_way], stacked[half_way:]
 
 
-def _begin_at(times: Array, start: Array, path: Array) -> Array:
-    """A path whose values at time 0 are the start itself, as what rounding leaves has a spectrum.
+def _still_zero(times: Array, start: Array, path: Array) -> Array:
+    """A path that is exactly 0 at time 0 where its start is, as rounding would have a spectrum.
 
-    Derivatives stay those of the path.
+    Derivatives stay those of the path, whose columns are turned against the start's.
     """
-    at_start = (times == 0).reshape(-1, *[1] * start.ndim)
-    return path + jax.lax.stop_gradient(jnp.where(at_start, start[None] - path, 0))
+    at_start = (times == 0)[:, None, None] & ~jnp.any(start)
+    return path - jax.lax.stop_gradient(jnp.where(at_start, path, 0))
 
 
 @judged
@@ -151,7 +151,7 @@ def balanced_core(
     a, b = jnp.where(turn, b, a), jnp.where(turn, a, b)
     p, q = problem.shape
     path = Factors(a[:, :p], jnp.swapaxes(b[:, :q], 1, 2))
-    path = jax.tree.map(functools.partial(_begin_at, times), core, path)
+    path = jax.tree.map(functools.partial(_still_zero, times), core, path)
     return BalancedPath(path, jnp.asarray(times.shape[0], jnp.int32))
 
 
