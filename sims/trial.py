@@ -425,10 +425,17 @@ def control(results: Mapping[str, Any]) -> str:
         name: judged(found, "equal parameters").get("starved", {}).get("rule", {}).get("said")
         for name, found in results.items()
     }
+    blind = [name for name, word in said.items() if word and word != "worse"]
     return (
         "The control against the rule it starves: "
         + "; ".join(f"{name} {word}" for name, word in said.items() if word)
         + "."
+        + (
+            f" Where a tenth of the budget does as well ({', '.join(blind)}), ranks hardly matter, "
+            "and that no other ways are told apart says nothing of them."
+            if blind
+            else ""
+        )
     )
 
 

@@ -264,7 +264,11 @@ def test_the_trial_says_what_differs_and_what_was_not_run(tmp_path, monkeypatch,
     assert "rank rule, split half" in capsys.readouterr().out
     said = page.read_text()
     assert "better than one rank everywhere in 1 of 1 pairs" in said
-    assert "The control against the rule it starves: mnist worse." in said
+    assert "The control against the rule it starves: mnist worse.\n" in said
+    alike = _tried(sim, 0.05)
+    alike["equal parameters"]["starved"] = alike["equal parameters"]["rule"]
+    told = sim.control({"mnist": _tried(sim, 0.05), "cifar10": alike})
+    assert "mnist worse; cifar10 not told apart. Where a tenth" in told and "(cifar10)" in told
     assert "| rank rule, split half | 100 | 10 | 0.01\\* | 80.00 ± " in said  # the edge of its grid
     assert "+5.00 ± 0.25, better |" in said and "| AdaLoRA | 97 … 100 |" in said
     assert "| 75% | 60 | 200 | 3.0 | 2.0 |" in said and "| 60 | 200 | 0.0 | 4.0 |" in said
