@@ -50,6 +50,8 @@ WINDOW = 32
 SHARE = 0.05
 """Of the model's parameters that adapters and head may have."""
 MODEL = "minilm-l6"
+RATE = {"rule": 2e-3, "peft": 2e-3, "uniform": 2e-3, "full": 2e-4}
+"""Learning rates of all runs by method; `--choose` compares others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -399,9 +401,8 @@ def plan(
         chosen = {m: n for m, n in part.seeds.items() if methods is None or m in methods}
         for seed in range(max(chosen.values(), default=0)):
             for method, count in chosen.items():
-                rate = RATES[TASKS[task].kind]["full" if method == "full" else "lora"]
                 if seed < (count if seeds is None else seeds):
-                    yield Run(task, method, seed, rate, **sizes(part, method))
+                    yield Run(task, method, seed, RATE[method], **sizes(part, method))
 
 
 def choices(grid: dict[str, Sequence[float]]) -> Iterator[Run]:
@@ -594,7 +595,9 @@ def page(
     """Markdown: the whole report of a profile, and what has been run of the others by name."""
     words, best = choice_table(chosen)
     rates = {method: RATES["classes"]["lora" if method == "rule" else method] for method in GRID}
-    asked = " and ".join(f"{rate:g} ({SAID[method]})" for method, rate in rates.items())
+    asked, taken = (
+        " and ".join(f"{of[method]:g} ({SAID[method]})" for method in GRID) for of in (rates, RATE)
+    )
     same = {*best} == {*GRID} and all(rates[method] == rate for method, rate in best.items())
     left = missing(PROFILES[name], records)
     further = []
@@ -639,8 +642,7 @@ def page(
         "",
         "Chosen by `python sims/spectral_dynamics/glue.py --choose`, which trains on a part of the "
         "training set and judges by another part (1,000 samples), one seed, and looks at no test "
-        "set. "
-        f"`lorajax finetune` takes {asked} for texts"
+        f"set. All runs above take {taken}. `lorajax finetune` takes {asked} for texts"
         + (
             ", the best mean of each method:"
             if same
@@ -699,7 +701,7 @@ def numbers(
             "losses less PEFT's": curves(records).get(task),
         }
     rates = [{**r["run"], "score": r["score"]} for r in chosen]
-    content = {"profile": name, "rates": RATES["classes"], "tasks": found, "choice": rates}
+    content = {"profile": name, "rates": RATE, "tasks": found, "choice": rates}
     return content | {"not run": missing(PROFILES[name], records)}
 
 
