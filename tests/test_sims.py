@@ -41,7 +41,7 @@ def test_no_run_is_stuck_above_the_threshold_and_some_are_below():
 
 def _glue_record(sim, task, method, seed, score, losses):
     part = sim.PROFILES["hour"][task]
-    rate = sim.RATES[sim.TASKS[task].kind]["full" if method == "full" else "lora"]
+    rate = sim.RATE[method]
     run = sim.Run(task, method, seed, rate, **sim.sizes(part, method))
     return run, {
         "run": sim.dataclasses.asdict(run),
