@@ -206,7 +206,15 @@ def test_runs_are_compared(finished, folder, tmp_path, capsys):
     assert "What the linearized model would have reached" in (out / "report.html").read_text()
     assert main(["compare", str(finished), str(out), "--out", str(tmp_path / "c")]) == 0
     printed = capsys.readouterr().out
+    assert "ended higher" not in printed
     assert "B: " in printed and "optimizer sgd" in printed and "too few runs" in printed
+
+
+def test_a_rate_that_is_too_large_is_named(folder, tmp_path, capsys):
+    changed = ["--learning-rate", "30", "--epochs", "12", "--schedule", "constant"]
+    assert main([*fast(folder, tmp_path), *changed]) == 0
+    said = capsys.readouterr().out
+    assert "The loss of training ended higher (" in said and "smaller --learning-rate" in said
 
 
 def test_the_adapter_is_a_peft_adapter_that_loads_again(finished, folder):

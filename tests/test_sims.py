@@ -92,9 +92,11 @@ def test_glue_pairs_by_seed_and_says_what_was_not_run(tmp_path):
     # What was run of another profile stands beside it, and is not mixed with it.
     (run,) = sim.plan(sim.PROFILES["long"], methods=["rule"])
     longer = _glue_record(sim, "sst2", "rule", 0, 0.9, [1.0])[1]
-    longer["run"] = sim.dataclasses.asdict(run)
+    longer |= {"run": sim.dataclasses.asdict(run), "losses": [0.4] * 50 + [0.69] * 50}
     page = sim.page(records, [], "hour", {"long": [longer]})
     assert page.count("Not run: sst2, LoRA") == 1 and "Not run: sst2, full: 1 of 1 seeds" in page
+    assert "ended at a higher loss than it began with in 1 of 1 runs" in page
+    assert "the last twentieth of the steps: 0.40 and 0.69)" in page
     assert page.index("## Profile `long`") < page.index("is 90.00") < page.index("## Learning")
 
 

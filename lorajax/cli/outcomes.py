@@ -97,6 +97,11 @@ def report(begun: Begun, trainer: Any, tuned: Any, history: dict[str, Any]) -> A
     )
     for name, value in history["metrics"].items():
         print(f"{begun.kind} {name} {value:.4f}")
+    if (ends := finetune.ends(history["loss"])).higher:
+        print(
+            f"The loss of training ended higher ({ends.last:.3f}) than it began "
+            f"({ends.first:.3f}): take a smaller --learning-rate."
+        )
     stable = finetune.stable_ranks(history)
     if stable is not None:
         print(

@@ -16,7 +16,7 @@
 | `claims` | what is claimed of a real network |
 """
 
-from lorajax.finetune.experiments import Run, interval, mask, picked, run_of
+from lorajax.finetune.experiments import Ends, Run, ends, interval, mask, picked, run_of
 from lorajax.finetune.footprints import Footprint, abstract_lora, footprint
 from lorajax.finetune.insight import Insight, caveats, insights, why_no_law
 from lorajax.finetune.linear import check_linear, linear_optimum
@@ -44,6 +44,7 @@ from lorajax.finetune.training import Metrics, Record, State, Trainer, fit, orde
 from lorajax.finetune.transfer import Transfer, transfer
 
 __all__ = [
+    "Ends",
     "Footprint",
     "Insight",
     "Looks",
@@ -67,6 +68,7 @@ __all__ = [
     "check_metrics",
     "check_start",
     "directions",
+    "ends",
     "fit",
     "fit_head",
     "footprint",

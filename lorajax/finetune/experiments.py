@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -121,6 +121,48 @@ def interval(values: Any, level: float = 0.95) -> tuple[float, float]:
         raise ValueError(f"level is {level}; it must lie in (0, 1).")
     quantile = float(stdtrit(numbers.size - 1, (1 + level) / 2))
     return float(numbers.mean()), quantile * float(numbers.std(ddof=1)) / numbers.size**0.5
+
+
+class Ends(NamedTuple):
+    """Mean training losses of a run's first and last twentieth of the steps.
+
+    Attributes:
+      first: where it began.
+      last: where it ended.
+      higher: whether it ended higher, by more than 3 standard errors of the difference.
+    """
+
+    first: float
+    last: float
+    higher: bool
+
+
+@judged
+def ends(losses: Any) -> Ends:
+    """Where training began and ended: a rate that is too large can end at what chance has.
+
+    Args:
+      losses: of training, one a step.
+
+    Returns:
+      The Ends; fewer than 40 steps are too few to call one higher.
+
+    Raises:
+      ValueError: for no losses.
+
+    Example:
+      >>> from lorajax import finetune
+      >>> finetune.ends([0.4] * 50 + [0.69] * 50).higher
+      True
+    """
+    numbers = np.asarray(losses, np.float64).ravel()
+    if not numbers.size:
+        raise ValueError("losses are empty; give those of a run, one a step.")
+    part = max(1, numbers.size // 20)
+    first, last = numbers[:part], numbers[-part:]
+    error = ((first.var() + last.var()) / part) ** 0.5
+    higher = part > 1 and bool(last.mean() > first.mean() + 3 * error)
+    return Ends(float(first.mean()), float(last.mean()), higher)
 
 
 @judged(rank=at_least(1), every=at_least(0), at_once=at_least(1))

@@ -524,6 +524,15 @@ def statements(records: Sequence[dict[str, Any]]) -> list[str]:
                 f"50 steps and {gap['all steps']:.1e} in all, scores by {100 * gap['scores']:.2f}"
             )
         found.append(words + ".")
+        for method in by_method:
+            runs = [finetune.ends(r["losses"]) for r in of_method(records, task, method).values()]
+            if worse := [each for each in runs if each.higher]:
+                found.append(
+                    f"{task}: {SAID[method]} ended at a higher loss than it began with in "
+                    f"{len(worse)} of {len(runs)} runs (means of the first and the last twentieth "
+                    f"of the steps: {worse[0].first:.2f} and {worse[0].last:.2f}): the rate is too "
+                    "large for it."
+                )
     return found
 
 

@@ -209,3 +209,15 @@ def test_bad_options_are_refused(model, table):
         finetune.interval([1.0])
     with pytest.raises(ValueError, match="level is 1"):
         finetune.interval([1.0, 2.0], level=1.0)
+
+
+def test_a_run_that_ends_at_chance_is_told_from_one_that_is_noisy():
+    rng = np.random.default_rng(0)
+    noise = 0.3 * rng.standard_normal(2000)
+    assert not finetune.ends(0.4 + noise).higher
+    assert not finetune.ends(np.linspace(0.7, 0.3, 2000) + noise).higher
+    risen = finetune.ends(np.r_[np.full(900, 0.4), np.full(1100, 0.69)] + noise)
+    assert risen.higher and abs(risen.first - 0.4) < 0.1 and abs(risen.last - 0.69) < 0.1
+    assert not finetune.ends([0.1] * 19 + [9.0] * 19).higher  # too few steps
+    with pytest.raises(ValueError, match="losses are empty"):
+        finetune.ends([])
