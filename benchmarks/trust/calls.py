@@ -248,6 +248,7 @@ CALLS: dict[str, dict[str, Any]] = {
             "wrt": lambda w: w.wrt,
             "batch": lambda w: w.expected,
         },
+        "finetune.ends": {"losses": [2.0, 1.0]},
         "finetune.interval": {"values": [1.0, 2.0, 3.0]},
         "finetune.judge": {"state": lambda w: w.trainer.init(), "names": ["accuracy"]},
         "finetune.mask": {"model": lambda w: w.adapted, "ranks": {"layer": 1}},
