@@ -85,6 +85,8 @@ def _per_second(trainer: Any, history: dict[str, Any]) -> float:
 
 def report(begun: Begun, trainer: Any, tuned: Any, history: dict[str, Any]) -> Any:
     """Prints how a run ended; its updates against their thresholds, None without adapters."""
+    import numpy as np
+
     from lorajax import adapters, finetune
 
     last = {name: history[f"test_{name}"][-1] for name in ("loss", "accuracy")}
@@ -97,7 +99,7 @@ def report(begun: Begun, trainer: Any, tuned: Any, history: dict[str, Any]) -> A
     )
     for name, value in history["metrics"].items():
         print(f"{begun.kind} {name} {value:.4f}")
-    if (ends := finetune.ends(history["loss"])).higher:
+    if (ends := finetune.ends(np.asarray(history["loss"], float))).higher:
         print(
             f"The loss of training ended higher ({ends.last:.3f}) than it began "
             f"({ends.first:.3f}): take a smaller --learning-rate."

@@ -129,7 +129,8 @@ class Ends(NamedTuple):
     Attributes:
       first: where it began.
       last: where it ended.
-      higher: whether it ended higher, by more than 3 standard errors of the difference.
+      higher: whether it ended higher, by more than 3 standard errors of the difference, or at what
+        is no number.
     """
 
     first: float
@@ -138,7 +139,7 @@ class Ends(NamedTuple):
 
 
 @judged
-def ends(losses: Any) -> Ends:
+def ends(losses: Sequence[float] | Float[np.ndarray, " steps"]) -> Ends:
     """Where training began and ended: a rate that is too large can end at what chance has.
 
     Args:
@@ -161,8 +162,8 @@ def ends(losses: Any) -> Ends:
     part = max(1, numbers.size // 20)
     first, last = numbers[:part], numbers[-part:]
     error = ((first.var() + last.var()) / part) ** 0.5
-    higher = part > 1 and bool(last.mean() > first.mean() + 3 * error)
-    return Ends(float(first.mean()), float(last.mean()), higher)
+    higher = part > 1 and not last.mean() <= first.mean() + 3 * error
+    return Ends(float(first.mean()), float(last.mean()), bool(higher))
 
 
 @judged(rank=at_least(1), every=at_least(0), at_once=at_least(1))

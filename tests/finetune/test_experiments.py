@@ -219,5 +219,6 @@ def test_a_run_that_ends_at_chance_is_told_from_one_that_is_noisy():
     risen = finetune.ends(np.r_[np.full(900, 0.4), np.full(1100, 0.69)] + noise)
     assert risen.higher and abs(risen.first - 0.4) < 0.1 and abs(risen.last - 0.69) < 0.1
     assert not finetune.ends([0.1] * 19 + [9.0] * 19).higher  # too few steps
+    assert finetune.ends(np.r_[np.ones(90), np.full(10, np.nan)]).higher
     with pytest.raises(ValueError, match="losses are empty"):
         finetune.ends([])
