@@ -215,7 +215,7 @@ def test_a_rate_that_is_too_large_is_named(folder, tmp_path, capsys, rate):
     changed = ["--learning-rate", rate, "--epochs", "12", "--schedule", "constant"]
     assert main([*fast(folder, tmp_path), *changed]) == 0
     said = capsys.readouterr().out
-    assert "The loss of training ended higher (" in said and "smaller --learning-rate" in said
+    assert "The loss of training ended higher (" in said and "\ntake a smaller --lear" in said
 
 
 def test_the_adapter_is_a_peft_adapter_that_loads_again(finished, folder):

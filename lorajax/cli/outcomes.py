@@ -102,7 +102,7 @@ def report(begun: Begun, trainer: Any, tuned: Any, history: dict[str, Any]) -> A
     if (ends := finetune.ends(np.asarray(history["loss"], float))).higher:
         print(
             f"The loss of training ended higher ({ends.last:.3f}) than it began "
-            f"({ends.first:.3f}): take a smaller --learning-rate."
+            f"({ends.first:.3f}):\ntake a smaller --learning-rate."
         )
     stable = finetune.stable_ranks(history)
     if stable is not None:
