@@ -8,7 +8,6 @@ e^{κ_j t}.
 What is left is bounded whatever t is, and so are its derivatives.
 """
 
-import functools
 from typing import NamedTuple
 
 import equinox as eqx
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lorajax.environment.judging import judged
-from lorajax.exact.lanes import along_modes, echelon
+from lorajax.exact.lanes import along_modes, echelon, without_rounding
 from lorajax.factors import Factors, is_traced
 from lorajax.problems import DiagonalFactorization
 
@@ -118,15 +117,6 @@ def _propagate(s: Array, start: _Turned, t: Array) -> tuple[Array, Array]:
     return stacked[:half_way], stacked[half_way:]
 
 
-def _still_zero(times: Array, start: Array, path: Array) -> Array:
-    """A path that is exactly 0 at time 0 where its start is, as rounding would have a spectrum.
-
-    Derivatives stay those of the path, whose columns are turned against the start's.
-    """
-    at_start = (times == 0)[:, None, None] & ~jnp.any(start)
-    return path - jax.lax.stop_gradient(jnp.where(at_start, path, 0))
-
-
 @judged
 @eqx.filter_jit
 def balanced_core(
@@ -151,7 +141,9 @@ def balanced_core(
     a, b = jnp.where(turn, b, a), jnp.where(turn, a, b)
     p, q = problem.shape
     path = Factors(a[:, :p], jnp.swapaxes(b[:, :q], 1, 2))
-    path = jax.tree.map(functools.partial(_still_zero, times), core, path)
+    at_start = (times == 0)[:, None, None]
+    # Not the start itself, whose columns are turned against the path's and its derivatives'.
+    path = jax.tree.map(lambda x, x0: without_rounding(x, at_start & ~jnp.any(x0)), path, core)
     return BalancedPath(path, jnp.asarray(times.shape[0], jnp.int32))
 
 

@@ -14,17 +14,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from lorajax.exact.jacobi import MOST_UNROLLED, counted
 from lorajax.factors import Factors
 from lorajax.problems import DiagonalFactorization
 
-MOST_UNROLLED = 8
-"""Most columns for which small factorizations are written out; more of them compile too slowly."""
-
 _CACHE = 2**19  # bytes of one block of lanes and times: what stays in a core's own cache
-_SWEEPS = 30  # cyclic Jacobi is done after 2 to 8
-_OFF = 1e-9  # largest squared cosine before the last sweep, which leaves about its square
 
 
 class NormalForm(NamedTuple):
@@ -42,6 +38,7 @@ class NormalForm(NamedTuple):
       gram_b: Gram matrix of what B has across the modes.
       rest_b: rows with `gram_b` as their Gram matrix.
       rates: what each column is divided by is e^{rate t}.
+      nothing: where a factor is 0 at the start, and so the product.
     """
 
     singular_values: Float[Array, "k lanes"]
@@ -52,6 +49,7 @@ class NormalForm(NamedTuple):
     gram_b: Float[Array, "c c lanes"]
     rest_b: Float[Array, "c q lanes"]
     rates: Float[Array, "c lanes"]
+    nothing: Bool[Array, " lanes"]
 
 
 def _unit(vector: Array) -> Array:
@@ -101,6 +99,14 @@ def echelon(
     return basis, coordinates, found
 
 
+def without_rounding(values: Array, nothing: Array) -> Array:
+    """Exactly 0 where there is nothing, as what rounding leaves has a spectrum and a rank.
+
+    Derivatives stay those of the values.
+    """
+    return values - lax.stop_gradient(jnp.where(nothing, values, 0))
+
+
 def along_modes(
     s: Float[Array, " k"],
     level: Float[Array, ""],
@@ -134,12 +140,15 @@ def _one_sided(s, level, x) -> NormalForm:
     gram_a = level * (basis @ basis.T) - along.T @ along
     zeros = jnp.zeros((columns, columns), s.dtype)
     rest_b = jnp.zeros((columns, 0), s.dtype)
-    return NormalForm(s, level, coordinates, (decaying @ basis.T).T, gram_a, zeros, rest_b, rates)
+    faded = (decaying @ basis.T).T
+    nothing = jnp.ones((), bool)
+    return NormalForm(s, level, coordinates, faded, gram_a, zeros, rest_b, rates, nothing)
 
 
 def _two_sided(s, level, a, b) -> NormalForm:
     """A lane with anything in B: all r columns take part."""
     k, r = s.shape[0], a.shape[1]
+    nothing = ~(jnp.any(a) & jnp.any(b))
     x, rest_a, y, rest_b = a[:k], a[k:], b[:, :k].T, b[:, k:].T
     most = max(rest_a.shape[0], rest_b.shape[0])
     rest_a, rest_b = (jnp.pad(z, ((0, most - z.shape[0]), (0, 0))) for z in (rest_a, rest_b))
@@ -163,6 +172,7 @@ def _two_sided(s, level, a, b) -> NormalForm:
         rest_b.T @ rest_b,
         rest_b.T,
         rates,
+        nothing,
     )
 
 
@@ -199,109 +209,6 @@ def two_sided(
       A NormalForm of r columns.
     """
     return jax.vmap(_two_sided, out_axes=-1)(problem.singular_values, level, core.a, core.b)
-
-
-def _dot(a: Array, b: Array) -> Array:
-    return jnp.sum(a * b, axis=0)
-
-
-def _rotation(aa, bb, ab) -> tuple[Array, Array, Array]:
-    """Cosine and sine that make two columns orthogonal, and the squared cosine between them now."""
-    tiny = jnp.finfo(ab.dtype).tiny
-    off = ab**2 / jnp.maximum(aa * bb, tiny)
-    zeta = (bb - aa) / (2 * jnp.where(ab == 0, 1, ab))
-    t = jnp.where(zeta < 0, -1, 1) / (jnp.abs(zeta) + jnp.sqrt(1 + zeta**2))
-    t = jnp.where(ab == 0, 0, t)
-    cos = lax.rsqrt(1 + t**2)
-    return cos, cos * t, off
-
-
-def _jacobi_unrolled(columns: list[Array]) -> tuple[Array, Array]:
-    """Norms of columns after one-sided Jacobi, the larger one first, and the sweeps taken."""
-    n = len(columns)
-
-    def sweep(carry):
-        columns, _, count = carry
-        columns, off = list(columns), jnp.zeros((), columns[0].dtype)
-        for i in range(n):
-            for j in range(i + 1, n):
-                a, b = columns[i], columns[j]
-                aa, bb = _dot(a, a), _dot(b, b)
-                cos, sin, here = _rotation(aa, bb, _dot(a, b))
-                # Sorted columns converge in half the sweeps (de Rijk).
-                turn = bb > aa
-                cos, sin = jnp.where(turn, sin, cos)[None], jnp.where(turn, -cos, sin)[None]
-                columns[i], columns[j] = cos * a - sin * b, sin * a + cos * b
-                off = jnp.maximum(off, jnp.max(here))
-        return tuple(columns), off, count + 1
-
-    def unfinished(carry):
-        return (carry[1] > _OFF) & (carry[2] < _SWEEPS)
-
-    count = jnp.zeros((), jnp.int32)
-    if n > 1:
-        start = (tuple(columns), jnp.ones((), columns[0].dtype), count)
-        done, _, count = lax.while_loop(unfinished, sweep, start)
-        columns = list(done)
-    return _descending([jnp.sqrt(_dot(c, c)) for c in columns]), count
-
-
-def _descending(values: list[Array]) -> Array:
-    # Neighbours that are equal to rounding may still be out of order.
-    for end in range(len(values) - 1, 0, -1):
-        for i in range(end):
-            a, b = values[i], values[i + 1]
-            values[i], values[i + 1] = jnp.maximum(a, b), jnp.minimum(a, b)
-    return jnp.stack(values)
-
-
-def _jacobi_looped(columns: Array) -> tuple[Array, Array]:
-    """The same in rounds of disjoint pairs (a round robin), for any number of columns."""
-    n = columns.shape[0]
-    if n % 2:
-        columns = jnp.concatenate([columns, jnp.zeros_like(columns[:1])])
-    half = columns.shape[0] // 2
-
-    def match(carry, _):
-        top, bottom, off = carry
-        aa, bb = jnp.sum(top**2, axis=1), jnp.sum(bottom**2, axis=1)
-        cos, sin, here = _rotation(aa, bb, jnp.sum(top * bottom, axis=1))
-        cos, sin = cos[:, None], sin[:, None]
-        top, bottom = cos * top - sin * bottom, sin * top + cos * bottom
-        if half > 1:  # everyone but the first moves on by one seat
-            top, bottom = (
-                jnp.concatenate([top[:1], bottom[:1], top[1:-1]]),
-                jnp.concatenate([bottom[1:], top[-1:]]),
-            )
-        return (top, bottom, jnp.maximum(off, jnp.max(here))), None
-
-    def sweep(carry):
-        top, bottom, _, count = carry
-        start = (top, bottom, jnp.zeros((), columns.dtype))
-        (top, bottom, off), _ = lax.scan(match, start, None, length=2 * half - 1)
-        return top, bottom, off, count + 1
-
-    def unfinished(carry):
-        return (carry[2] > _OFF) & (carry[3] < _SWEEPS)
-
-    start = (columns[:half], columns[half:], jnp.ones((), columns.dtype), jnp.zeros((), jnp.int32))
-    top, bottom, _, count = lax.while_loop(unfinished, sweep, start)
-    norms = jnp.sqrt(jnp.sum(jnp.concatenate([top, bottom]) ** 2, axis=1))
-    return -jnp.sort(-norms, axis=0)[:n], count
-
-
-def jacobi(columns: Float[Array, "c rows *lanes"]) -> Float[Array, "c *lanes"]:
-    """Singular values of many small matrices, in decreasing order, by one-sided Jacobi.
-
-    Args:
-      columns: of the matrices, lanes on the last axes.
-
-    Returns:
-      Shape (c, …). Tiny singular values of matrices with graded columns keep relative accuracy.
-    """
-    if columns.shape[0] <= MOST_UNROLLED:
-        return _jacobi_unrolled(list(columns))[0]
-    return _jacobi_looped(columns)[0]
 
 
 def _whiten_unrolled(gram: list[list[Array]], columns: list[Array]) -> list[Array]:
@@ -369,7 +276,8 @@ def _scaled(form: NormalForm, times: Array) -> _Point:
     with_rest = form.rest_b.shape[1] > 0
 
     def entry(i: int, j: int) -> Array:
-        found = _dot(half_grown[i], grown[j]) + _dot(half_faded[i], faded[j])
+        found = jnp.sum(half_grown[i] * grown[j], axis=0)
+        found = found + jnp.sum(half_faded[i] * faded[j], axis=0)
         found = found + mild[0] * gram_a[i, j]
         scale = shrink[i] * shrink[j] * past[0]
         if with_rest:
@@ -410,10 +318,7 @@ def _spectrum(form: NormalForm, times: Array) -> tuple[Array, Array]:
     point = _scaled(form, times)
     rows = jnp.concatenate([point.b, point.rest_b], axis=1) if point.rest_b.shape[1] else point.b
     columns = _whiten(point.gram, rows)
-    if isinstance(columns, list):
-        b, sweeps = _jacobi_unrolled(columns)
-    else:
-        b, sweeps = _jacobi_looped(columns)
+    b, sweeps = counted(columns)
     return b * jnp.sqrt(b**2 + form.level[None, None]), sweeps
 
 
@@ -471,7 +376,8 @@ def singular_values(form: NormalForm, times: Float[Array, " t"]) -> Float[Array,
 
     Source: the module's; with P = QQᵀ known, σ = b√(b² + λ) for the singular values b of B.
     """
-    return _over_blocks(lambda *block: _spectrum(*block)[0], form, times)
+    found = _over_blocks(lambda *block: _spectrum(*block)[0], form, times)
+    return without_rounding(found, form.nothing[:, None, None] & (times == 0)[None, :, None])
 
 
 def jacobi_sweeps(form: NormalForm, times: Float[Array, " t"]) -> Float[Array, ""]:

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from lorajax.environment.judging import POSITIVE, at_least, judged
 from lorajax.exact import lanes, reduce
+from lorajax.exact.jacobi import jacobi
 from lorajax.factors import Factors
 from lorajax.flows import stepping
 from lorajax.flows.buckets import RTOL, LanePaths, absolute, by_amplitude, turn
@@ -89,13 +90,6 @@ def closed_form(
         form = lanes.two_sided(reduction.problem, reduction.factors, level)
     functions = {"singular_values": lanes.singular_values, "losses": lanes.losses}
     observed = {name: functions[name](form, times) for name in observe}
-    if "singular_values" in observed:
-        nothing = jnp.logical_not(jnp.any(factors.a, axis=(1, 2)) & jnp.any(factors.b, axis=(1, 2)))
-        # Rounding has a spectrum, and so an effective rank. Derivatives stay those of the flow.
-        at_start = nothing[:, None, None] & (times == 0)[None, :, None]
-        values = observed["singular_values"]
-        rounding = jax.lax.stop_gradient(jnp.where(at_start, values, 0))
-        observed["singular_values"] = values - rounding
     return _finished(observed, jnp.zeros((factors.a.shape[0],), jnp.int32))
 
 
@@ -112,7 +106,7 @@ def _descending_values(y: Array, root: Array) -> Array:
     width = jnp.repeat(root, y.shape[1], axis=0).T
     inner = jnp.sum(flat[:, None] * flat[None], axis=2)
     columns = jnp.concatenate([flat * width[None], inner], axis=1)
-    return lanes.jacobi(columns).T.reshape(*y.shape[:2], -1)
+    return jacobi(columns).T.reshape(*y.shape[:2], -1)
 
 
 def _lora_field(s: Array, weights: Array, state: Any) -> Any:
@@ -216,7 +210,7 @@ def _product_values(a: Array, bt: Array) -> Array:
     # One call for both: two that do not depend on each other can block XLA's threads for good.
     upper = jnp.linalg.qr(jnp.where(fine[..., None, None], both, 0), mode="r")
     columns = jnp.moveaxis(upper[0] @ turn(upper[1]), (-1, -2), (0, 1))
-    values = jnp.moveaxis(lanes.jacobi(columns), 0, -1)
+    values = jnp.moveaxis(jacobi(columns), 0, -1)
     keep = min(a.shape[-2], bt.shape[-2], a.shape[-1])
     return jnp.where(fine[..., None], values[..., :keep], jnp.nan)
 
