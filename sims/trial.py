@@ -431,8 +431,8 @@ def control(results: Mapping[str, Any]) -> str:
         + "; ".join(f"{name} {word}" for name, word in said.items() if word)
         + "."
         + (
-            f" Where a tenth of the budget does as well ({', '.join(blind)}), ranks hardly matter, "
-            "and that no other ways are told apart says nothing of them."
+            f" Where a tenth of the budget is not worse ({', '.join(blind)}), it is not shown that "
+            "ranks can be told apart at all: that other ways are not says nothing of them."
             if blind
             else ""
         )

@@ -98,7 +98,7 @@ PROFILES = {
         "cola": Part({"rule": 5, "peft": 2, "full": 5}, 1, 0, 0, 64, 4096),
         "qnli": Part({"rule": 3, "peft": 1, "full": 3}, 1, 4096, 1024, 96, 4096),
     },
-    # An hour of a core each; ranks are read off all samples.
+    # 74 minutes of a core for LoRA, whose ranks are read off all samples.
     "long": {"sst2": Part({"rule": 1, "full": 1}, 3, 0, 0, 64, 67_349)},
     "full": {name: Part(_seeds(5), 3) for name in ("cola", "stsb", "qnli", "sst2")},
 }
@@ -525,7 +525,9 @@ def statements(records: Sequence[dict[str, Any]]) -> list[str]:
             )
         found.append(words + ".")
         for method in by_method:
-            runs = [finetune.ends(r["losses"]) for r in of_method(records, task, method).values()]
+            # As arrays, which may hold what is no number: a run that diverged.
+            losses = [np.asarray(r["losses"]) for r in of_method(records, task, method).values()]
+            runs = [finetune.ends(each) for each in losses]
             if worse := [each for each in runs if each.higher]:
                 found.append(
                     f"{task}: {SAID[method]} ended at a higher loss than it began with in "
@@ -684,7 +686,7 @@ def draw(records: Sequence[dict[str, Any]]):
             xlabel="task and measure; without a bar: one seed",
             ylabel="method − full [points], 95 % interval",
         )
-        panel.legend()
+        panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0))  # intervals may be anywhere
     return figure
 
 

@@ -22,7 +22,7 @@ def test_peft_takes_the_same_steps(task, data_dir):
     sim = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sim)
     part = sim.Part({"rule": 1, "peft": 1}, 1, 256, 128, 16, 64)
-    runs = [sim.Run(task, method, 0, 1e-3, **sim.sizes(part)) for method in part.seeds]
+    runs = [sim.Run(task, method, 0, 1e-3, **sim.sizes(part, method)) for method in part.seeds]
     bench = sim.Bench(data_dir, runs[0])
     ours, theirs = map(bench, runs)
     assert len(ours["losses"]) == 8 and ours["losses"][-1] != ours["losses"][0]

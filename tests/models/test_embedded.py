@@ -119,7 +119,7 @@ def test_what_is_committed_and_no_text_is_small():
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     if listed.returncode:
-        pytest.skip("This is no checkout of the repository.")
+        pytest.skip(f"git cannot say what is committed here: {listed.stderr.strip()}")
     files = [ROOT / name for name in listed.stdout.split("\0") if name]
     sizes = {}
     for file in files:
