@@ -1,11 +1,11 @@
 """A LoRA step on ViT-B/16: lorajax against PEFT with torch, on this machine and in this run.
 
 `python -m benchmarks finetune` needs the extra `benchmark`. Each engine runs in a process of its
-own, in turn and several times over, so that a busy machine slows both alike (the processor time
-tells how busy it was), and loads one and the same checkpoint in Hugging Face's format (random
-weights); memory is the largest resident set of the process. The share of the GEMM
-peak counts the matrix products of the step and compares them with what one large product of the
-same engine reaches in the same process.
+own, in turn and several times over, so that a busy machine slows both alike (what other processes
+took in the meantime is told), and loads one and the same checkpoint in Hugging Face's format (random
+weights); memory is the largest resident set of the process. The share of the GEMM peak counts the
+matrix products of the step and compares them with what one large product of the same engine reaches
+in the same process: engines differ in how much of a processor their products use.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
+from benchmarks import machine
 
 WIDTH, DEPTH, HIDDEN, PATCH, SIDE, CLASSES = 768, 12, 3072, 16, 224, 1000
 TOKENS = (SIDE // PATCH) ** 2 + 1
@@ -153,10 +155,12 @@ def run_rounds(args: argparse.Namespace, folder: str) -> dict[str, list[dict[str
         for name in ENGINES:
             command = [*COMMAND, "--engine", name, "--batch", str(args.batch)]
             command += ["--rank", str(args.rank), "--steps", str(args.steps), "--folder", folder]
+            watch = machine.Watch()
             done = subprocess.run(
                 command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ
             )
-            found[name].append(json.loads(done.stdout.splitlines()[-1]))
+            last = {**json.loads(done.stdout.splitlines()[-1]), "others": watch.others()}
+            found[name].append(last)
             print(f"{name}: {[round(s, 2) for s in found[name][-1]['seconds']]} s", flush=True)
     return found
 
@@ -197,10 +201,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             "version": rounds[0]["version"],
             "seconds_per_step": medians[name],
             "spread": [min(seconds), max(seconds)],
+            "processor_seconds": statistics.median(each["cpu"] for each in rounds),
             "peak_bytes": memory,
             "images_per_second": args.batch / medians[name],
             "share_of_gemm": flops / medians[name] / gemm,
             "gemm_flop_rate": gemm,
+            "others": [each["others"] for each in rounds],
         }
         print(
             f"{name:8} {medians[name]:.2f} s a step (best {min(seconds):.2f}), "
@@ -214,9 +220,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     ratio = medians["lorajax"] / medians["peft"]
     memory = table["lorajax"]["peak_bytes"] / table["peft"]["peak_bytes"]
     print(f"lorajax takes {ratio:.2f} of PEFT's time and {memory:.2f} of its memory")
+    busy = machine.said([x for each in table.values() for x in each["others"]])
+    if busy:
+        print(busy)
     if args.json:
         settings = {"batch": args.batch, "rank": args.rank, "cores": os.cpu_count()}
-        settings |= {"load_average_after": list(os.getloadavg())}
+        settings |= {"busy": busy} if busy else {}
         with open(args.json, "w") as file:
             json.dump(
                 {**settings, "engines": table, "time": ratio, "memory": memory}, file, indent=1

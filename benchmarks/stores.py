@@ -10,7 +10,6 @@ followed by a run that goes on.
 
 import argparse
 import json
-import os
 import pathlib
 import random
 import resource
@@ -18,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+from benchmarks.machine import Watch
 
 SHAPE, RANK, SPECTRUM, TIMES = (16, 16), 4, (3.0, 2.0, 1.0), 50
 
@@ -116,7 +117,8 @@ def main(argv: list[str]) -> int:
     if options.child:
         child(options.child, options.lanes, options.chunk)
         return 0
-    table: dict = {"load_average": list(os.getloadavg())}
+    table: dict = {}
+    watch = Watch()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         table["few"] = finish(start(folder / "few", 10_000, options.chunk))
@@ -129,7 +131,7 @@ def main(argv: list[str]) -> int:
         if options.kills:
             table["killed"] = killed(folder, options.kills)
             print(table["killed"], flush=True)
-    table["load_average_after"] = list(os.getloadavg())
+    table["others"] = watch.others()
     if options.json:
         pathlib.Path(options.json).write_text(json.dumps(table, indent=1) + "\n")
     return 0

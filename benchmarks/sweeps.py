@@ -29,6 +29,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 import lorajax
+from benchmarks.machine import Watch
 from lorajax import initializers
 from lorajax.exact import lanes as exact_lanes
 from lorajax.exact import reduce
@@ -742,7 +743,7 @@ def _plot(rows: list[dict[str, Any]], path: str) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on, and how busy it was."""
+    """What the numbers were measured on."""
     cpu = platform.processor()
     try:
         with open("/proc/cpuinfo") as lines:
@@ -756,7 +757,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "jax": jax.__version__,
         "blas_threads": os.environ.get("OPENBLAS_NUM_THREADS", "all"),
-        "load_average": list(os.getloadavg()),
     }
 
 
@@ -803,11 +803,11 @@ def main(argv: list[str]) -> int:
         options.lanes = [18] if options.quick else [18, 180, 1800, 18000]
     if options.ranks is None:
         options.ranks = [2] if options.quick else [1, 2, 4, 8, 16]
-    before, gemm = machine(), gemm_rate()
-    print(f"float64 product: {gemm / 1e9:.1f} GFLOP/s; load {before['load_average'][0]:.1f}")
+    watch, before, gemm = Watch(), machine(), gemm_rate()
+    print(f"float64 product: {gemm / 1e9:.1f} GFLOP/s")
 
     def save(rows: Rows) -> None:
-        after = {"gemm_flop_rate": gemm, "load_average_after": list(os.getloadavg())}
+        after = {"gemm_flop_rate": gemm, "others": watch.others()}
         table = {"machine": before | after, "rows": rows.rows, "ratios": ratios(rows)}
         if options.json:
             with open(options.json, "w") as file:

@@ -6,8 +6,8 @@ folder has it, continues tinyshakespeare (4 rows of 256 tokens) and learns the a
 instructions (one conversation of up to 96 tokens in its chat template). Both read one checkpoint
 and one started adapter (rank 16 on query and value; MiniLM's head trains, too) and take the same
 batches with AdamW, so that their losses can be compared step by step. Each runs in a process of
-its own, in turn and several times over, so that a busy machine slows both alike; the processor time
-tells how busy it was. Memory is the largest resident set of the process.
+its own, in turn and several times over, so that a busy machine slows both alike, and what other
+processes took in the meantime is told. Memory is the largest resident set of the process.
 """
 
 import argparse
@@ -24,6 +24,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from benchmarks import machine
 
 RANK, RATE = 16, 1e-3
 
@@ -111,7 +113,6 @@ def measured(step: Callable[[int], float], steps: int) -> dict[str, Any]:
         "seconds": seconds[1:],
         "cpu": cpu[1:],
         "memory": memory,
-        "load": os.getloadavg()[0],
     }
 
 
@@ -210,6 +211,7 @@ def run_rounds(
     for i in range(args.rounds):
         steps = args.steps + 1 if i else max(args.curve, args.steps + 1)
         for engine in ENGINES:
+            watch = machine.Watch()
             done = subprocess.run(
                 [*command, "--engine", engine, "--steps", str(steps)],
                 check=True,
@@ -219,8 +221,8 @@ def run_rounds(
                 # processor time be several times what it computes.
                 env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
             )
-            found[engine].append(json.loads(done.stdout.splitlines()[-1]))
-            last = found[engine][-1]
+            last = {**json.loads(done.stdout.splitlines()[-1]), "others": watch.others()}
+            found[engine].append(last)
             middle, cpu = statistics.median(last["seconds"]), statistics.median(last["cpu"])
             print(f"{name}, {engine}: {middle:.2f} s a step, {cpu:.2f} s of processor", flush=True)
     return found
@@ -244,7 +246,7 @@ def summary(name: str, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]
             "processor_spread": [min(cpu), max(cpu)],
             "first_step": min(each["first"] for each in rounds),
             "peak_bytes": max(each["memory"] for each in rounds),
-            "load_average": [each["load"] for each in rounds],
+            "others": [each["others"] for each in rounds],
             "losses": rounds[0]["losses"],
         }
         row = table[engine]
@@ -272,12 +274,9 @@ def summary(name: str, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]
         f"processor time and {result['memory']:.2f} of its memory; over {len(ours['losses'])} "
         f"steps losses differ by {gap:.1e} at most"
     )
-    if busy := [x for each in table.values() for x in each["load_average"] if x > _cores()]:
-        result["busy"] = (
-            f"load averages up to {max(busy):.0f} on {_cores()} cores: the clock's times are those "
-            "of a busy machine and compare nothing; processor times are the engines' own"
-        )
-        print(result["busy"])
+    if busy := machine.said([x for each in table.values() for x in each["others"]]):
+        result["busy"] = busy
+        print(busy)
     return result
 
 

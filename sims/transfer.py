@@ -1,8 +1,8 @@
 """From Tiny ImageNet to CIFAR-10: LoRA, full fine-tuning and a linear probe, over several seeds.
 
 `python sims/transfer.py --profile quick` takes the sample of CIFAR-10 that comes with the package
-and few steps; `sample` the same pictures in earnest; `full` all of CIFAR-10 (`cifar10_jpg.npz` in
-LORAJAX_DATA, lossy copies). All three methods begin at one fitted head and see the same batches;
+and few steps; `sample` the same pictures in earnest; `part` a fifth of CIFAR-10 (`cifar10_jpg.npz`
+in LORAJAX_DATA, lossy copies), `full` all of it. All three methods begin at one fitted head and see the same batches;
 learning rates are chosen on a fifth of the training pictures, held out, and the test set is looked
 at with the chosen ones alone. A run that was cut off goes on where it was.
 """
@@ -54,10 +54,15 @@ RATES = {
 PROFILES = {
     "quick": Profile("cifar10-sample", 200, 32, 1, 2, {k: v[1:2] for k, v in RATES.items()}),
     "sample": Profile("cifar10-sample", 1000, 32, 6, 5, RATES),
+    # An hour of a core.
+    "part": Profile("cifar10_jpg.npz", 10_000, 32, 6, 5, RATES),
     "full": Profile("cifar10_jpg.npz", 50_000, 64, 6, 5, RATES),
 }
 BUDGET = 7
 """Percent of the model's parameters that the adapters have."""
+BEHIND = 8192
+"""Pictures behind the ranks at most: the more there are, the smaller the directions they tell from
+chance."""
 BATCH = 50
 BESIDE = ("head", "embeddings")
 
@@ -82,6 +87,7 @@ class Trial:
             self.task,
             train,
             targets="blocks/**",
+            samples=BEHIND,
             budget=self.parameters * BUDGET // 100,
         )
 

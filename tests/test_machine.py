@@ -1,0 +1,42 @@
+"""What a benchmark says of others on the machine."""
+
+import pytest
+
+from benchmarks import machine
+
+
+@pytest.mark.parametrize(
+    ("everyone", "own", "share"),
+    [(14.0, 12.0, 0.0), (15.5, 11.0, 0.25), (13.9, 12.0, 0.0)],
+    ids=["all is one's own", "a quarter is others'", "clocks that tick apart"],
+)
+def test_others_have_what_is_not_ones_own(monkeypatch, everyone, own, share):
+    clock = iter([100.0, 105.0])
+    spent, mine = iter([10.0, everyone]), iter([8.0, own])
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(machine, "everyone", lambda: next(spent))
+    monkeypatch.setattr(machine, "own", lambda: next(mine))
+    assert machine.Watch().others() == pytest.approx(share)
+
+
+def test_a_busy_machine_is_told_and_a_quiet_one_is_not():
+    assert machine.said([0.01, None, 0.04]) == ""
+    assert "up to 25% of the machine" in machine.said([0.01, 0.25, None])
+
+
+def test_without_the_system_s_count_nothing_is_said(monkeypatch):
+    monkeypatch.setattr(machine, "everyone", lambda: None)
+    assert machine.Watch().others() is None
+    assert machine.said([None]) == ""
+
+
+def test_the_system_s_count_holds_ones_own():
+    before = machine.everyone()
+    if before is None:
+        pytest.skip("the system has no /proc/stat")
+    begin = machine.own()
+    while machine.own() - begin < 0.1:
+        sum(range(10_000))
+    # Either counts in hundredths of a second.
+    assert machine.everyone() - before >= machine.own() - begin - 0.03
