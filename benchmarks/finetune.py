@@ -2,10 +2,10 @@
 
 `python -m benchmarks finetune` needs the extra `benchmark`. Each engine runs in a process of its
 own, in turn and several times over, so that a busy machine slows both alike (what other processes
-took in the meantime is told), and loads one and the same checkpoint in Hugging Face's format (random
-weights); memory is the largest resident set of the process. The share of the GEMM peak counts the
-matrix products of the step and compares them with what one large product of the same engine reaches
-in the same process: engines differ in how much of a processor their products use.
+took in the meantime is told), and loads one and the same checkpoint in Hugging Face's format
+(random weights); memory is the largest resident set of the process. The share of the GEMM peak
+counts the matrix products of the step and compares them with what one large product of the same
+engine reaches in the same process: engines differ in how much of a processor their products use.
 """
 
 import argparse

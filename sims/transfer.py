@@ -2,9 +2,9 @@
 
 `python sims/transfer.py --profile quick` takes the sample of CIFAR-10 that comes with the package
 and few steps; `sample` the same pictures in earnest; `part` a fifth of CIFAR-10 (`cifar10_jpg.npz`
-in LORAJAX_DATA, lossy copies), `full` all of it. All three methods begin at one fitted head and see the same batches;
-learning rates are chosen on a fifth of the training pictures, held out, and the test set is looked
-at with the chosen ones alone. A run that was cut off goes on where it was.
+in LORAJAX_DATA, lossy copies), `full` all of it. All three methods begin at one fitted head and see
+the same batches; learning rates are chosen on a fifth of the training pictures, held out, and the
+test set is looked at with the chosen ones alone. A run that was cut off goes on where it was.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """How much of the machine others used while something was measured.
 
-A load average also counts the threads of what is measured, and remembers what ran before it, so that
-it calls a quiet machine busy. What counts here is processor time that went to other processes.
+A load average also counts the threads of what is measured, and remembers what ran before it, so
+that it calls a quiet machine busy. What counts here is processor time that went to other processes.
 """
 
 import os
@@ -13,7 +13,7 @@ BUSY = 0.05
 
 
 def everyone() -> float | None:
-    """Seconds of processor time of all processes and cores since the machine started; Linux only."""
+    """Seconds of processor time of all processes since the machine started; None but on Linux."""
     try:
         line = pathlib.Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0]
     except OSError:
