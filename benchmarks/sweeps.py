@@ -30,7 +30,7 @@ from scipy.integrate import solve_ivp
 
 import lorajax
 from benchmarks.machine import Watch
-from lorajax import initializers
+from lorajax import environment, initializers
 from lorajax.exact import lanes as exact_lanes
 from lorajax.exact import reduce
 from lorajax.factors import Factors
@@ -788,9 +788,11 @@ def main(argv: list[str]) -> int:
         with open(options.of) as file:
             plot(json.load(file)["rows"], options.plot)
         return 0
+    # As the command does for its users, and a device a core.
+    environment.guard()
+    environment.wide()
+    environment.add_flags(f"--xla_force_host_platform_device_count={os.cpu_count()}")
     jax.config.update("jax_enable_x64", True)
-    if jax.default_backend() == "cpu" and len(jax.devices()) == 1:
-        print("one CPU device; XLA_FLAGS=--xla_force_host_platform_device_count=N gives one a core")
     sizes = (
         options.sizes
         if options.sizes is not None

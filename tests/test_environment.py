@@ -11,7 +11,7 @@ import jaxtyping
 import pytest
 
 from lorajax import environment
-from lorajax.environment import faults
+from lorajax.environment import faults, flags
 from lorajax.factors import Factors
 
 
@@ -105,9 +105,35 @@ def test_the_guard_is_added_once_and_clobbers_nothing(version, before, after, mo
     ],
 )
 def test_fast_compiling_is_asked_for_once_and_clobbers_nothing(version, before, after, monkeypatch):
-    monkeypatch.setattr(faults.metadata, "version", lambda name: version)
+    monkeypatch.setattr(flags.metadata, "version", lambda name: version)
     monkeypatch.setenv("XLA_FLAGS", before or "")
     assert [environment.compile_fast(), environment.compile_fast()] == [after, after]
+
+
+@pytest.mark.parametrize(
+    ("processor", "before", "after"),
+    [
+        ({"avx512f", "avx512_bf16"}, None, flags.WIDE),
+        ({"avx512f", "avx512_bf16"}, environment.GUARD, f"{environment.GUARD} {flags.WIDE}"),
+        ({"avx512f", "avx512_bf16"}, f"--{flags.WIDTH}=256", f"--{flags.WIDTH}=256"),
+        ({"avx512f"}, None, ""),  # slows down under wide instructions
+        (set(), None, ""),
+    ],
+)
+def test_wide_loops_are_asked_for_where_they_cost_nothing(processor, before, after, monkeypatch):
+    monkeypatch.setattr(flags, "_processor", lambda: frozenset(processor))
+    monkeypatch.setenv("XLA_FLAGS", before or "")
+    assert [environment.wide(), environment.wide()] == [after, after]
+
+
+def test_an_untried_release_gets_wide_loops_only_if_it_knows_the_flag(monkeypatch):
+    monkeypatch.setattr(flags, "_processor", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr(flags.metadata, "version", lambda name: "99.0")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setattr(flags, "known", lambda flag: False)
+    assert environment.wide() == ""
+    monkeypatch.setattr(flags, "known", lambda flag: flag == flags.WIDTH)
+    assert environment.wide() == flags.WIDE
 
 
 @pytest.mark.parametrize("brief", [False, True])

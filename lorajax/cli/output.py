@@ -49,11 +49,13 @@ def prepare_jax(*, x64: bool = True, brief: bool = False) -> None:
     """Switches the process to float64 and to a compile cache that later runs share.
 
     The theory's tolerances need float64; real models are trained without. Programs that run for
-    seconds (`brief`) are compiled with little optimization.
+    seconds (`brief`) are compiled with little optimization, others with wide loops.
     """
     environment.guard()
     if brief:
         environment.compile_fast()
+    else:
+        environment.wide()
     # XLA runs LAPACK calls inside its thread pool, where as many independent ones as there are
     # threads wait for each other forever; with a thread a core that happens on two cores (jaxlib
     # 0.10.1).

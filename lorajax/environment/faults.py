@@ -7,14 +7,14 @@ the process that it is imported into, so there `warn` says what to set.
 """
 
 import importlib.util
-import mmap
 import os
-import re
 import warnings
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from lorajax.environment import flags
 
 FLAG = "xla_cpu_experimental_ynn_fusion_type"
 GUARD = f"--{FLAG}=-reduce"
@@ -22,17 +22,11 @@ GUARD = f"--{FLAG}=-reduce"
 # The guard stays for releases that nobody here has tried: there is no release yet that is mended.
 # The first that passes `scalar_product` without the guard bounds `affected` from above.
 FIRST_AFFECTED = (0, 11, 1)
-LAST_TRIED = (0, 12, 0, 1)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    found = re.match(r"\d+(\.\d+)*", version)
-    return tuple(map(int, found[0].split("."))) if found else ()
 
 
 def affected(version: str) -> bool:
     """Whether this jaxlib needs the guard on CPU: 0.11.1 does, and every later one so far."""
-    return _numbers(version) >= FIRST_AFFECTED
+    return flags.numbers(version) >= FIRST_AFFECTED
 
 
 def accepts_guard(version: str) -> bool:
@@ -40,33 +34,7 @@ def accepts_guard(version: str) -> bool:
 
     Of a release newer than those tried, its library is searched for the flag's name.
     """
-    if _numbers(version) <= LAST_TRIED:
-        return True
-    spec = importlib.util.find_spec("jaxlib")
-    folder = Path(spec.origin).parent if spec and spec.origin else Path()
-    for library in folder.glob("libjax_common.*"):
-        with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as m:
-            if m.find(FLAG.encode()) >= 0:
-                return True
-    return False
-
-
-def add_flags(*more: str) -> str:
-    """Adds flags to `XLA_FLAGS` that it does not name; the name of a file of flags stays.
-
-    Args:
-      *more: flags, such as "--xla_a=1". Call it before the first computation, as for `guard`.
-
-    Returns:
-      `XLA_FLAGS` as it is now.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if flags.strip() and not flags.lstrip().startswith("-"):
-        return flags
-    missing = [flag for flag in more if flag.partition("=")[0] not in flags]
-    if missing:
-        flags = os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
-    return flags
+    return flags.numbers(version) <= flags.TRIED or flags.known(FLAG)
 
 
 def guard() -> str:
@@ -79,34 +47,18 @@ def guard() -> str:
       `XLA_FLAGS` as it is now.
     """
     version = metadata.version("jaxlib")
-    return add_flags(*[GUARD] * (affected(version) and accepts_guard(version)))
-
-
-def compile_fast() -> str:
-    """Adds flags to `XLA_FLAGS` that make compiling cheap, for programs that run for seconds.
-
-    LLVM then optimizes little, and XLA does without its fusion emitters on CPU where it still can
-    (before jaxlib 0.11, of which later ones do not know the flag). Numbers differ by rounding. Call
-    it before the first computation; what is set already stays, as for `guard`.
-
-    Returns:
-      `XLA_FLAGS` as it is now.
-    """
-    flags = ["--xla_backend_optimization_level=1"]
-    if _numbers(metadata.version("jaxlib")) < (0, 11):
-        flags.append("--xla_cpu_use_fusion_emitters=false")
-    return add_flags(*flags)
+    return flags.add_flags(*[GUARD] * (affected(version) and accepts_guard(version)))
 
 
 def guarded() -> bool:
     """Whether `XLA_FLAGS`, or the file that it names, has the guard."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    if flags.strip() and not flags.lstrip().startswith("-"):
+    given = os.environ.get("XLA_FLAGS", "")
+    if given.strip() and not given.lstrip().startswith("-"):
         try:
-            flags = Path(flags).read_text()
+            given = Path(given).read_text()
         except OSError:
             return False
-    return GUARD in flags
+    return GUARD in given
 
 
 def _on_cpu() -> bool:
