@@ -37,6 +37,30 @@ def sweeps(found: dict[str, Any]) -> str:
     return head + rows_of("problem | engine | lanes | a lane | largest error", shown)
 
 
+def anatomy(found: dict[str, Any]) -> str:
+    """Time of a point of the closed form under XLA's flags, and what its loops come to."""
+    settings = found["settings"]
+    own = next(iter(settings.values()))
+    shown = [
+        (
+            name,
+            time_of(1e-9 * each["point"]),
+            f"{each['point'] / own['point']:.2f}",
+            f"{each['loops']}",
+            time_of(1e-9 * each["bytes alone"]),
+            time_of(1e-9 * each["transcendentals"] * each["passes"]["exp"]),
+        )
+        for name, each in settings.items()
+    ]
+    head = "flags | a point | of XLA's own | loops | their bytes alone | their exponentials alone"
+    tail = (
+        f"\n\nA point has {own['operations']:.0f} operations and {own['transcendentals']:.0f} "
+        f"exponentials and roots, and reads and writes {own['bytes']:.0f} bytes (rotations counted "
+        "once), by XLA's own analysis."
+    )
+    return rows_of(head, shown) + tail
+
+
 def agreement(found: dict[str, Any]) -> str:
     """Differences by engine, devices and chunk."""
     shown = [
@@ -128,6 +152,7 @@ def stores(found: dict[str, Any]) -> str:
 
 TABLES = {
     "sweeps": sweeps,
+    "anatomy": anatomy,
     "agreement": agreement,
     "adapters": adapters,
     "finetune": finetune,

@@ -221,12 +221,14 @@ def draw(runs: Sequence[dict[str, Any]], name: str):
     figure, panel = plots.figure()
     with plots.style():
         for i, run in enumerate(runs):
-            panel.plot(run["losses"], color=f"C{i}", linewidth=0.8, alpha=0.6)
+            label = "of a step's batch, a color a seed" if i == 0 else None
+            panel.plot(run["losses"], color=f"C{i}", linewidth=0.8, alpha=0.6, label=label)
+        for i, run in enumerate(runs):
             ends = [run["held-out loss before"], run["held-out loss after"]]
-            label = "held out" if i == 0 else None
-            panel.plot([0, len(run["losses"])], ends, "o", color=f"C{i}", label=label)
+            label = "held out, a mark a seed" if i == 0 else None
+            panel.plot([0, len(run["losses"])], ends, "_", color="black", ms=9, label=label)
         panel.set(xlabel="step", ylabel="loss of the answers [nats a token]", title=name)
-        panel.legend()
+        panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.1))
     return figure
 
 
