@@ -446,14 +446,20 @@ def _misfit(source: Source, rule: Rule, wanted: list[tuple[int, ...]]) -> ValueE
     )
 
 
+_RELEASE = 2**26  # bytes of arrays that were used up, before their pages go back to the system
+
+
 def _assemble(
-    model: Model, arrays: Mapping[str, np.ndarray], path: Path, seed: int, zeros: re.Pattern
+    model: Model, arrays: dict[str, np.ndarray], path: Path, seed: int, zeros: re.Pattern
 ) -> Model:
-    """An abstract model with arrays, fresh heads where they have none, and evaluation mode."""
+    """An abstract model with arrays, fresh heads where they have none, and evaluation mode.
+
+    The arrays are used up, one after the other, so that a model is not in memory twice.
+    """
     rngs = nnx.Rngs(seed)
     heads = model.heads
     graph, state = nnx.split(model)
-    leaves = dict(nnx.to_flat_state(state))
+    leaves, freed = dict(nnx.to_flat_state(state)), 0
     for parts, leaf in leaves.items():
         name, wanted = path_of(parts), leaf.get_value()
         if isinstance(leaf, nnx.RngKey):
@@ -466,7 +472,12 @@ def _assemble(
                     f"{path}: {name} has shape {arrays[name].shape}; the model's configuration "
                     f"makes it {wanted.shape}."
                 )
-            value = jnp.asarray(arrays[name], wanted.dtype)
+            given = arrays.pop(name)
+            value, freed = jnp.asarray(given, wanted.dtype), freed + given.nbytes
+            del given
+            if freed >= _RELEASE:
+                memory.release()
+                freed = 0
         elif _within(name, heads):
             value = _fresh_head(rngs, parts, wanted)
         elif zeros.fullmatch(name):

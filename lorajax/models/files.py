@@ -144,7 +144,7 @@ def opened(path: Path) -> Iterator[Source]:
                         f"{path} has no file {name!r}, which a checkpoint there needs"
                         + _pickled(path)
                     )
-                part, metadata = _safetensors(shard, stack)
+                part, metadata = _safetensors(shard)
                 if twice := tensors.keys() & part.keys():
                     raise ValueError(
                         f"{shard} has {min(twice)}, as another file of the folder has."
@@ -158,7 +158,7 @@ def opened(path: Path) -> Iterator[Source]:
         elif path.suffix == ".npz":
             tensors = _npz(path, stack)
         elif path.suffix == ".safetensors":
-            tensors, metadata = _safetensors(path, stack)
+            tensors, metadata = _safetensors(path)
         else:
             raise ValueError(
                 f"{path} is no checkpoint; it must be a folder, .safetensors or .npz"
@@ -215,27 +215,31 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _safetensors(
-    path: Path, stack: contextlib.ExitStack
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with open(path, "rb") as raw:
             header = int.from_bytes(raw.read(8), "little")
         if not 2 <= header <= min(_HEADER, path.stat().st_size - 8):
             raise ValueError(f"it states a header of {header} bytes")
-        # The library refuses offsets that overlap, leave holes, or pass the end of the file. NumPy
-        # has no bfloat16 of its own; the flax framework hands such tensors over as JAX's.
-        file = stack.enter_context(safe_open(path, framework="flax"))
-        tensors = {}
-        for name in file.keys():  # noqa: SIM118
-            part = file.get_slice(name)
-            code = str(part.get_dtype())
-            read = functools.partial(_read, path, file.get_tensor, name)
-            shape = tuple(part.get_shape())
-            tensors[name] = Tensor(shape, _DTYPES.get(code, code), read, path)
-        return tensors, dict(file.metadata() or {})
+        # The library refuses offsets that overlap, leave holes, or pass the end of the file.
+        with safe_open(path, framework="flax") as file:
+            tensors = {}
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                code = str(part.get_dtype())
+                read = functools.partial(_read, path, functools.partial(_tensor, path), name)
+                shape = tuple(part.get_shape())
+                tensors[name] = Tensor(shape, _DTYPES.get(code, code), read, path)
+            return tensors, dict(file.metadata() or {})
     except (SafetensorError, *_BROKEN) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {said(error)}.") from error
+
+
+def _tensor(path: Path, name: str) -> Any:
+    # Opened anew: what is read stays mapped while a file is open, and a model would be in memory
+    # twice. NumPy has no bfloat16 of its own; the flax framework hands such tensors over as JAX's.
+    with safe_open(path, framework="flax") as file:
+        return file.get_tensor(name)
 
 
 def _read(path: Path, get: Callable[[str], Any], name: str) -> np.ndarray:

@@ -9,6 +9,8 @@ import json
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -403,3 +405,26 @@ class TestNumbers:
         models.load(path, heads=3, param_dtype=jnp.bfloat16)
         with pytest.raises(ValueError, match="2 of .* NaN or infinite in float16"):
             models.load(path, heads=3, param_dtype=jnp.float16)
+
+
+@pytest.mark.apart
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_a_model_is_not_in_memory_twice_while_it_is_read(tmp_path):
+    config = models.LlamaConfig(vocabulary=1000, width=1024, depth=4, heads=8, mlp_width=2816)
+    model = models.build(config, rngs=nnx.Rngs(0))
+    size = 4 * sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))
+    models.save(model, tmp_path / "model.safetensors", layout="huggingface")
+    code = (
+        "import re, sys, jax.numpy as jnp; from lorajax import models\n"
+        "def kilobytes(what):\n"
+        "    return int(re.search(what + r':\\s*(\\d+)', open('/proc/self/status').read())[1])\n"
+        "models.load('vit-fashion-mnist')  # imports what it needs\n"
+        "before = kilobytes('VmRSS')\n"
+        "model = models.load(sys.argv[1])\n"
+        "print(kilobytes('VmHWM') - before)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    # The largest tensor is a twentieth of it.
+    grown = 1024 * int(found.splitlines()[-1])
+    assert size < grown < 1.5 * size
