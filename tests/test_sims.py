@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -98,6 +99,22 @@ def test_glue_pairs_by_seed_and_says_what_was_not_run(tmp_path):
     assert "ended at a higher loss than it began with in 1 of 1 runs" in page
     assert "the last twentieth of the steps: 0.40 and 0.69)" in page
     assert page.index("## Profile `long`") < page.index("is 90.00") < page.index("## Learning")
+
+
+def test_glue_ranks_are_filled_up_by_the_gradient_s_next_directions():
+    sim = load("spectral_dynamics/glue.py")
+    spectra = {"a": (3.0, 2.0, 1.0), "b": (4.0, 0.5, 0.1)}
+    costs = {"a": 10, "b": 5}
+    layers = [
+        types.SimpleNamespace(path=path, cost=costs[path], singular_values=np.array(values))
+        for path, values in spectra.items()
+    ]
+    selection = types.SimpleNamespace(ranks={"a": 1, "b": 1}, layers=layers)
+    bench = types.SimpleNamespace(selection=selection, budget=32)
+    ranks = {m: sim.Bench.ranks(bench, m) for m in ("rule", "filled", "uniform")}
+    # Energies a parameter: 0.4 and 0.1 are left in a, 0.05 and 0.002 in b.
+    assert ranks["filled"] == {"a": 2, "b": 2}
+    assert ranks["rule"] == ranks["uniform"] == {"a": 1, "b": 1}
 
 
 def test_glue_learning_rates_are_chosen_by_the_mean_of_what_was_held_out():

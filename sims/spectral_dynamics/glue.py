@@ -36,11 +36,13 @@ from lorajax import adapters, data, finetune, models, plots, tasks  # noqa: E402
 from lorajax.cli.texts import RATES  # noqa: E402
 from lorajax.data import text  # noqa: E402
 from lorajax.finetune import bridge, recipes  # noqa: E402
+from lorajax.finetune.allocations import spread  # noqa: E402
 from lorajax.studies import simulation  # noqa: E402
 
-METHODS = ("rule", "peft", "uniform", "full")
+METHODS = ("rule", "filled", "peft", "uniform", "full")
 SAID = {
     "rule": "LoRA at the rule's ranks",
+    "filled": "the rule's ranks, filled up",
     "peft": "the same by PEFT and torch",
     "uniform": "LoRA at one rank",
     "full": "full",
@@ -50,9 +52,9 @@ WINDOW = 32
 SHARE = 0.05
 """Of the model's parameters that adapters and head may have."""
 MODEL = "minilm-l6"
-RATE = {"rule": 2e-3, "peft": 2e-3, "uniform": 2e-3, "full": 2e-4}
+RATE = {"rule": 2e-3, "filled": 2e-3, "peft": 2e-3, "uniform": 2e-3, "full": 2e-4}
 """Learning rates of all runs by method; `--choose` compares others."""
-SLOWER = {"rule": 1e-3, "peft": 1e-3, "uniform": 1e-3}
+SLOWER = {"rule": 1e-3, "filled": 1e-3, "peft": 1e-3, "uniform": 1e-3}
 """Of runs of thousands of steps, and the command's own."""
 
 
@@ -99,8 +101,8 @@ PROFILES = {
     "hour": {
         "sst2": Part({"rule": 1, "full": 1}, 1, 0, 0, 64, 4096),
         "stsb": Part({"rule": 5, "peft": 2, "full": 5}, 1, 0, 0, 64, 4096),
-        "cola": Part({"rule": 5, "peft": 2, "full": 5}, 1, 0, 0, 64, 4096),
-        "qnli": Part({"rule": 3, "peft": 1, "full": 3}, 1, 4096, 1024, 96, 4096),
+        "cola": Part({"rule": 5, "filled": 5, "peft": 2, "full": 5}, 1, 0, 0, 64, 4096),
+        "qnli": Part({"rule": 3, "filled": 3, "peft": 1, "full": 3}, 1, 4096, 1024, 96, 4096),
     },
     # 74 minutes of a core for LoRA, whose ranks are read off all samples.
     "long": {"sst2": Part({"rule": 1, "full": 1}, 3, 0, 0, 64, 67_349, SLOWER)},
@@ -200,10 +202,14 @@ class Bench:
         self.targets, self.heads = finetune.targets_of(self.model)
         self._trainers: dict[tuple[str, int], tuple[finetune.Trainer, Any]] = {}
 
+    @property
+    def budget(self) -> int:
+        """Parameters that adapters may have, beside the head."""
+        return int(SHARE * self.parameters) - _size(nnx.state(self.model.head, nnx.Param))
+
     @functools.cached_property
     def selection(self) -> adapters.Selection:
         """The rule's ranks within the budget."""
-        head = _size(nnx.state(self.model.head, nnx.Param))
         return finetune.select_ranks(
             self.model,
             self.task,
@@ -211,15 +217,25 @@ class Bench:
             targets=self.targets,
             samples=self.behind,
             batch_size=32,
-            budget=int(SHARE * self.parameters) - head,
+            budget=self.budget,
         )
 
     def ranks(self, method: str) -> dict[str, int]:
-        """Of the layers by path; one everywhere is the largest that costs no more than the rule."""
+        """Of the layers by path.
+
+        One everywhere is the largest that costs no more than the rule's. What fills the budget up
+        are the gradient's next directions, which the rule does not tell from noise.
+        """
         chosen = self.selection.ranks
+        costs = {each.path: each.cost for each in self.selection.layers}
+        if method == "filled":
+            energies = {
+                each.path: np.asarray(each.singular_values, np.float64).reshape(-1) ** 2
+                for each in self.selection.layers
+            }
+            return spread(energies, chosen, costs, self.budget, exact=False).ranks
         if method != "uniform":
             return chosen
-        costs = {each.path: each.cost for each in self.selection.layers}
         spent = sum(rank * costs[path] for path, rank in chosen.items())
         return dict.fromkeys(costs, max(1, round(spent / sum(costs.values()))))
 
@@ -643,7 +659,9 @@ def page(
         "",
         "MiniLM-L6 (sentence-transformers/all-MiniLM-L6-v2, 22.7M parameters) with a new head on "
         "the mean of its tokens. Ranks are read off the gradient before training; adapters and "
-        f"head have {SHARE:.0%} of the model's parameters at most. All methods begin with one "
+        f"head have {SHARE:.0%} of the model's parameters at most, which the rule leaves mostly "
+        "unspent: ranks that are filled up take the gradient's next directions as well. All "
+        "methods begin with one "
         f"head, fitted on {HEAD:,} samples, and take the same batches of {BATCH} in the same "
         "order; PEFT trains in torch from the adapter that was started here. Scores are GLUE's own "
         "times 100, ± their standard deviation over seeds; differences are paired by seed, ± half "
