@@ -103,18 +103,20 @@ def test_glue_pairs_by_seed_and_says_what_was_not_run(tmp_path):
 
 def test_glue_ranks_are_filled_up_by_the_gradient_s_next_directions():
     sim = load("spectral_dynamics/glue.py")
-    spectra = {"a": (3.0, 2.0, 1.0), "b": (4.0, 0.5, 0.1)}
-    costs = {"a": 10, "b": 5}
+    spectra = {"a": (3.0, 2.0, 1.0), "b": (4.0, 0.5, 0.1), "c": (1.5, 0.0, 0.0), "d": (0.1, 0, 0)}
+    costs, found = {"a": 10, "b": 5, "c": 6, "d": 9}, {"a": 1, "b": 1, "c": 0, "d": 0}
     layers = [
-        types.SimpleNamespace(path=path, cost=costs[path], singular_values=np.array(values))
+        types.SimpleNamespace(
+            path=path, cost=costs[path], rank=found[path], singular_values=np.array(values)
+        )
         for path, values in spectra.items()
     ]
     selection = types.SimpleNamespace(ranks={"a": 1, "b": 1}, layers=layers)
-    bench = types.SimpleNamespace(selection=selection, budget=32)
-    ranks = {m: sim.Bench.ranks(bench, m) for m in ("rule", "filled", "uniform")}
-    # Energies a parameter: 0.4 and 0.1 are left in a, 0.05 and 0.002 in b.
-    assert ranks["filled"] == {"a": 2, "b": 2}
-    assert ranks["rule"] == ranks["uniform"] == {"a": 1, "b": 1}
+    bench = types.SimpleNamespace(selection=selection, budget=37)
+    ranks = {m: sim.Bench.ranks(bench, m) for m in ("rule", "filled")}
+    # Energies a parameter that are left: 0.4 and 0.1 in a, 0.05 in b, 0.375 in c, 0.001 in d.
+    assert ranks["filled"] == {"a": 2, "b": 2, "c": 1}
+    assert ranks["rule"] == {"a": 1, "b": 1}
 
 
 def test_glue_learning_rates_are_chosen_by_the_mean_of_what_was_held_out():

@@ -233,7 +233,9 @@ class Bench:
                 each.path: np.asarray(each.singular_values, np.float64).reshape(-1) ** 2
                 for each in self.selection.layers
             }
-            return spread(energies, chosen, costs, self.budget, exact=False).ranks
+            found = {each.path: each.rank for each in self.selection.layers}  # 0 among them
+            filled = spread(energies, found, costs, self.budget, exact=False).ranks
+            return {path: rank for path, rank in filled.items() if rank}
         if method != "uniform":
             return chosen
         spent = sum(rank * costs[path] for path, rank in chosen.items())
