@@ -108,8 +108,10 @@ def lorajax_engine(folder: str, batch: int, rank: int, steps: int) -> dict[str, 
     import jax
     import jax.numpy as jnp
 
-    from lorajax import adapters, finetune, models, tasks
+    from lorajax import adapters, environment, finetune, models, tasks
 
+    environment.guard()  # as the command does for its users
+    environment.wide()
     model = models.load(folder)
     adapted = adapters.adapt(
         model,

@@ -30,10 +30,12 @@ def child(store: str, lanes: int, chunk: int) -> None:
     import numpy as np
 
     import lorajax
-    from lorajax import initializers
+    from lorajax import environment, initializers
     from lorajax.flows import lanes as engines
     from lorajax.sweeps import sweep
 
+    environment.guard()  # as the command does for its users
+    environment.wide()
     jax.config.update("jax_enable_x64", True)
     problem = lorajax.MatrixFactorization.from_spectrum(jax.random.key(0), SHAPE, SPECTRUM)
     times = jnp.linspace(0.0, 20.0, TIMES)

@@ -163,9 +163,11 @@ def peft_engine(case: Case, out: pathlib.Path, steps: int) -> dict[str, Any]:
 def lorajax_engine(case: Case, out: pathlib.Path, steps: int) -> dict[str, Any]:
     import jax
 
-    from lorajax import adapters, finetune, models, tasks
+    from lorajax import adapters, environment, finetune, models, tasks
     from lorajax.finetune import bridge
 
+    environment.guard()  # as the command does for its users
+    environment.wide()
     model = models.load(out / "base")
     rules = bridge.bridge(model, out / "base").rules
     adapted = adapters.load_peft(model, out / "adapter", rules=rules)
