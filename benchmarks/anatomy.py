@@ -85,7 +85,7 @@ def measure(lanes: int, rounds: int) -> dict[str, Any]:
         run = jax.jit(lambda x, f=function: jax.lax.fori_loop(0, again, lambda _, y: f(y), x))
         spent_here = statistics.median(seconds(lambda run=run: run(x), rounds))
         passes[name] = 1e9 * spent_here / (again * x.size)
-    count = FEW[0] * FEW[1]
+    count = part.level.shape[0] * FEW[1]
     return {
         "jax": jax.__version__,
         "point": 1e9 * statistics.median(spent),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import machine
+from benchmarks import anatomy, machine
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,14 @@ def test_the_system_s_count_holds_ones_own():
         sum(range(10_000))
     # Either counts in hundredths of a second.
     assert machine.everyone() - before >= machine.own() - begin - 0.03
+
+
+@pytest.mark.apart
+def test_a_point_of_the_closed_form_is_taken_apart():
+    found = anatomy.measure(lanes=8, rounds=1)
+    assert 0 < found["spread"][0] <= found["point"] <= found["spread"][1]
+    # By hand: a Gram matrix of four columns, their Cholesky factor, a sweep of six rotations.
+    assert 500 < found["operations"] < 5000 and found["loops"] > 6
+    # Four modes that grow, fade and shrink at rates of their own, from one to another.
+    assert found["transcendentals"] >= 4 + 4 + 16
+    assert found["bytes alone"] == pytest.approx(found["bytes"] / 16 * found["passes"]["product"])
