@@ -23,6 +23,7 @@ from flax import nnx  # noqa: E402
 
 from lorajax import data, finetune, models, sweeps, tasks  # noqa: E402
 from lorajax.finetune import recipes  # noqa: E402
+from lorajax.finetune.allocations import spread  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Profile:
     rates: dict[str, tuple[float, ...]]
 
 
+METHODS = {"LoRA": "LoRA", "LoRA, filled": "LoRA", "full": "full", "probe": "probe"}
+"""What is compared, and whose learning rates each tries."""
 RATES = {
     "LoRA": (2e-4, 6e-4, 1.5e-3, 3e-3),
     "full": (1e-4, 3e-4, 1e-3),
@@ -58,11 +61,18 @@ PROFILES = {
     "part": Profile("cifar10_jpg.npz", 10_000, 32, 6, 5, RATES),
     "full": Profile("cifar10_jpg.npz", 50_000, 64, 6, 5, RATES),
 }
-BUDGET = 7
-"""Percent of the model's parameters that the adapters have."""
+SHARE = 0.099
+"""Of the model's parameters that may train with adapters, head and embeddings among them. The rule
+takes what it tells from noise; filled up are its ranks with the gradient's next directions."""
 BEHIND = 8192
 """Pictures behind the ranks at most: the more there are, the smaller the directions they tell from
 chance."""
+PAIRS = (
+    ("LoRA", "probe"),
+    ("full", "LoRA"),
+    ("LoRA, filled", "probe"),
+    ("full", "LoRA, filled"),
+)
 BATCH = 50
 BESIDE = ("head", "embeddings")
 
@@ -88,31 +98,51 @@ class Trial:
             train,
             targets="blocks/**",
             samples=BEHIND,
-            budget=self.parameters * BUDGET // 100,
+            budget=self.budget,
         )
+
+    @property
+    def budget(self) -> int:
+        """Parameters that adapters may have."""
+        return int(SHARE * self.parameters) - self._beside(BESIDE)
+
+    def _beside(self, names: tuple[str, ...]) -> int:
+        return sum(_count(getattr(self.model, name)) for name in names)
+
+    def ranks(self, method: str) -> dict[str, int]:
+        """Of the layers by path, for a method with adapters."""
+        layers = self.selection.layers
+        if method == "LoRA":
+            return self.selection.ranks
+        energies = {e.path: np.asarray(e.singular_values, np.float64) ** 2 for e in layers}
+        found = {each.path: each.rank for each in layers}  # 0 among them
+        costs = {each.path: each.cost for each in layers}
+        filled = spread(energies, found, costs, self.budget, exact=False).ranks
+        return {path: rank for path, rank in filled.items() if rank}
 
     def trainable(self, method: str) -> int:
         """Parameters that train."""
         if method == "full":
             return self.parameters
-        beside = BESIDE if method == "LoRA" else BESIDE[:1]
-        own = sum(_count(getattr(self.model, name)) for name in beside)
-        return own + (self.selection.parameters if method == "LoRA" else 0)
+        if method == "probe":
+            return self._beside(BESIDE[:1])
+        costs = {each.path: each.cost for each in self.selection.layers}
+        adapted = sum(rank * costs[path] for path, rank in self.ranks(method).items())
+        return self._beside(BESIDE) + adapted
 
     def run(self, method: str, orders: int) -> finetune.Run:
         """Training by a method, its learning rate a multiple of the recipe's 1."""
         task = dataclasses.replace(self.task, augment="flip", smoothing=tasks.SMOOTHING)
         steps = self.profile.epochs * (len(self.train) // BATCH)
-        recipe = {"LoRA": recipes.lora}.get(method, recipes.full)(
-            steps, batch_size=BATCH, learning_rate=1.0
-        )
+        kind = recipes.lora if method.startswith("LoRA") else recipes.full
+        recipe = kind(steps, batch_size=BATCH, learning_rate=1.0)
         options: dict[str, Any] = {"targets": None}
-        if method == "LoRA":
+        if method.startswith("LoRA"):
             options = {
                 "start": "orthogonal",
                 "heads": BESIDE,
                 "gradients": self.selection.gradients,
-                "allocations": [self.selection.ranks],
+                "allocations": [self.ranks(method)],
             }
         elif method == "probe":
             options = {"targets": (), "heads": BESIDE[:1]}
@@ -123,7 +153,7 @@ class Trial:
     def accuracy(self, method: str, rates: tuple[float, ...], orders: int, store: pathlib.Path):
         """Accuracy on what is measured on, a row a learning rate and a column a seed."""
         axes = {"rate": np.asarray(rates, np.float32), "order": range(orders)}
-        if method == "LoRA":
+        if method.startswith("LoRA"):
             axes = {"allocation": range(1), **axes}
         found = sweeps.sweep(
             self.run(method, orders),
@@ -147,11 +177,12 @@ def compare(source: str, profile: Profile, folder: pathlib.Path) -> dict[str, An
     """Chooses the learning rates on held-out pictures, then measures all three methods."""
     found = data.load(profile.source)
     train, test = part(found.train, profile.images), part(found.test, profile.images)
-    chosen = {method: rates[0] for method, rates in profile.rates.items()}
+    grids = {method: profile.rates[kind] for method, kind in METHODS.items()}
+    chosen = {method: rates[0] for method, rates in grids.items()}
     tried: dict[str, dict[str, float]] = {}
-    if any(len(rates) > 1 for rates in profile.rates.values()):
+    if any(len(rates) > 1 for rates in grids.values()):
         trial = Trial(source, profile, *data.hold_out(train, len(train) // 5))
-        for method, rates in profile.rates.items():
+        for method, rates in grids.items():
             scores = trial.accuracy(method, rates, 1, folder / f"{method}-rates.zarr")[:, 0]
             chosen[method] = rates[int(scores.argmax())]
             tried[method] = {f"{r:g}": float(s) for r, s in zip(rates, scores, strict=True)}
@@ -165,8 +196,10 @@ def compare(source: str, profile: Profile, folder: pathlib.Path) -> dict[str, An
         "held-out accuracy": tried,
         "learning rate": chosen,
         "test accuracy": {method: each.tolist() for method, each in scores.items()},
-        "LoRA − probe": finetune.interval(scores["LoRA"] - scores["probe"]),
-        "full − LoRA": finetune.interval(scores["full"] - scores["LoRA"]),
+        "differences": {
+            f"{one} − {other}": finetune.interval(scores[one] - scores[other])
+            for one, other in PAIRS
+        },
         "trainable share": {m: trial.trainable(m) / trial.parameters for m in chosen},
     }
 
@@ -195,8 +228,7 @@ def main() -> None:
     for method, each in result["test accuracy"].items():
         share = result["trainable share"][method]
         print(f"{method}: test accuracy {100 * np.mean(each):.2f} %, {share:.2%} of the parameters")
-    for name in ("LoRA − probe", "full − LoRA"):
-        mean, half = result[name]
+    for name, (mean, half) in result["differences"].items():
         print(f"{name}: {100 * mean:.2f} ± {100 * half:.2f} points (95 %), {profile.seeds} seeds")
     path = folder / "result.json"
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
