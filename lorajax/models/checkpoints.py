@@ -177,7 +177,7 @@ def load(
         )
     if getattr(config, "classes", None) != getattr(target, "classes", None):
         arrays = {k: v for k, v in arrays.items() if not _within(k, abstract.heads)}
-    arrays = family.fit(arrays, config, target)
+    arrays = dict(family.fit(arrays, config, target))
     abstract = catalog.abstract(target, dtype, param_dtype)
     model = _assemble(abstract, arrays, path, seed, re.compile(family.zeros))
     del arrays
