@@ -167,3 +167,4 @@ def test_a_benchmark_has_a_table_of_what_it_measured(site):
         assert len({line.count("|") for line in lines}) == 1, name
     tables = site("tables")
     assert tables.time_of(0.0123) == "12.3\u00a0ms" and tables.size_of(2.5e9) == "2.50\u00a0GB"
+    assert tables.time_of(1.47e-7) == "147\u00a0ns"

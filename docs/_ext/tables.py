@@ -10,7 +10,7 @@ def rows_of(header: str, rows: list[tuple[str, ...]]) -> str:
 
 def time_of(seconds: float) -> str:
     """Seconds in a unit that can be read."""
-    for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+    for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")):
         if seconds >= size:
             return f"{seconds / size:.3g}\u00a0{unit}"  # kept on one line
     return f"{seconds:.1e}\u00a0s"
