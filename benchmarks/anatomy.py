@@ -124,9 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             env=os.environ | {"XLA_FLAGS": given},
         )
         others.append(watch.others())
-        if done.returncode:
+        if done.returncode and "Unknown flag" in done.stderr:
             print(f"{name}: this jaxlib does not know {given}")
             continue
+        if done.returncode:
+            raise SystemExit(done.stderr)
         found[name] = each = json.loads(done.stdout.splitlines()[-1])
         print(
             f"{name:28} {each['point']:6.1f} ns a point ({each['spread'][0]:.1f} to "
