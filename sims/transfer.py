@@ -22,8 +22,7 @@ import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from lorajax import data, finetune, models, sweeps, tasks  # noqa: E402
-from lorajax.finetune import recipes  # noqa: E402
-from lorajax.finetune.allocations import spread  # noqa: E402
+from lorajax.finetune import allocations, recipes  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +110,9 @@ class Trial:
 
     def ranks(self, method: str) -> dict[str, int]:
         """Of the layers by path, for a method with adapters."""
-        layers = self.selection.layers
         if method == "LoRA":
             return self.selection.ranks
-        energies = {e.path: np.asarray(e.singular_values, np.float64) ** 2 for e in layers}
-        found = {each.path: each.rank for each in layers}  # 0 among them
-        costs = {each.path: each.cost for each in layers}
-        filled = spread(energies, found, costs, self.budget, exact=False).ranks
-        return {path: rank for path, rank in filled.items() if rank}
+        return allocations.filled(self.selection, self.budget)
 
     def trainable(self, method: str) -> int:
         """Parameters that train."""

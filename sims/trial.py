@@ -85,10 +85,10 @@ IMAGES = {
     "cifar10": Part(800, 200, 0, 80, 40, 2, 256, _rates(2e-4, 6e-4, 1e-4), side=32),
 }
 TEXTS = {
-    "stsb": Part(2048, 512, 0, 128, 32, 4, 512, _rates(1.26e-3, 4e-3, 6.3e-5), side=48),
-    "cola": Part(2048, 512, 0, 128, 32, 4, 512, _rates(1.26e-3, 4e-3, 6.3e-5), side=24),
-    "qnli": Part(2048, 512, 1000, 128, 32, 4, 512, _rates(1.26e-3, 4e-3, 6.3e-5), side=64),
-    "instructions": Part(400, 64, 128, 100, 4, 4, 64, _rates(3.2e-4, 1e-3, 1.6e-5, 3), side=96),
+    "stsb": Part(2048, 512, 0, 64, 32, 4, 512, _rates(1.26e-3, 4e-3, 6.3e-5), side=48),
+    "cola": Part(2048, 512, 0, 64, 32, 4, 512, _rates(1.26e-3, 4e-3, 6.3e-5), side=24),
+    "qnli": Part(2048, 512, 1000, 64, 32, 4, 512, _rates(1.26e-3, 4e-3, 6.3e-5), side=64),
+    "instructions": Part(400, 64, 128, 48, 4, 4, 64, _rates(3.2e-4, 1e-3, 1.6e-5, 3), side=96),
 }
 PROFILES = {
     "quick": {
@@ -279,11 +279,21 @@ def plain(found: Mapping[str, Contestant]) -> dict[str, Any]:
     }
 
 
-def tried(name: str, part: Part, shelf: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:
-    """A task's results: those of a file where they are, else made and written there."""
+def known(name: str, part: Part, folder: pathlib.Path, published: pathlib.Path | None) -> Any:
+    """A task's results, where they are in the folder or in a file of numbers; else None."""
     path = folder / f"{name}.json"
     if path.exists():
         return json.loads(path.read_text("utf-8"))
+    if published is None or not published.exists():
+        return None
+    found = json.loads(published.read_text("utf-8"))["tasks"].get(name)
+    same = found and found["part"] == json.loads(json.dumps(dataclasses.asdict(part)))
+    return found if same else None
+
+
+def tried(name: str, part: Part, shelf: pathlib.Path, folder: pathlib.Path) -> None:
+    """Makes a task's results and writes them into the folder."""
+    path = folder / f"{name}.json"
     print(f"{name}: {TASKS[name].said}", flush=True)
     contest = contest_of(name, part, shelf, folder / name)
     even = contest.at_equal_parameters()
@@ -299,10 +309,8 @@ def tried(name: str, part: Part, shelf: pathlib.Path, folder: pathlib.Path) -> d
         "equal time": plain(timed),
         "choosing, processor seconds": contest.signals.seconds,
         "training, processor seconds": {k: {"runs": n, "s": s} for k, (n, s) in spent.items()},
-        "load": os.getloadavg()[0],
     }
     files.write(path, json.dumps(found, indent=1) + "\n")
-    return json.loads(path.read_text("utf-8"))
 
 
 def judged(found: Mapping[str, Any], which: str) -> dict[str, dict[str, Any]]:
@@ -481,7 +489,7 @@ def page(results: Mapping[str, Any], profile: str) -> str:
         "parameters. The count is the same on every machine; it leaves out factorizations of "
         "matrices and AdaLoRA's bookkeeping, which the measured processor seconds have. Those of "
         "choosing compile its programs, too, and those of training, with measuring, do not; both "
-        "depend on what else the machine does (see its load).",
+        "depend on what else the machine does.",
         '- Lines "rank rule" and "energy" share uniform\'s start (orthonormal A, B = 0), so that '
         "ranks alone differ; EVA, GoRA and LoRA-GA bring their own start. GoRA goes without its "
         "bounds on ranks and with γ = 0.05.",
@@ -496,8 +504,7 @@ def page(results: Mapping[str, Any], profile: str) -> str:
             f"{part['tests'] or 'all'} of the test set; {part['steps']} steps of {part['batch']}, "
             f"{part['seeds']} seeds; ranks from {found['looked at']} samples; a budget of "
             f"{found['budget']:,} parameters (rank {part['uniform']} everywhere), beside "
-            f"{', '.join(found['heads']) or 'no head'} in full. Load of the machine at the end: "
-            f"{found['load']:.1f}.",
+            f"{', '.join(found['heads']) or 'no head'} in full.",
             "",
             *table(name, found, "equal parameters"),
             "",
@@ -524,7 +531,7 @@ def main() -> None:
     add("--tasks", nargs="+", choices=TASKS, help="default: the profile's")
     add("--show", action="store_true", help="write what there is, and run nothing")
     add("--page", type=pathlib.Path, help="a report to write")
-    add("--json", type=pathlib.Path, help="its numbers")
+    add("--json", type=pathlib.Path, help="its numbers; tasks it has are not repeated")
     add("--seed", type=int, default=0, help="accepted as by other figures")
     add("--out", type=pathlib.Path, default=pathlib.Path("out"))
     args = parser.parse_args()
@@ -543,12 +550,11 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not args.show:
         for name in wanted:
-            tried(name, profile[name], shelf, folder)
+            if known(name, profile[name], folder, args.json) is None:
+                tried(name, profile[name], shelf, folder)
     # Whatever is there of the profile, also what was not asked for now.
-    files_ = {name: folder / f"{name}.json" for name in profile}
-    results = {
-        name: json.loads(path.read_text("utf-8")) for name, path in files_.items() if path.exists()
-    }
+    there = {name: known(name, part, folder, args.json) for name, part in profile.items()}
+    results = {name: found for name, found in there.items() if found}
     if not results:
         print("Nothing of this profile has been finished yet.")
         return

@@ -210,7 +210,7 @@ def test_runs_are_compared(finished, folder, tmp_path, capsys):
     assert "B: " in printed and "optimizer sgd" in printed and "too few runs" in printed
 
 
-@pytest.mark.parametrize("rate", ["30", "1e30"])  # the second one ends at what is no number
+@pytest.mark.parametrize("rate", ["300", "1e30"])  # the second one ends at what is no number
 def test_a_rate_that_is_too_large_is_named(folder, tmp_path, capsys, rate):
     changed = ["--learning-rate", rate, "--epochs", "12", "--schedule", "constant"]
     assert main([*fast(folder, tmp_path), *changed]) == 0

@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from lorajax import data, models
+from lorajax import adapters, data, models
 from lorajax.studies import simulation
 
 SIMS = pathlib.Path(__file__).resolve().parents[1] / "sims"
@@ -59,7 +59,7 @@ def _glue_record(sim, task, method, seed, score, losses):
 
 def test_glue_pairs_by_seed_and_says_what_was_not_run(tmp_path):
     sim = load("spectral_dynamics/glue.py")
-    journal = sim.Journal(tmp_path / "glue.jsonl")
+    journal = simulation.Journal(tmp_path / "glue.jsonl", sim.Run)
     made = [
         _glue_record(sim, "stsb", "rule", 0, 0.80, [1.0, 0.5]),
         _glue_record(sim, "stsb", "rule", 1, 0.82, [1.0, 0.6]),
@@ -71,9 +71,9 @@ def test_glue_pairs_by_seed_and_says_what_was_not_run(tmp_path):
         assert journal(run, lambda _, record=record: record) == record
     with (tmp_path / "glue.jsonl").open("a") as file:
         file.write('{"run": {"task": "st')  # a killed program's last line
-    found = sim.Journal(tmp_path / "glue.jsonl").found
+    found = simulation.Journal(tmp_path / "glue.jsonl", sim.Run).found
     assert len(found) == 5
-    records = [found[run] for run in sim.plan(sim.PROFILES["hour"]) if run in found]
+    records = sim.finished(found, "hour")
     assert len(records) == 5
     less = sim.differences(sim.scores(records)["stsb"])
     assert np.isclose(less["rule"][0], -0.025) and np.isclose(less["peft"][0], -0.02)
@@ -94,10 +94,14 @@ def test_glue_pairs_by_seed_and_says_what_was_not_run(tmp_path):
     (run,) = sim.plan(sim.PROFILES["long"], methods=["rule"])
     longer = _glue_record(sim, "sst2", "rule", 0, 0.9, [1.0])[1]
     longer |= {"run": sim.dataclasses.asdict(run), "losses": [0.4] * 50 + [0.69] * 50}
-    page = sim.page(records, [], "hour", {"long": [longer]})
+    page = sim.page(records, [], "hour", {"long": [sim.digest(longer, {})]})
     assert page.count("Not run: sst2, LoRA") == 1 and "Not run: sst2, full: 1 of 1 seeds" in page
     assert "ended at a higher loss than it began with in 1 of 1 runs" in page
     assert "the last twentieth of the steps: 0.40 and 0.69)" in page
+    # What is published has no losses, and is all that another machine needs for the same page.
+    (tmp_path / "glue.json").write_text(json.dumps({"runs": records}))
+    known = sim.published(tmp_path / "glue.json")
+    assert sim.finished(known, "hour") == records and "losses" not in records[0]
     assert page.index("## Profile `long`") < page.index("is 90.00") < page.index("## Learning")
 
 
@@ -105,13 +109,11 @@ def test_glue_ranks_are_filled_up_by_the_gradient_s_next_directions():
     sim = load("spectral_dynamics/glue.py")
     spectra = {"a": (3.0, 2.0, 1.0), "b": (4.0, 0.5, 0.1), "c": (1.5, 0.0, 0.0), "d": (0.1, 0, 0)}
     costs, found = {"a": 10, "b": 5, "c": 6, "d": 9}, {"a": 1, "b": 1, "c": 0, "d": 0}
-    layers = [
-        types.SimpleNamespace(
-            path=path, cost=costs[path], rank=found[path], singular_values=np.array(values)
-        )
+    layers = tuple(
+        adapters.Selected(path, (3, 3), found[path], np.array(values), 0.0, 0.0, costs[path])
         for path, values in spectra.items()
-    ]
-    selection = types.SimpleNamespace(ranks={"a": 1, "b": 1}, layers=layers)
+    )
+    selection = adapters.Selection(layers, "split_half", 4, 1, {})
     bench = types.SimpleNamespace(selection=selection, budget=37)
     ranks = {m: sim.Bench.ranks(bench, m) for m in ("rule", "filled")}
     # Energies a parameter that are left: 0.4 and 0.1 in a, 0.05 in b, 0.375 in c, 0.001 in d.
@@ -258,7 +260,6 @@ def _tried(sim, shift):
             "rates-uniform+rule+starved": {"runs": 9, "s": 18.0},
             "steps-AdaLoRA": {"runs": 3, "s": 12.0},
         },
-        "load": 1.5,
     }
     return json.loads(json.dumps(found))  # as it is read from its file
 
@@ -297,6 +298,13 @@ def test_the_trial_says_what_differs_and_what_was_not_run(tmp_path, monkeypatch,
     assert "Not in the profile: MiniLM → STS-B" in said
     written = json.loads(numbers.read_text())
     assert written["verdicts"]["mnist"]["equal time"]["rule"]["uniform"]["said"] == "better"
+    # Another machine, which has nothing but the numbers, writes the same page.
+    monkeypatch.setattr("sys.argv", ["trial", *map(str, arguments), "--out", str(tmp_path / "o")])
+    sim.main()
+    assert page.read_text() == said and json.loads(numbers.read_text()) == written
+    # Results of another amount are other results.
+    other = sim.dataclasses.replace(sim.PROFILES["images"]["mnist"], steps=1)
+    assert sim.known("mnist", other, tmp_path / "o", numbers) is None
 
 
 def test_all_profiles_of_the_trial_are_of_one_form():

@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 
-def told(value: bool) -> list[bool]:
+def votes(value: bool) -> list[bool]:
     """What every process has said, in their order."""
     if jax.process_count() == 1:
         return [bool(value)]
@@ -34,7 +34,7 @@ def together() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         failure = error
-    failed = [i for i, each in enumerate(told(failure is not None)) if each]
+    failed = [i for i, each in enumerate(votes(failure is not None)) if each]
     if failed:
         failure = failure or ValueError(
             f"process {failed[0]} has ended, and says why where it runs."

@@ -26,3 +26,21 @@ def release() -> None:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError, TypeError):
         pass  # another C library, which has other habits
+
+
+class Returning:
+    """Counts what is freed, and returns it to the system from time to time.
+
+    Args:
+      every: bytes between two times.
+    """
+
+    def __init__(self, every: int = 2**26):
+        self._every, self._freed = every, 0
+
+    def __call__(self, size: int) -> None:
+        """After so many bytes were freed."""
+        self._freed += size
+        if self._freed >= self._every:
+            release()
+            self._freed = 0

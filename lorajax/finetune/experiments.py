@@ -123,14 +123,17 @@ def interval(values: Any, level: float = 0.95) -> tuple[float, float]:
     return float(numbers.mean()), quantile * float(numbers.std(ddof=1)) / numbers.size**0.5
 
 
+_LEVEL = 0.99865  # of 3 standard deviations, on one side
+
+
 class Ends(NamedTuple):
     """Mean training losses of a run's first and last twentieth of the steps.
 
     Attributes:
       first: where it began.
       last: where it ended.
-      higher: whether it ended higher, by more than 3 standard errors of the difference, or at what
-        is no number.
+      higher: whether it ended higher: by more than chance does in one of 700 runs that stand still,
+        or with all of its last losses above three times all of its first, or at what is no number.
     """
 
     first: float
@@ -161,9 +164,15 @@ def ends(losses: Sequence[float] | Float[np.ndarray, " steps"]) -> Ends:
         raise ValueError("losses are empty; give those of a run, one a step.")
     part = max(1, numbers.size // 20)
     first, last = numbers[:part], numbers[-part:]
-    error = ((first.var() + last.var()) / part) ** 0.5
-    higher = part > 1 and not last.mean() <= first.mean() + 3 * error
-    return Ends(float(first.mean()), float(last.mean()), bool(higher))
+    found = float(first.mean()), float(last.mean())
+    if part == 1:
+        return Ends(*found, higher=False)
+    # One that diverges scatters as much as it rises.
+    apart = bool(last.min() > 3 * first.max() > 0)
+    with np.errstate(invalid="ignore"):
+        error = ((first.var(ddof=1) + last.var(ddof=1)) / part) ** 0.5
+        most = found[0] + stdtrit(2 * (part - 1), _LEVEL) * error
+        return Ends(*found, higher=apart or not found[1] <= most)
 
 
 @judged(rank=at_least(1), every=at_least(0), at_once=at_least(1))

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from lorajax.environment.agreement import together as together
-from lorajax.environment.agreement import told
+from lorajax.environment.agreement import votes
 from lorajax.finetune import sharding
 from lorajax.finetune.checkpoints import Checkpoints
 from lorajax.finetune.training import State, Trainer
@@ -83,7 +83,7 @@ def agreed(stop: Callable[[], bool]) -> Callable[[], bool]:
     def both() -> bool:
         nonlocal asked
         asked += 1
-        return asked % _PATIENCE == 0 and any(told(stop()))
+        return asked % _PATIENCE == 0 and any(votes(stop()))
 
     return both
 
@@ -111,7 +111,7 @@ class Shared:
         with together():
             if self._store is not None:
                 found = self._store.read(like)
-        if not told(found is not None)[0]:
+        if not votes(found is not None)[0]:
             return None
         state, history = (like, {}) if found is None else found
         history = json.loads(given(json.dumps(history).encode()))

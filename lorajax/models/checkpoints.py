@@ -446,9 +446,6 @@ def _misfit(source: Source, rule: Rule, wanted: list[tuple[int, ...]]) -> ValueE
     )
 
 
-_RELEASE = 2**26  # bytes of arrays that were used up, before their pages go back to the system
-
-
 def _assemble(
     model: Model, arrays: dict[str, np.ndarray], path: Path, seed: int, zeros: re.Pattern
 ) -> Model:
@@ -459,7 +456,7 @@ def _assemble(
     rngs = nnx.Rngs(seed)
     heads = model.heads
     graph, state = nnx.split(model)
-    leaves, freed = dict(nnx.to_flat_state(state)), 0
+    leaves, freed = dict(nnx.to_flat_state(state)), memory.Returning()
     for parts, leaf in leaves.items():
         name, wanted = path_of(parts), leaf.get_value()
         if isinstance(leaf, nnx.RngKey):
@@ -473,11 +470,9 @@ def _assemble(
                     f"makes it {wanted.shape}."
                 )
             given = arrays.pop(name)
-            value, freed = jnp.asarray(given, wanted.dtype), freed + given.nbytes
+            value, size = jnp.asarray(given, wanted.dtype), given.nbytes
             del given
-            if freed >= _RELEASE:
-                memory.release()
-                freed = 0
+            freed(size)
         elif _within(name, heads):
             value = _fresh_head(rngs, parts, wanted)
         elif zeros.fullmatch(name):

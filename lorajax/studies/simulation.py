@@ -1,12 +1,13 @@
 """What the files of `sims/` share: a command line, a figure, and numbers beside it."""
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
@@ -52,6 +53,48 @@ def command(
         if not isinstance(value, Mapping):
             print(f"{name}: {np.array2string(np.asarray(value), precision=3)}")
     print(f"written: {path} and {path.with_suffix('.json').name}")
+
+
+RunT = TypeVar("RunT", bound=Hashable)
+
+
+class Journal(Generic[RunT]):
+    """Finished runs in a file of JSON lines, one a run, so that a program that is killed goes on.
+
+    A line that was cut off when it was killed is passed over.
+
+    Args:
+      path: of the file, which need not be there.
+      kind: a frozen dataclass of plain values, that has whatever determines a run's result.
+
+    Attributes:
+      found: the records by run; each has its run's values under "run".
+    """
+
+    def __init__(self, path: Path, kind: type[RunT]):
+        self.path = path
+        self.found: dict[RunT, dict[str, Any]] = {}
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                self.found[kind(**record["run"])] = record
+
+    def __call__(self, run: RunT, make: Callable[[RunT], Mapping[str, Any]]) -> dict[str, Any]:
+        """The record of a run, made unless it is there."""
+        if run not in self.found:
+            values: Any = run
+            record = {"run": dataclasses.asdict(values), **make(run)}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            cut_off = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n" * cut_off + json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self.found[run] = record
+        return self.found[run]
 
 
 def real_texts(*needs: str) -> Path | None:

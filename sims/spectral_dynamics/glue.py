@@ -19,7 +19,7 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault("NPROC", "16")  # see docs/howto/install.md
@@ -35,8 +35,7 @@ from flax import nnx  # noqa: E402
 from lorajax import adapters, data, finetune, models, plots, tasks  # noqa: E402
 from lorajax.cli.texts import RATES  # noqa: E402
 from lorajax.data import text  # noqa: E402
-from lorajax.finetune import bridge, recipes  # noqa: E402
-from lorajax.finetune.allocations import spread  # noqa: E402
+from lorajax.finetune import allocations, bridge, recipes  # noqa: E402
 from lorajax.studies import simulation  # noqa: E402
 
 METHODS = ("rule", "filled", "peft", "uniform", "full")
@@ -149,42 +148,6 @@ class Run:
     held_out: bool = False
 
 
-class Journal:
-    """Finished runs in a file of JSON lines, one a run.
-
-    A line that was cut off when a program was killed is passed over.
-    """
-
-    def __init__(self, path: pathlib.Path):
-        self.path = path
-        self.found: dict[Run, dict[str, Any]] = {}
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                self.found[Run(**record["run"])] = record
-
-    def __call__(self, run: Run, make: Callable[[Run], dict[str, Any]]) -> dict[str, Any]:
-        """The record of a run, made unless it is there."""
-        if run not in self.found:
-            record = {"run": dataclasses.asdict(run), **make(run)}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            cut_off = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n" * cut_off + json.dumps(record) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            self.found[run] = record
-            print(
-                f"{run.task}, {run.method}, rate {run.rate:g}, seed {run.seed}: "
-                f"{record['score']:.4f} in {record['seconds']:.0f} s",
-                flush=True,
-            )
-        return self.found[run]
-
-
 class Bench:
     """A task's tables, the model with its head fitted, and ranks: what its runs share."""
 
@@ -240,13 +203,7 @@ class Bench:
         chosen = self.selection.ranks
         costs = {each.path: each.cost for each in self.selection.layers}
         if method == "filled":
-            energies = {
-                each.path: np.asarray(each.singular_values, np.float64).reshape(-1) ** 2
-                for each in self.selection.layers
-            }
-            found = {each.path: each.rank for each in self.selection.layers}  # 0 among them
-            filled = spread(energies, found, costs, self.budget, exact=False).ranks
-            return {path: rank for path, rank in filled.items() if rank}
+            return allocations.filled(self.selection, self.budget)
         if method != "uniform":
             return chosen
         spent = sum(rank * costs[path] for path, rank in chosen.items())
@@ -300,7 +257,6 @@ class Bench:
             "losses": [float(f"{each:.7g}") for each in losses],
             "seconds": time.perf_counter() - begin,
             "processor": time.process_time() - spent,
-            "load": os.getloadavg()[0],
         }
 
     def _here(self, run: Run) -> tuple[Any, list[float], int]:
@@ -450,20 +406,49 @@ def choices(grid: dict[str, Sequence[float]]) -> Iterator[Run]:
                     yield Run(task, method, seed, rate, held_out=True, **sizes(part, method))
 
 
-def carry_out(runs: Sequence[Run], folder: pathlib.Path, journal: Journal) -> list[dict[str, Any]]:
-    """The records of runs, those made that are missing; one task's tables are held at a time."""
+def carry_out(runs: Sequence[Run], folder: pathlib.Path, journal: simulation.Journal[Run]) -> None:
+    """Makes the records of runs that are missing; one task's tables are held at a time."""
     bench: tuple[str, Bench] | None = None
-    found = []
+
+    def make(run: Run) -> dict[str, Any]:
+        nonlocal bench
+        if bench is None or bench[0] != run.task:
+            bench = (run.task, Bench(folder, run))
+        record = bench[1](run)
+        print(
+            f"{run.task}, {run.method}, rate {run.rate:g}, seed {run.seed}: "
+            f"{record['score']:.4f} in {record['seconds']:.0f} s",
+            flush=True,
+        )
+        return record
+
     for run in runs:
+        journal(run, make)
 
-        def make(run: Run) -> dict[str, Any]:
-            nonlocal bench
-            if bench is None or bench[0] != run.task:
-                bench = (run.task, Bench(folder, run))
-            return bench[1](run)
 
-        found.append(journal(run, make))
-    return found
+def digest(record: dict[str, Any], found: Mapping[Run, dict[str, Any]]) -> dict[str, Any]:
+    """A record without its losses, but where they began and ended.
+
+    Of PEFT's runs also how far their losses are from those of the same run here.
+    """
+    if "losses" not in record:
+        return record
+    kept = {name: value for name, value in record.items() if name != "losses"}
+    kept["ends"] = finetune.ends(record["losses"])._asdict()
+    run = Run(**record["run"])
+    ours = found.get(dataclasses.replace(run, method="rule"), {})
+    if run.method == "peft" and "losses" in ours:
+        gap = np.abs(np.subtract(ours["losses"], record["losses"]))
+        kept["gap"] = {"first 50 steps": float(gap[:50].max()), "all steps": float(gap.max())}
+    return kept
+
+
+def published(path: pathlib.Path) -> dict[Run, dict[str, Any]]:
+    """Digests of the runs that a file of numbers has, which `numbers` wrote."""
+    if not path.exists():
+        return {}
+    records = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    return {Run(**record["run"]): record for record in records}
 
 
 def scores(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[int, float]]]:
@@ -524,18 +509,20 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 
 
 def curves(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """How far the losses of PEFT's runs are from those of the same runs here, by task."""
+    """How far the losses and scores of PEFT's runs are from those of the same runs here, by task.
+
+    `seeds` says how many runs' losses were there to compare.
+    """
     found = {}
     for task in scores(records):
         ours, theirs = (of_method(records, task, method) for method in ("rule", "peft"))
         pairs = [(ours[seed], theirs[seed]) for seed in sorted(set(ours) & set(theirs))]
-        if pairs:
-            gaps = [np.abs(np.subtract(a["losses"], b["losses"])) for a, b in pairs]
+        gaps = [each["gap"] for _, each in pairs if "gap" in each]
+        if gaps:
             found[task] = {
-                "seeds": len(pairs),
-                "first 50 steps": float(max(gap[:50].max() for gap in gaps)),
-                "all steps": float(max(gap.max() for gap in gaps)),
-                "scores": float(max(abs(a["score"] - b["score"]) for a, b in pairs)),
+                "seeds": len(gaps),
+                **{part: max(gap[part] for gap in gaps) for part in gaps[0]},
+                "scores": max(abs(a["score"] - b["score"]) for a, b in pairs),
             }
     return found
 
@@ -566,15 +553,13 @@ def statements(records: Sequence[dict[str, Any]]) -> list[str]:
                 )
             found.append(words + ".")
         for method in by_method:
-            # As arrays, which may hold what is no number: a run that diverged.
-            losses = [np.asarray(r["losses"]) for r in of_method(records, task, method).values()]
-            runs = [finetune.ends(each) for each in losses]
-            if worse := [each for each in runs if each.higher]:
+            runs = [each["ends"] for each in of_method(records, task, method).values()]
+            if worse := [each for each in runs if each["higher"]]:
                 found.append(
                     f"{task}: {SAID[method]} ended at a higher loss than it began with in "
                     f"{len(worse)} of {len(runs)} runs (means of the first and the last twentieth "
-                    f"of the steps: {worse[0].first:.2f} and {worse[0].last:.2f}): the rate is too "
-                    "large for it."
+                    f"of the steps: {worse[0]['first']:.2f} and {worse[0]['last']:.2f}): the rate "
+                    "is too large for it."
                 )
     return found
 
@@ -756,7 +741,6 @@ def numbers(
             "processor seconds": {
                 m: [r["processor"] for r in of.values()] for m, of in runs.items()
             },
-            "load": {m: [r.get("load") for r in of.values()] for m, of in runs.items()},
             "losses less PEFT's": curves(records).get(task),
         }
     rates = [{**r["run"], "score": r["score"]} for r in chosen]
@@ -764,9 +748,9 @@ def numbers(
     return content | {"not run": missing(PROFILES[name], records)}
 
 
-def finished(journal: Journal, name: str) -> list[dict[str, Any]]:
-    """The records that there are of a profile."""
-    return [journal.found[run] for run in plan(PROFILES[name]) if run in journal.found]
+def finished(found: Mapping[Run, dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Digests of the runs that there are of a profile."""
+    return [digest(found[run], found) for run in plan(PROFILES[name]) if run in found]
 
 
 def main() -> None:
@@ -780,7 +764,9 @@ def main() -> None:
     parser.add_argument("--full-rates", nargs="+", type=float, default=GRID["full"])
     parser.add_argument("--show", action="store_true", help="write what there is, and run nothing")
     parser.add_argument("--page", type=pathlib.Path, help="a report to write, beside the table")
-    parser.add_argument("--json", type=pathlib.Path, help="its numbers")
+    parser.add_argument(
+        "--json", type=pathlib.Path, help="its numbers; runs it has are not repeated"
+    )
     parser.add_argument("--seed", type=int, default=0, help="accepted as by other figures")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
     args = parser.parse_args()
@@ -788,7 +774,9 @@ def main() -> None:
     if folder is None:
         return
     out = args.out / "spectral_dynamics"
-    journal = Journal(out / "glue.jsonl")
+    journal = simulation.Journal(out / "glue.jsonl", Run)
+    if args.json:
+        journal.found = published(args.json) | journal.found
     profile = PROFILES[args.profile]
     if unknown := set(args.tasks or ()) - set(CHOICE if args.choose else profile):
         parser.error(f"--tasks is {', '.join(sorted(unknown))}, not in profile {args.profile}.")
@@ -802,14 +790,14 @@ def main() -> None:
         runs = [run for run in runs if run.method != "peft" or run in journal.found]
     if args.show:
         runs = [run for run in runs if run in journal.found]
-    records = carry_out(runs, pathlib.Path(folder), journal)
+    carry_out(runs, pathlib.Path(folder), journal)
     if args.choose:
-        words, best = choice_table(records)
+        words, best = choice_table([journal.found[run] for run in runs])
         print(words + f"\nbest: {best}")
         return
     # Whatever there is of the profile, also of tasks and methods that were not asked for now.
-    records = finished(journal, args.profile)
-    others = {p: finished(journal, p) for p in PROFILES if p not in ("quick", args.profile)}
+    records = finished(journal.found, args.profile)
+    others = {p: finished(journal.found, p) for p in PROFILES if p not in ("quick", args.profile)}
     others = {p: of for p, of in others.items() if of}
     kinds = [dataclasses.replace(run, rate=0.0) for run in choices(dict.fromkeys(GRID, (0.0,)))]
     chosen = [
@@ -825,7 +813,10 @@ def main() -> None:
         args.page or out / f"glue_{args.profile}.md": page(records, chosen, args.profile, others),
         args.json or out / f"glue_{args.profile}.json": json.dumps(
             numbers(records, chosen, args.profile)
-            | {"also": {p: numbers(of, [], p) for p, of in others.items()}},
+            | {
+                "also": {p: numbers(of, [], p) for p, of in others.items()},
+                "runs": [digest(record, journal.found) for record in journal.found.values()],
+            },
             indent=1,
         )
         + "\n",

@@ -6,17 +6,19 @@ instructions are set aside, the same ones for every seed, and the loss of their 
 before training and after it. Then the model answers MT-Bench's two-turn questions, greedily, before
 and after, and both are written as MT-Bench's own answer files (a JSON line a question). The judge
 that scores them is not included: it is a large model that nobody can call from here, so that no
-score of MT-Bench comes out, only the answers that it would read. Needs LORAJAX_DATA.
+score of MT-Bench comes out, only the answers that it would read. A seed that has finished is kept
+in a file and not run again. Needs LORAJAX_DATA.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 os.environ.setdefault("NPROC", "16")  # see docs/howto/install.md
@@ -71,11 +73,30 @@ TARGETS = "blocks/**"
 WINDOW = 16
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What determines a run's result; a record in the file is found by all of these."""
+
+    model: str
+    seed: int
+    steps: int
+    batch: int
+    length: int
+    held_out: int
+    rank: int
+    rate: float
+    questions: int
+    tokens: int
+    rows: int
+    """The last three are 0 for seeds that answer no questions."""
+
+
 class Bench:
     """The model, its tokenizer and template, and the instructions."""
 
     def __init__(self, shelf: pathlib.Path, profile: Profile):
         folder = simulation.first_model(shelf, profile.model)
+        self.profile = profile
         self.name = folder.name
         self.model = models.load(folder)
         self.tokenizer = text.Tokenizer(folder)
@@ -87,46 +108,82 @@ class Bench:
         self.train, test = data.hold_out(table, profile.held_out)
         # Similar lengths side by side, so that little of a batch is filling.
         self.test = test.take(np.argsort(text.lengths(test), kind="stable"))
+        lines = (shelf / "text" / "mt_bench_questions.jsonl").read_text(encoding="utf-8")
+        asked_for = [json.loads(line) for line in lines.splitlines()]
+        self.questions = some(asked_for, profile.questions)
+
+    def runs(self, first: int) -> list[Run]:
+        """Of all seeds; the first one answers the questions."""
+        names = ("steps", "batch", "length", "held_out", "rank")
+        sizes = {name: getattr(self.profile, name) for name in names}
+        answers = {name: getattr(self.profile, name) for name in ("questions", "tokens", "rows")}
+        return [
+            Run(
+                model=self.name,
+                seed=seed,
+                rate=RATES["tokens"]["lora"],
+                **sizes,
+                **(answers if seed == first else dict.fromkeys(answers, 0)),
+            )
+            for seed in range(first, first + self.profile.seeds)
+        ]
 
     def _adapted(self, rank: int, seed: int) -> Any:
         key = jax.random.key(seed)
         return finetune.adapt(self.model, TARGETS, key=key, rank=rank, start="orthogonal")
 
-    def learn(self, profile: Profile, seeds: Sequence[int]) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """Of each seed the adapted model after training, and losses: of batches, and held out."""
+    @functools.cached_property
+    def _trainer(self) -> tuple[finetune.Trainer, Any]:
+        """With the filter of what trains; all seeds share its programs."""
+        profile = self.profile
         recipe = recipes.lora(
             profile.steps,
             batch_size=profile.batch,
             learning_rate=RATES["tokens"]["lora"],
             window=WINDOW,
         )
-        model = self._adapted(profile.rank, seeds[0])
+        model = self._adapted(profile.rank, 0)
         wrt = adapters.trainable(model)
-        # All seeds share its programs: they differ in the state that they begin with.
-        trainer = finetune.Trainer(model, wrt, tasks.NextToken(), recipe)
-        before = None
-        for seed in seeds:
-            params = nnx.split(self._adapted(profile.rank, seed), wrt, ...)[1]
-            # A step gives its state up.
-            state = trainer.init()._replace(params=jax.tree.map(jnp.copy, params))
-            if before is None:  # B is zero at first, whatever the seed
-                before = trainer.evaluate(state, self.test, 2 * profile.batch)
-            order = finetune.order_of(self.train, dataclasses.replace(recipe, seed=seed))
-            losses = []
-            for step in range(profile.steps):
-                state, metrics = trainer.step(state, self.train[order(step)])
-                losses.append(metrics.loss)
-            after = trainer.evaluate(state, self.test, 2 * profile.batch)
-            yield (
-                trainer.model(state),
-                {
-                    "seed": seed,
-                    "held-out loss before": float(before.loss),
-                    "held-out loss after": float(after.loss),
-                    "losses": [float(f"{float(x):.6g}") for x in losses],
-                    "parameters": trainer.parameters,
-                },
-            )
+        return finetune.Trainer(model, wrt, tasks.NextToken(), recipe), wrt
+
+    @functools.cached_property
+    def before(self) -> float:
+        """The loss of what is held out; B is zero at first, whatever the seed."""
+        trainer, _ = self._trainer
+        return float(trainer.evaluate(trainer.init(), self.test, 2 * self.profile.batch).loss)
+
+    def __call__(self, run: Run) -> dict[str, Any]:
+        """Trains, measures, and answers the questions before and after where the run has some."""
+        spent = time.process_time()
+        trainer, wrt = self._trainer
+        params = nnx.split(self._adapted(run.rank, run.seed), wrt, ...)[1]
+        # A step gives its state up.
+        state = trainer.init()._replace(params=jax.tree.map(jnp.copy, params))
+        order = finetune.order_of(self.train, dataclasses.replace(trainer.recipe, seed=run.seed))
+        losses = []
+        for step in range(run.steps):
+            state, metrics = trainer.step(state, self.train[order(step)])
+            losses.append(metrics.loss)
+        after = trainer.evaluate(state, self.test, 2 * run.batch)
+        found = {
+            "held-out loss before": self.before,
+            "held-out loss after": float(after.loss),
+            "losses": [float(f"{float(x):.6g}") for x in losses],
+            "parameters": trainer.parameters,
+        }
+        print(
+            f"{run.model}, seed {run.seed}: held-out loss {found['held-out loss before']:.4f}, "
+            f"after {run.steps} steps {found['held-out loss after']:.4f}",
+            flush=True,
+        )
+        if run.tokens:
+            # Adapters are added to the kernels, so that both write by the same programs.
+            tuned = adapters.remove(adapters.merge(trainer.model(state)))
+            found["answers"] = {}
+            for when, model in (("before", self.model), ("after", tuned)):
+                model.eval()
+                found["answers"][when] = self.answer(model, self.questions)
+        return found | {"processor": time.process_time() - spent}
 
     def prompt(self, messages: Sequence[dict[str, str]]) -> np.ndarray:
         """Tokens of a conversation that the model is to go on with."""
@@ -136,9 +193,7 @@ class Bench:
         whole = "".join(each["content"] + "\n\n" for each in messages)
         return self.tokenizer.encode([whole])[0].tokens
 
-    def answer(
-        self, model: Any, questions: Sequence[dict[str, Any]], profile: Profile
-    ) -> list[list[str]]:
+    def answer(self, model: Any, questions: Sequence[dict[str, Any]]) -> list[list[str]]:
         """Answers to both turns of questions, greedily; an answer is what the next turn follows."""
         talks: list[list[dict[str, str]]] = [[] for _ in questions]
         for turn in range(2):
@@ -147,15 +202,14 @@ class Bench:
             prompts = [self.prompt(talk) for talk in talks]
             # Prompts of similar length share a program, and little of a batch is filling.
             order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-            for first in range(0, len(order), profile.rows):
-                part = order[first : first + profile.rows]
-                for i, words in zip(part, self._write(model, part, prompts, profile), strict=True):
+            for first in range(0, len(order), self.profile.rows):
+                part = order[first : first + self.profile.rows]
+                for i, words in zip(part, self._write(model, part, prompts), strict=True):
                     talks[i].append({"role": "assistant", "content": words})
         return [[m["content"] for m in talk if m["role"] == "assistant"] for talk in talks]
 
-    def _write(
-        self, model: Any, part: Sequence[int], prompts: Sequence[np.ndarray], profile: Profile
-    ) -> list[str]:
+    def _write(self, model: Any, part: Sequence[int], prompts: Sequence[np.ndarray]) -> list[str]:
+        profile = self.profile
         longest = max(len(prompts[i]) for i in part)
         room = model.config.context - profile.tokens
         width = min(next(n for n in text.sizes(max(longest, 16)) if n >= longest), room)
@@ -241,32 +295,18 @@ def main() -> None:
     shelf = simulation.real_texts("tokenizers", "jinja2")
     if shelf is None:
         return
-    profile, begin, spent = PROFILES[args.profile], time.perf_counter(), time.process_time()
+    profile = PROFILES[args.profile]
     bench = Bench(shelf, profile)
     if bench.name != profile.model[0]:
         print(f"{profile.model[0]} is not in LORAJAX_DATA; {bench.name} takes its place.")
     out = args.out / "spectral_dynamics"
-    runs: list[Any] = []
-    tuned: Any = None
-    for model, found in bench.learn(profile, range(args.seed, args.seed + profile.seeds)):
-        tuned = model if tuned is None else tuned
-        runs.append(found)
-        print(
-            f"{bench.name}, seed {found['seed']}: held-out loss "
-            f"{found['held-out loss before']:.4f}, after {profile.steps} steps "
-            f"{found['held-out loss after']:.4f}",
-            flush=True,
-        )
-    lines = (shelf / "text" / "mt_bench_questions.jsonl").read_text(encoding="utf-8")
-    questions = some([json.loads(line) for line in lines.splitlines()], profile.questions)
-    # Adapters are added to the kernels, so that both write by the same programs.
-    after = adapters.remove(adapters.merge(tuned))
+    journal = simulation.Journal(out / "instructions.jsonl", Run)
+    runs = [journal(run, bench) for run in bench.runs(args.seed)]
     written = []
-    for when, model in (("before", bench.model), ("after", after)):
-        model.eval()
+    for when, answers in runs[0]["answers"].items():
         name = f"{bench.name}-{when}"
         path = out / "mt_bench" / "model_answer" / f"{name}.jsonl"
-        write_answers(path, name, questions, bench.answer(model, questions, profile))
+        write_answers(path, name, bench.questions, answers)
         written.append(path)
     numbers = statements(runs)
     content = {
@@ -276,10 +316,8 @@ def main() -> None:
         "instructions": {"train": len(bench.train), "held out": len(bench.test)},
         "numbers": numbers,
         "runs": runs,
-        "questions": len(questions),
-        "seconds": time.perf_counter() - begin,
-        "processor": time.process_time() - spent,
-        "load": os.getloadavg()[0],
+        "questions": len(bench.questions),
+        "processor seconds": sum(run["processor"] for run in runs),
         "caption": __doc__,
     }
     (out / "instructions.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -287,7 +325,7 @@ def main() -> None:
     for name, value in numbers.items():
         print(f"{name}: {value:.4g}")
     print(
-        f"{len(questions)} of MT-Bench's questions answered before and after; no judge is "
+        f"{len(bench.questions)} of MT-Bench's questions answered before and after; no judge is "
         "included, so that there is no score"
     )
     print(f"written: {out}/instructions.json, .png; {', '.join(map(str, written))}")

@@ -220,5 +220,15 @@ def test_a_run_that_ends_at_chance_is_told_from_one_that_is_noisy():
     assert risen.higher and abs(risen.first - 0.4) < 0.1 and abs(risen.last - 0.69) < 0.1
     assert not finetune.ends([0.1] * 19 + [9.0] * 19).higher  # too few steps
     assert finetune.ends(np.r_[np.ones(90), np.full(10, np.nan)]).higher
+    assert finetune.ends(np.r_[np.ones(90), np.full(10, np.inf)]).higher
+    # One that diverges scatters by as much as it rises.
+    assert finetune.ends(np.r_[2.4, 2.3, 2.2, np.full(54, 99.0), 35, 308, 40]).higher
     with pytest.raises(ValueError, match="losses are empty"):
         finetune.ends([])
+
+
+@pytest.mark.parametrize("steps", [40, 60, 400])
+def test_runs_that_stand_still_are_seldom_told_to_end_higher(steps):
+    rng = np.random.default_rng(3)
+    runs = 0.7 + 0.1 * rng.standard_normal((2000, steps))
+    assert sum(finetune.ends(each).higher for each in runs) <= 10  # 2.7 in the mean
