@@ -1,4 +1,4 @@
-"""What keeps a flow in closed form from the rate of a GEMM, and what XLA's flags do for it?
+"""What keeps flows from the rate of a GEMM, and what do XLA's flags do for them?
 
     python -m benchmarks anatomy [--lanes 1800] [--rounds 7] [--json FILE]
 
@@ -6,6 +6,9 @@ One thread, float64, k = 4, r = 8, 200 times, under each setting of XLA's flags 
 own: the time of a point (a lane at one time); what XLA's analysis counts for it (loops over memory,
 bytes that they read and write, operations; rotations once); and what one loop takes for an entry by
 what it computes. Loops that compute next to nothing say what the bytes alone would take.
+
+Of two frozen layers, whose flows are integrated: the time of a step of eight lanes, and that of its
+parts by themselves, each repeated without the others.
 """
 
 import argparse
@@ -30,6 +33,8 @@ SETTINGS = {
     "no fusion emitters, 512 bits": f"--xla_cpu_use_fusion_emitters=false {flags.WIDE}",
     "little optimization": "--xla_backend_optimization_level=1",
 }
+SIZES = 64, 100
+"""Of two frozen layers."""
 FEW = 64, 8
 """Lanes and times of what XLA's analysis is asked about: one block, so that no loop hides it."""
 
@@ -100,6 +105,77 @@ def measure(lanes: int, rounds: int) -> dict[str, Any]:
     }
 
 
+def steps(size: int, rounds: int) -> dict[str, float]:
+    """Microseconds of a step of two layers, rank 4, eight lanes at once, and of parts of it."""
+    import diffrax
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from lorajax import initializers
+    from lorajax.flows import lanes
+    from lorajax.flows.two_layer import Rows, freeze, slope_of
+    from lorajax.problems import TwoLayer, TwoLayerFactors
+
+    jax.config.update("jax_enable_x64", True)
+    rng, (n, r, count) = np.random.default_rng(0), (size, 4, 8)
+    w1, w2 = (rng.standard_normal((n, n)) / n**0.5 for _ in range(2))
+    u, _, vt = np.linalg.svd(w2 @ w1)
+    problem = TwoLayer(*map(jnp.asarray, (w1, w2, 5 * np.outer(u[:, 0], vt[0]))))
+    one, two = (
+        jax.vmap(lambda key: initializers.small(key, (n, n), r, 1e-3))(
+            jax.random.split(jax.random.key(i), count)
+        )
+        for i in range(2)
+    )
+    start, times = TwoLayerFactors(one, two), jnp.linspace(0.0, 10.0, 2)
+    frozen, again = freeze(problem), 200
+    state = Rows(*(jnp.ones((count, r, n)) * 1e-3 for _ in range(4)))
+    tableau: Any = diffrax.Dopri8.tableau
+    rows = [np.asarray(row) for row in tableau.a_lower]
+
+    def repeated(function: Callable[[Any], Any], x: Any) -> float:
+        run = jax.jit(lambda x: jax.lax.fori_loop(0, again, lambda _, y: function(y), x))
+        return 1e6 * statistics.median(seconds(lambda: run(x), rounds)) / again
+
+    def moved(x: Any, by: Any) -> Any:
+        return jax.tree.map(lambda x, y: x + 1e-9 * y, x, by)
+
+    def sums(slopes: list[Any]) -> list[Any]:
+        # As a step has them, each with the slopes before it; what it sums up is the next slope.
+        found = [slopes[0]]
+        for row in rows:
+            used = [(w, k) for w, k in zip(row, found, strict=False) if w]
+            found.append(
+                jax.tree.map(
+                    lambda y, *xs, used=used: (
+                        y + 1e-9 * sum(w * x for (w, _), x in zip(used, xs, strict=True))
+                    ),
+                    slopes[len(found)],
+                    *[k for _, k in used],
+                )
+            )
+        return found
+
+    flow = jax.jit(lambda start: lanes.full_ode(problem, start, times, rtol=1e-9, bucket=count))
+    taken = int(jnp.max(flow(start).steps))
+    wide = jnp.ones((2 * count * r, n))
+    product = repeated(lambda x: x @ frozen.w1, wide)
+    # Products with W1 and its transpose, the thin shift, and the Gram matrices of a lane.
+    operations = count * (4 * n**2 * r + 16 * n * r + 2 * 23 * n * r**2)
+    large = jnp.ones((2000, 2000))
+    square = jax.jit(lambda x: x @ x)
+    rate = 2 * 2000**3 / min(seconds(lambda: square(large), rounds))
+    return {
+        "step": 1e6 * statistics.median(seconds(lambda: flow(start), rounds)) / taken,
+        "slopes": len(rows) * repeated(lambda x: moved(x, slope_of(frozen, x)), state),
+        "sums": repeated(sums, [state] * (len(rows) + 1)),
+        "operations alone": 1e6 * len(rows) * operations / rate,
+        "rate of the product": 2 * wide.size * n / (1e-6 * product) / rate,
+        "stages": len(rows),
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures under each setting in turn and prints the comparison."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -109,7 +185,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.child:
-        print(json.dumps(measure(args.lanes, args.rounds)))
+        layers = {size: steps(size, args.rounds) for size in SIZES}
+        print(json.dumps(measure(args.lanes, args.rounds) | {"two layers": layers}))
         return 0
     command = [sys.executable, "-m", "benchmarks", "anatomy", "--child"]
     command += ["--lanes", str(args.lanes), "--rounds", str(args.rounds)]
@@ -137,6 +214,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{each['transcendentals']:.0f} transcendental",
             flush=True,
         )
+        for size, part in each["two layers"].items():
+            print(
+                f"{'':28} two layers of {size}: {part['step']:.0f} µs a step; its slopes "
+                f"{part['slopes']:.0f}, its sums of slopes {part['sums']:.0f}; its operations at "
+                f"the rate of a large product {part['operations alone']:.0f}, one with W1 has "
+                f"{part['rate of the product']:.0%} of that rate",
+                flush=True,
+            )
     if busy := said(others):
         print(busy)
     if args.json:

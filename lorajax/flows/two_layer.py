@@ -15,7 +15,7 @@ from lorajax.flows.buckets import RTOL, LanePaths, absolute, by_amplitude, turn
 from lorajax.problems import TwoLayer, TwoLayerFactors
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """Both adapters with the rank on the second axis: constants then fold lanes and rank."""
 
     a1: Array
@@ -24,7 +24,7 @@ class _Rows(NamedTuple):
     b2: Array
 
 
-class _Frozen(NamedTuple):
+class Frozen(NamedTuple):
     """Two frozen layers in the singular frames of W2, where it is a diagonal.
 
     Attributes:
@@ -41,7 +41,7 @@ class _Frozen(NamedTuple):
     hidden: Array
 
 
-def _freeze(problem: TwoLayer) -> _Frozen:
+def freeze(problem: TwoLayer) -> Frozen:
     """Frames that turn the two products with W2 into scalings, and thin factors of a thin E."""
     xp: Any = jnp if is_traced(problem) else np  # concrete even while a caller is being traced
     w1, w2, shift = (xp.asarray(x) for x in (problem.w1, problem.w2, problem.shift))
@@ -54,7 +54,7 @@ def _freeze(problem: TwoLayer) -> _Frozen:
         rank = int(np.sum(s > max(shift.shape) * np.finfo(s.dtype).eps * s[0]))
         if 3 * rank <= min(shift.shape):
             factors = (u[:, :rank] * s[:rank], vt[:rank])
-    return jax.tree.map(jnp.asarray, _Frozen(scale, w1, factors, output, hidden.T))
+    return jax.tree.map(jnp.asarray, Frozen(scale, w1, factors, output, hidden.T))
 
 
 def _scaled_to(rows: Array, scale: Array, size: int) -> Array:
@@ -64,7 +64,7 @@ def _scaled_to(rows: Array, scale: Array, size: int) -> Array:
     return jnp.pad(found, ((0, 0), (0, 0), (0, size - keep)))
 
 
-def _two_layer_terms(frozen: _Frozen, state: _Rows):
+def _terms(frozen: Frozen, state: Rows):
     """Rows V, A2 of the left and B1, C of the right: the residual is `E − VB1 − A2C`."""
     a1, b1, a2, b2 = state
     inner = b2 @ turn(a1)
@@ -74,11 +74,11 @@ def _two_layer_terms(frozen: _Frozen, state: _Rows):
     return inner, left, right
 
 
-def _two_layer_field(frozen: _Frozen, state: _Rows) -> _Rows:
+def slope_of(frozen: Frozen, state: Rows) -> Rows:
     """Minus the gradient: constants times (lanes · rank) rows, and r×r Gram matrices of a lane."""
     a1, b1, a2, b2 = state
     r = a1.shape[1]
-    inner, left, right = _two_layer_terms(frozen, state)
+    inner, left, right = _terms(frozen, state)
     by_right, by_left = right, left
     for factor in reversed(frozen.shift):
         by_right = by_right @ factor.T
@@ -89,7 +89,7 @@ def _two_layer_field(frozen: _Frozen, state: _Rows) -> _Rows:
     by_b1, by_c = by_right[:, :r], by_right[:, r:]
     by_v, by_a2 = by_left[:, :r], by_left[:, r:]
     both = by_a2 @ turn(b1)  # A2ᵀ R B1ᵀ
-    return _Rows(
+    return Rows(
         _scaled_to(by_b1, frozen.scale, a1.shape[-1]) + turn(both) @ b2,
         by_v,
         by_c + inner @ by_b1,
@@ -97,8 +97,8 @@ def _two_layer_field(frozen: _Frozen, state: _Rows) -> _Rows:
     )
 
 
-def _two_layer_losses(frozen: _Frozen, state: _Rows) -> Array:
-    _, left, right = _two_layer_terms(frozen, state)
+def _losses(frozen: Frozen, state: Rows) -> Array:
+    _, left, right = _terms(frozen, state)
     shift = frozen.shift[0] if len(frozen.shift) == 1 else frozen.shift[0] @ frozen.shift[1]
     return 0.5 * jnp.sum((shift[None] - turn(left) @ right) ** 2, axis=(1, 2))
 
@@ -136,12 +136,12 @@ def two_layer(
     thin; neither changes the flow.
     """
     (a1, b1), (a2, b2) = factors
-    frozen = _freeze(problem)
-    start = _Rows(turn(a1) @ frozen.hidden, b1, turn(a2) @ frozen.output, b2 @ frozen.hidden)
+    frozen = freeze(problem)
+    start = Rows(turn(a1) @ frozen.hidden, b1, turn(a2) @ frozen.output, b2 @ frozen.hidden)
     rtol = jnp.asarray(rtol, times.dtype)
 
-    def look(state: _Rows) -> dict[str, Any]:
-        seen: dict[str, Any] = {"losses": _two_layer_losses(frozen, state)}
+    def look(state: Rows) -> dict[str, Any]:
+        seen: dict[str, Any] = {"losses": _losses(frozen, state)}
         if observe is not None:
             a1, b1, a2, b2 = state
             a1, a2, b2 = a1 @ frozen.hidden.T, a2 @ frozen.output.T, b2 @ frozen.hidden.T
@@ -149,9 +149,9 @@ def two_layer(
             seen |= jax.vmap(observe)(full)
         return seen
 
-    def run(start: _Rows, units: Array | None, factors: TwoLayerFactors) -> LanePaths:
-        def field(state: _Rows) -> _Rows:
-            slope = _two_layer_field(frozen, state)
+    def run(start: Rows, units: Array | None, factors: TwoLayerFactors) -> LanePaths:
+        def field(state: Rows) -> Rows:
+            slope = slope_of(frozen, state)
             if units is None:
                 return slope
             pace = units[:, None, None]
