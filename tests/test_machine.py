@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import anatomy, machine
+from benchmarks import anatomy, machine, waiting
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,20 @@ def test_a_point_of_the_closed_form_is_taken_apart():
     # Four modes that grow, fade and shrink at rates of their own, from one to another.
     assert found["transcendentals"] >= 4 + 4 + 16
     assert found["bytes alone"] == pytest.approx(found["bytes"] / 16 * found["passes"]["product"])
+
+
+@pytest.mark.apart
+def test_a_step_of_two_layers_is_taken_apart():
+    found = anatomy.steps(size=16, rounds=1)
+    assert 0 < found["operations alone"] < found["step"] and found["stages"] == 13
+    assert 0 < found["sums"] and 0 < found["slopes"]
+
+
+@pytest.mark.apart
+def test_waiting_tells_the_first_run_from_the_second(tmp_path):
+    command = ["validate", "gradient_flow.half_times"]
+    first, _ = waiting.measured(command, str(tmp_path))
+    second, _ = waiting.measured(command, str(tmp_path))
+    assert first["programs"] == second["programs"] > 0
+    assert first["reading"] == 0 < second["reading"]
+    assert 0 < second["compiling"] < first["compiling"] < first["seconds"]

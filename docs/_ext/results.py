@@ -58,7 +58,24 @@ def anatomy(found: dict[str, Any]) -> str:
         f"exponentials and roots, and reads and writes {own['bytes']:.0f} bytes (rotations counted "
         "once), by XLA's own analysis."
     )
-    return rows_of(head, shown) + tail
+    layers = [
+        (
+            f"{size}×{size}, {name}",
+            time_of(1e-6 * part["step"]),
+            time_of(1e-6 * part["slopes"]),
+            time_of(1e-6 * part["sums"]),
+            time_of(1e-6 * part["operations alone"]),
+            f"{part['rate of the product']:.0%}",
+        )
+        for name, each in settings.items()
+        for size, part in each.get("two layers", {}).items()
+        if name in ("XLA's own", "512 bits")
+    ]
+    parts = (
+        "two layers | a step of eight lanes | its slopes | its sums of slopes | its operations at "
+        "a large product's rate | that a product with W1 has"
+    )
+    return rows_of(head, shown) + tail + ("\n\n" + rows_of(parts, layers) if layers else "")
 
 
 def agreement(found: dict[str, Any]) -> str:
@@ -150,8 +167,94 @@ def stores(found: dict[str, Any]) -> str:
     return rows_of("lanes | time | peak memory | failed", shown)
 
 
+def waiting(found: dict[str, Any]) -> str:
+    """Seconds of the commands, and what they go to."""
+    shown = [
+        (
+            f"`lorajax {name}`",
+            *(f"{each[part]:.0f} s" for part in ("seconds", "processor")),
+            *(f"{each[part]:.0f} s" for part in ("tracing", "compiling", "reading")),
+            f"{each['programs']:.0f}",
+        )
+        for name, each in found["commands"].items()
+    ]
+    head = f"On {found['cores']} cores whose large float64 product has "
+    head += f"{found['gemm_flop_rate'] / 1e9:.0f} GFLOP/s.\n\n"
+    names = "command | clock | processor | tracing | compiling | reading | programs"
+    return head + rows_of(names, shown)
+
+
+def _read(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def goals() -> str:
+    """What was before, what was asked for and what the tables below have."""
+    flows, vit, stored, commands = map(_read, ("sweeps", "finetune", "stores", "waiting"))
+
+    def lane(case: str, size: int, engine: str) -> dict[str, Any]:
+        named = (case, size, engine)
+        rows = (r for r in flows["rows"] if (r["case"], r["size"], r["engine"]) == named)
+        return next(rows)
+
+    def times(case: str, size: int, engine: str) -> str:
+        ours, peer = (lane(case, size, each) for each in (engine, "scipy_dop853_residual"))
+        return f"{peer['seconds_per_lane'] / ours['seconds_per_lane']:,.3g}"
+
+    def share(case: str, size: int, engine: str) -> str:
+        return f"{lane(case, size, engine)['fraction_of_gemm']:.0%}"
+
+    both, two = (64, 100), ("two_layer", "full_ode")
+    count, many = f"{stored['many']['lanes']:,} lanes", stored["many"]
+    of_gemm = "the same, share of a large product's rate"
+    shown = [
+        (
+            "matrix factorization, 512×512, times the scipy loop",
+            "23,000",
+            "",
+            times("reducible", 512, "closed_form"),
+        ),
+        (
+            of_gemm,
+            "10.7%, of one half as fast",
+            "25%",
+            share("reducible", 512, "closed_form"),
+        ),
+        (
+            "two layers, 64 and 100, times the scipy loop",
+            "",
+            "25",
+            " and ".join(times(two[0], size, two[1]) for size in both),
+        ),
+        (of_gemm, "", "40%", " and ".join(share(two[0], size, two[1]) for size in both)),
+        (count, "", "8 s, 1 GB", f"{time_of(many['seconds'])}, {size_of(many['peak_bytes'])}"),
+        (
+            "a step of ViT-B/16, time and memory of PEFT's",
+            "0.98, 0.93",
+            "0.85, 0.85",
+            f"{vit['time']:.2f}, {vit['memory']:.2f}",
+        ),
+    ]
+    shown += [
+        (f"a step of {name}, time and memory of PEFT's", "", "0.85, 0.85", f"{t:.2f}, {m:.2f}")
+        for name, each in _read("texts")["models"].items()
+        for t, m in [(each["time"], each["memory"])]
+    ]
+    wanted = {
+        "validate, first": ("130 s", "75 s"),
+        "validate, second": ("56 s", "40 s"),
+        "finetune, first": ("", "35 s"),
+    }
+    shown += [
+        (f"`lorajax {name}`", *asked, f"{commands['commands'][name]['seconds']:.0f} s")
+        for name, asked in wanted.items()
+    ]
+    return rows_of("what | before | asked for | now", shown)
+
+
 TABLES = {
     "sweeps": sweeps,
+    "waiting": waiting,
     "anatomy": anatomy,
     "agreement": agreement,
     "adapters": adapters,
@@ -165,8 +268,7 @@ def table(name: str) -> str:
     """The table of one benchmark; the tables of that of a card, which may not have run."""
     if name == "gpu":
         return cards.page(RESULTS / "gpu.json")
-    found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return TABLES[name](found)
+    return goals() if name == "goals" else TABLES[name](_read(name))
 
 
 def plot_sweeps(path: pathlib.Path) -> None:
