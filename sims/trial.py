@@ -24,6 +24,7 @@ os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
+import lorajax  # noqa: E402
 from lorajax import data, environment, finetune, models, tasks  # noqa: E402
 from lorajax.data import text  # noqa: E402
 from lorajax.environment import files  # noqa: E402
@@ -145,6 +146,10 @@ def _dense(table: data.Table, part: Part, count: int) -> data.Table:
     return data.Table(table[:])
 
 
+MINILM, SMOLLM2 = pathlib.Path("minilm-l6"), pathlib.Path("smollm2-135m")
+INSTRUCTIONS = pathlib.Path("text") / "instruct_1100.jsonl"
+
+
 class Glue(NamedTuple):
     """Where a task's texts are, what is asked, and what GLUE reports of it."""
 
@@ -164,7 +169,7 @@ GLUE = {
 def _glue(name: str, part: Part, shelf: pathlib.Path) -> Arena:
     glue = GLUE[name]
     asked = text.read_texts(shelf / glue.train, shelf / glue.test, kind=glue.kind)
-    folder = shelf / "minilm-l6"
+    folder = shelf / MINILM
     model = models.load(folder, classes=len(asked.classes) or 1, pool="mean")
     limits = text.Limits(model.config.vocabulary, model.config.longest, part.side)
     found, test = text.tables(asked, text.Tokenizer(folder), limits)
@@ -180,10 +185,10 @@ def _glue(name: str, part: Part, shelf: pathlib.Path) -> Arena:
 
 
 def _instructions(part: Part, shelf: pathlib.Path) -> Arena:
-    folder = simulation.first_model(shelf, ("smollm2-135m",))
+    folder = simulation.first_model(shelf, (str(SMOLLM2),))
     model, tokenizer = models.load(folder), text.Tokenizer(folder)
     template = text.chat_template(folder, tokenizer)
-    asked = text.read_texts(shelf / "text" / "instruct_1100.jsonl")
+    asked = text.read_texts(shelf / INSTRUCTIONS)
     limits = text.Limits(model.config.vocabulary, model.config.context)
     table, _ = text.tables(asked, tokenizer, limits, template=template)
     table = table.take(np.flatnonzero(text.lengths(table) <= part.side))
@@ -199,33 +204,46 @@ class Trial(NamedTuple):
     Attributes:
       said: for a reader.
       make: of a Part and the folder of models and texts.
+      reads: files of the model and the data, in the package or in that folder.
       unit: what scores are in, and what they are multiplied by.
       texts: whether it needs that folder.
     """
 
     said: str
     make: Callable[[Part, pathlib.Path], Arena]
+    reads: tuple[pathlib.Path, ...]
     unit: tuple[str, float] = ("%", 100.0)
     texts: bool = True
 
 
+def _of_pictures(said: str, source: str, weights: str) -> Trial:
+    inside = pathlib.Path(lorajax.__file__).parent
+    reads = (
+        inside / "models" / "embedded" / f"{weights}.safetensors",
+        inside / "data" / "embedded" / f"{source.replace('-', '_')}.npz",
+    )
+    return Trial(said, lambda part, _: _pictures(source, weights, part), reads, texts=False)
+
+
+def _of_glue(said: str, name: str, **options: Any) -> Trial:
+    reads = MINILM, pathlib.Path(GLUE[name].train), pathlib.Path(GLUE[name].test)
+    return Trial(said, functools.partial(_glue, name), reads, **options)
+
+
 TASKS = {
-    "mnist": Trial(
-        "Fashion-MNIST ViT → MNIST sample, accuracy",
-        lambda part, _: _pictures("mnist-sample", "vit-fashion-mnist", part),
-        texts=False,
+    "mnist": _of_pictures(
+        "Fashion-MNIST ViT → MNIST sample, accuracy", "mnist-sample", "vit-fashion-mnist"
     ),
-    "cifar10": Trial(
-        "Tiny ImageNet ViT → CIFAR-10 sample, accuracy",
-        lambda part, _: _pictures("cifar10-sample", "vit-tiny-imagenet", part),
-        texts=False,
+    "cifar10": _of_pictures(
+        "Tiny ImageNet ViT → CIFAR-10 sample, accuracy", "cifar10-sample", "vit-tiny-imagenet"
     ),
-    "stsb": Trial("MiniLM → STS-B, Spearman × 100", functools.partial(_glue, "stsb"), ("", 100.0)),
-    "cola": Trial("MiniLM → CoLA, Matthews × 100", functools.partial(_glue, "cola"), ("", 100.0)),
-    "qnli": Trial("MiniLM → QNLI, accuracy", functools.partial(_glue, "qnli")),
+    "stsb": _of_glue("MiniLM → STS-B, Spearman × 100", "stsb", unit=("", 100.0)),
+    "cola": _of_glue("MiniLM → CoLA, Matthews × 100", "cola", unit=("", 100.0)),
+    "qnli": _of_glue("MiniLM → QNLI, accuracy", "qnli"),
     "instructions": Trial(
         "SmolLM2-135M → instructions, −loss of held-out answers, millinats a token",
         _instructions,
+        (SMOLLM2, INSTRUCTIONS),
         ("", 1000.0),
     ),
 }
@@ -279,16 +297,32 @@ def plain(found: Mapping[str, Contestant]) -> dict[str, Any]:
     }
 
 
-def known(name: str, part: Part, folder: pathlib.Path, published: pathlib.Path | None) -> Any:
-    """A task's results, where they are in the folder or in a file of numbers; else None."""
-    path = folder / f"{name}.json"
-    if path.exists():
-        return json.loads(path.read_text("utf-8"))
-    if published is None or not published.exists():
+def inputs(name: str, shelf: pathlib.Path | None) -> str | None:
+    """Fingerprint of what a task reads; None where the folder of texts is not there."""
+    if TASKS[name].texts and shelf is None:
         return None
-    found = json.loads(published.read_text("utf-8"))["tasks"].get(name)
-    same = found and found["part"] == json.loads(json.dumps(dataclasses.asdict(part)))
-    return found if same else None
+    return simulation.fingerprint(*((shelf or pathlib.Path()) / path for path in TASKS[name].reads))
+
+
+def known(
+    name: str,
+    part: Part,
+    folder: pathlib.Path,
+    published: pathlib.Path | None,
+    reads: str | None = None,
+) -> Any:
+    """A task's results, where they are in the folder or in a file of numbers; else None.
+
+    Those of other amounts, and of other files where `reads` tells what they hold, are others.
+    """
+    path, asked = folder / f"{name}.json", json.loads(json.dumps(dataclasses.asdict(part)))
+    places = [json.loads(path.read_text("utf-8"))] if path.exists() else []
+    if published is not None and published.exists():
+        places.append(json.loads(published.read_text("utf-8"))["tasks"].get(name))
+    for found in places:
+        if found and found["part"] == asked and reads in (None, found["inputs"]):
+            return found
+    return None
 
 
 def tried(name: str, part: Part, shelf: pathlib.Path, folder: pathlib.Path) -> None:
@@ -301,6 +335,7 @@ def tried(name: str, part: Part, shelf: pathlib.Path, folder: pathlib.Path) -> N
     spent = seconds(folder / name)
     found = {
         "task": TASKS[name].said,
+        "inputs": inputs(name, shelf),
         "part": dataclasses.asdict(part),
         "budget": contest.budget,
         "looked at": contest.signals.samples,
@@ -541,17 +576,16 @@ def main() -> None:
     if unknown := set(args.tasks or ()) - set(profile):
         parser.error(f"--tasks is {', '.join(sorted(unknown))}, not in profile {args.profile}.")
     wanted = [name for name in profile if args.tasks is None or name in args.tasks]
-    shelf = pathlib.Path()
+    shelf = None
     if not args.show and any(TASKS[name].texts for name in wanted):
-        found = simulation.real_texts("tokenizers", "jinja2")
-        if found is None:
+        shelf = simulation.real_texts("tokenizers", "jinja2")
+        if shelf is None:
             wanted = [name for name in wanted if not TASKS[name].texts]
-        shelf = found or shelf
     folder.mkdir(parents=True, exist_ok=True)
     if not args.show:
         for name in wanted:
-            if known(name, profile[name], folder, args.json) is None:
-                tried(name, profile[name], shelf, folder)
+            if known(name, profile[name], folder, args.json, inputs(name, shelf)) is None:
+                tried(name, profile[name], shelf or pathlib.Path(), folder)
     # Whatever is there of the profile, also what was not asked for now.
     there = {name: known(name, part, folder, args.json) for name, part in profile.items()}
     results = {name: found for name, found in there.items() if found}

@@ -250,6 +250,7 @@ def _tried(sim, shift):
     found = {
         "task": sim.TASKS["mnist"].said,
         "part": sim.dataclasses.asdict(sim.PROFILES["images"]["mnist"]),
+        "inputs": "0123",
         "budget": 100,
         "looked at": 20,
         "heads": ["head"],
@@ -305,6 +306,24 @@ def test_the_trial_says_what_differs_and_what_was_not_run(tmp_path, monkeypatch,
     # Results of another amount are other results.
     other = sim.dataclasses.replace(sim.PROFILES["images"]["mnist"], steps=1)
     assert sim.known("mnist", other, tmp_path / "o", numbers) is None
+    # And so are those of other weights or data.
+    same = sim.PROFILES["images"]["mnist"]
+    assert sim.known("mnist", same, tmp_path / "o", numbers, "0123") is not None
+    assert sim.known("mnist", same, tmp_path / "o", numbers, sim.inputs("mnist", None)) is None
+
+
+def test_a_fingerprint_tells_what_files_hold(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "a.bin").write_bytes(b"1")
+    (tmp_path / "b.tsv").write_bytes(b"2")
+    paths = tmp_path / "model", tmp_path / "b.tsv"
+    found = simulation.fingerprint(*paths)
+    assert len(found) == 16 and found == simulation.fingerprint(*paths)
+    (tmp_path / "model" / "a.bin").write_bytes(b"3")
+    assert simulation.fingerprint(*paths) != found
+    (tmp_path / "model" / "a.bin").write_bytes(b"1")
+    (tmp_path / "model" / "c.bin").write_bytes(b"")
+    assert simulation.fingerprint(*paths) != found
 
 
 def test_all_profiles_of_the_trial_are_of_one_form():

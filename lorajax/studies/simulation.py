@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import os
@@ -95,6 +96,28 @@ class Journal(Generic[RunT]):
                 os.fsync(file.fileno())
             self.found[run] = record
         return self.found[run]
+
+
+def fingerprint(*paths: Path) -> str:
+    """What files hold, in 16 digits: results of one model and one data set are not another's.
+
+    Args:
+      *paths: of files, and of folders, which stand for all files in them.
+
+    Returns:
+      The first 64 bits of the SHA-256 of all names and contents, as hexadecimal digits.
+
+    Raises:
+      OSError: for what is not there.
+    """
+    found = hashlib.sha256()
+    for path in paths:
+        inside = sorted(x for x in path.rglob("*") if x.is_file()) if path.is_dir() else [path]
+        for file in inside:
+            with file.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+            found.update(f"{file.name} {content}\n".encode())
+    return found.hexdigest()[:16]
 
 
 def real_texts(*needs: str) -> Path | None:

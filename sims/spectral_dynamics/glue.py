@@ -146,6 +146,8 @@ class Run:
     length: int
     behind: int
     held_out: bool = False
+    inputs: str = ""
+    """Fingerprint of the model's and the task's files."""
 
 
 class Bench:
@@ -380,11 +382,20 @@ def sizes(part: Part, method: str) -> dict[str, Any]:
     return found | {"behind": 0} if method == "full" else found
 
 
+def fingerprints(folder: pathlib.Path) -> dict[str, str]:
+    """What the files hold that a task's runs read, by task."""
+    return {
+        name: simulation.fingerprint(folder / MODEL, folder / glue.train, folder / glue.test)
+        for name, glue in TASKS.items()
+    }
+
+
 def plan(
     profile: dict[str, Part],
     names: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
     seeds: int | None = None,
+    inputs: Mapping[str, str] | None = None,
 ) -> Iterator[Run]:
     """The runs in their order: all methods of a seed before the next, so that pairs come early."""
     for task in names or profile:
@@ -394,16 +405,20 @@ def plan(
         for seed in range(max(chosen.values(), default=0)):
             for method, count in chosen.items():
                 if seed < (count if seeds is None else seeds):
-                    yield Run(task, method, seed, rates[method], **sizes(part, method))
+                    run = Run(task, method, seed, rates[method], **sizes(part, method))
+                    yield dataclasses.replace(run, inputs=(inputs or {}).get(task, ""))
 
 
-def choices(grid: dict[str, Sequence[float]]) -> Iterator[Run]:
+def choices(
+    grid: dict[str, Sequence[float]], inputs: Mapping[str, str] | None = None
+) -> Iterator[Run]:
     """The runs that learning rates are chosen by, none of which sees a test set."""
     for task, part in CHOICE.items():
         for method, rates in grid.items():
             for rate in rates:
                 for seed in range(part.seeds[method]):
-                    yield Run(task, method, seed, rate, held_out=True, **sizes(part, method))
+                    run = Run(task, method, seed, rate, held_out=True, **sizes(part, method))
+                    yield dataclasses.replace(run, inputs=(inputs or {}).get(task, ""))
 
 
 def carry_out(runs: Sequence[Run], folder: pathlib.Path, journal: simulation.Journal[Run]) -> None:
@@ -748,9 +763,12 @@ def numbers(
     return content | {"not run": missing(PROFILES[name], records)}
 
 
-def finished(found: Mapping[Run, dict[str, Any]], name: str) -> list[dict[str, Any]]:
+def finished(
+    found: Mapping[Run, dict[str, Any]], name: str, inputs: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     """Digests of the runs that there are of a profile."""
-    return [digest(found[run], found) for run in plan(PROFILES[name]) if run in found]
+    runs = plan(PROFILES[name], inputs=inputs)
+    return [digest(found[run], found) for run in runs if run in found]
 
 
 def main() -> None:
@@ -777,14 +795,14 @@ def main() -> None:
     journal = simulation.Journal(out / "glue.jsonl", Run)
     if args.json:
         journal.found = published(args.json) | journal.found
-    profile = PROFILES[args.profile]
+    profile, inputs = PROFILES[args.profile], fingerprints(pathlib.Path(folder))
     if unknown := set(args.tasks or ()) - set(CHOICE if args.choose else profile):
         parser.error(f"--tasks is {', '.join(sorted(unknown))}, not in profile {args.profile}.")
     if not args.choose:
-        runs = list(plan(profile, args.tasks, args.methods, args.seeds))
+        runs = list(plan(profile, args.tasks, args.methods, args.seeds, inputs))
     else:
         grid = {"rule": args.rule_rates, "full": args.full_rates}
-        runs = [run for run in choices(grid) if args.tasks is None or run.task in args.tasks]
+        runs = [r for r in choices(grid, inputs) if args.tasks is None or r.task in args.tasks]
     if any(run.method == "peft" for run in runs) and importlib.util.find_spec("peft") is None:
         print("PEFT is left out: it is not installed.")
         runs = [run for run in runs if run.method != "peft" or run in journal.found]
@@ -796,10 +814,12 @@ def main() -> None:
         print(words + f"\nbest: {best}")
         return
     # Whatever there is of the profile, also of tasks and methods that were not asked for now.
-    records = finished(journal.found, args.profile)
-    others = {p: finished(journal.found, p) for p in PROFILES if p not in ("quick", args.profile)}
+    records = finished(journal.found, args.profile, inputs)
+    others = {
+        p: finished(journal.found, p, inputs) for p in PROFILES if p not in ("quick", args.profile)
+    }
     others = {p: of for p, of in others.items() if of}
-    kinds = [dataclasses.replace(run, rate=0.0) for run in choices(dict.fromkeys(GRID, (0.0,)))]
+    kinds = list(choices(dict.fromkeys(GRID, (0.0,)), inputs))
     chosen = [
         record
         for run, record in journal.found.items()
