@@ -22,7 +22,7 @@ import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from lorajax import data, finetune, models, sweeps, tasks  # noqa: E402
-from lorajax.finetune import allocations, recipes  # noqa: E402
+from lorajax.finetune import recipes  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Trial:
         """Of the layers by path, for a method with adapters."""
         if method == "LoRA":
             return self.selection.ranks
-        return allocations.filled(self.selection, self.budget)
+        return self.selection.filled(self.budget).ranks
 
     def trainable(self, method: str) -> int:
         """Parameters that train."""

@@ -124,6 +124,13 @@ def test_a_list_of_paths(folder, tmp_path, capsys):
     options = ["--samples", "9", "--budget", "50", "--out", str(tmp_path / "out")]
     assert main(["rank", *files, *options]) == 0
     assert "21 training and 9 test images" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "ranks.json").read_text())
+    assert main(["rank", *files, *options, "--fill"]) == 0
+    assert "by split_half, filled up, on" in capsys.readouterr().out
+    filled = json.loads((tmp_path / "out" / "ranks.json").read_text())
+    assert filled["parameters"] > found["parameters"]
+    for path, layer in found["layers"].items():
+        assert filled["layers"][path]["rank"] >= layer["rank"]
 
 
 def inputs(folder):
@@ -405,6 +412,8 @@ def test_rank_prints_a_table_and_writes_it(folder, tmp_path, capsys):
         (["finetune", "--hold-out", "100"], "--hold-out is 100.0"),
         (["rank", "--rule", "c_over_n"], "needs --constant C"),
         (["rank", "--constant", "2"], "goes with --rule c_over_n"),
+        (["finetune", "--fill", "--rank", "4"], "--fill with --rank 4; it goes with ranks that"),
+        (["finetune", "--fill", "--method", "full"], "--fill with --method full; it goes with"),
         (["rank", "--samples", "0"], "--samples is 0"),
         (["rank", "--max-rank", "0"], "--max-rank is 0"),
         (["rank", "--seed", "-1"], "--seed is -1"),

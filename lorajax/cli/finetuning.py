@@ -68,6 +68,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of the model's parameters that adapters may have where ranks are chosen (default 7)",
     )
     add(
+        "--fill",
+        action="store_true",
+        help="spend all of the budget: where the rule finds less above the noise, ranks take the "
+        "gradient's next directions as well",
+    )
+    add(
         "--hold-out",
         type=float,
         default=0.0,
@@ -308,6 +314,7 @@ def selection(args: argparse.Namespace, begun: Begun) -> dict[str, Any]:
     return {
         "rule": args.rule,
         "budget": int(begun.parameters * args.budget / 100),
+        "fill": args.fill,
         "max_rank": args.max_rank,
         **({} if args.constant is None else {"constant": args.constant}),
     }

@@ -21,6 +21,7 @@ SINCE: dict[str, tuple[str, Any]] = {
     "tokenizer": ("2026-11-25", None),
     "window": ("2026-11-29", None),
     "mixup": ("2026-11-29", 0.0),
+    "fill": ("2026-11-30", False),
 }
 """Options of `lorajax finetune` that older runs do not have: the day they came (all of them before
 0.1.0), and the value with which a run is what it was without them. An option that no value leaves

@@ -156,6 +156,9 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--linearized is {args.linearized} with --method full; it goes with lora."
         )
+    if args.fill and (args.rank != "auto" or args.method == "full"):
+        given = "--method full" if args.method == "full" else f"--rank {args.rank}"
+        raise ValueError(f"--fill with {given}; it goes with ranks that are chosen.")
     decays = args.optimizer in ("adamw", "muon")
     if args.weight_decay and not decays and args.method == "lora":
         raise ValueError(

@@ -109,15 +109,11 @@ def one_everywhere(signals: Signals) -> tuple[Worth, dict[str, int]]:
     return _evenly(signals, signals.costs)
 
 
-def above_noise(selection: adapters.Selection) -> tuple[Worth, dict[str, int]]:
+def above_noise(signals: Signals, rule: str) -> tuple[Worth, dict[str, int]]:
     """Energy of the gradient's directions, those above the rule's floor before all others."""
-    worth = {each.path: _energies(each.singular_values) for each in selection.layers}
-    return worth, {each.path: each.rank for each in selection.layers}
-
-
-def by_rule(signals: Signals, rule: str) -> tuple[Worth, dict[str, int]]:
-    """`above_noise` of a rule by its name."""
-    return above_noise(signals.selection(rule))
+    layers = signals.selection(rule).layers
+    worth = {each.path: _energies(each.singular_values) for each in layers}
+    return worth, {each.path: each.rank for each in layers}
 
 
 def by_energy(signals: Signals, share: float = 1.0) -> tuple[Worth, dict[str, int]]:
@@ -196,19 +192,19 @@ METHODS: dict[str, Method] = {
     "uniform": Method("one rank everywhere", one_everywhere),
     "rule": Method(
         "rank rule, split half",
-        functools.partial(by_rule, rule="split_half"),
+        functools.partial(above_noise, rule="split_half"),
         _GRADIENT,
         ("split_half",),
     ),
     "signs": Method(
         "rank rule, random signs",
-        functools.partial(by_rule, rule="random_signs"),
+        functools.partial(above_noise, rule="random_signs"),
         _GRADIENT + BACKWARD + KERNELS,
         ("random_signs",),
     ),
     "whitened": Method(
         "rank rule, whitened",
-        functools.partial(by_rule, rule="whitened"),
+        functools.partial(above_noise, rule="whitened"),
         _GRADIENT + FORWARD,
         ("whitened",),
     ),
@@ -238,7 +234,7 @@ METHODS: dict[str, Method] = {
     "full": Method("full fine-tuning", None, kind="full"),
     "starved": Method(
         "control: the rule with a tenth of the budget",
-        functools.partial(by_rule, rule="split_half"),
+        functools.partial(above_noise, rule="split_half"),
         _GRADIENT,
         ("split_half",),
         share=0.1,
@@ -321,27 +317,6 @@ def spread(
     spent = sum(rank * costs[path] for path, rank in chosen.items())
     filled = sum(max(0, rank - found[path]) * costs[path] for path, rank in chosen.items())
     return Spread(chosen, spent, filled)
-
-
-@judged(budget=at_least(0))
-def filled(selection: adapters.Selection, budget: int) -> dict[str, int]:
-    """A rule's ranks, filled up to a budget with the gradient's next directions.
-
-    Args:
-      selection: of `adapters.select_ranks`, whose own budget does not matter.
-      budget: parameters that adapters may have; what does not fit is left over.
-
-    Returns:
-      Ranks by path, for `adapt`; layers of rank 0 are left out.
-
-    Raises:
-      ValueError: for a budget that exceeds what all directions take.
-
-    Source: derived; `spread` of `above_noise`.
-    """
-    costs = {each.path: each.cost for each in selection.layers}
-    ranks = spread(*above_noise(selection), costs, budget, exact=False).ranks
-    return {paths.escape(path): rank for path, rank in ranks.items() if rank}
 
 
 def _exchange(

@@ -362,6 +362,7 @@ def allocate(
     budget: int,
     *,
     floors: Mapping[str, float | Float[Array, ""]] | None = None,
+    first: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Ranks over layers that capture the most spectral energy within a budget of parameters.
 
@@ -374,6 +375,7 @@ def allocate(
       budget: parameters in all, at least 0.
       floors: noise level of each layer; directions below it, or within rounding of 0, are left
         out.
+      first: how many of each layer's directions are taken before all others.
 
     Returns:
       A rank of 0 or more for each layer.
@@ -394,7 +396,8 @@ def allocate(
     """
     if budget < 0:
         raise ValueError(f"budget is {budget}; it must be at least 0.")
-    for name, other in (("costs", costs), ("floors", spectra if floors is None else floors)):
+    given = {"costs": costs, "floors": floors, "first": first}
+    for name, other in ((name, each) for name, each in given.items() if each is not None):
         if missing := sorted(set(spectra) ^ set(other)):
             raise ValueError(f"{name} and spectra differ in the layer {missing[0]!r}.")
     candidates = []
@@ -408,10 +411,11 @@ def allocate(
         rounding = float(rounding_floor(jnp.asarray(values)))
         for index, value in enumerate(numbers):
             if value > rounding and value >= floor:
-                candidates.append((-(value**2) / costs[layer], order, index, layer))
+                behind = first is not None and index >= first[layer]
+                candidates.append((behind, -(value**2) / costs[layer], order, index, layer))
     chosen = dict.fromkeys(spectra, 0)
     left = budget
-    for _, _, index, layer in sorted(candidates):
+    for *_, index, layer in sorted(candidates):
         # A direction only counts behind the stronger ones of its own layer.
         if chosen[layer] == index and costs[layer] <= left:
             chosen[layer] += 1

@@ -35,7 +35,7 @@ from flax import nnx  # noqa: E402
 from lorajax import adapters, data, finetune, models, plots, tasks  # noqa: E402
 from lorajax.cli.texts import RATES  # noqa: E402
 from lorajax.data import text  # noqa: E402
-from lorajax.finetune import allocations, bridge, recipes  # noqa: E402
+from lorajax.finetune import bridge, recipes  # noqa: E402
 from lorajax.studies import simulation  # noqa: E402
 
 METHODS = ("rule", "filled", "peft", "uniform", "full")
@@ -205,7 +205,7 @@ class Bench:
         chosen = self.selection.ranks
         costs = {each.path: each.cost for each in self.selection.layers}
         if method == "filled":
-            return allocations.filled(self.selection, self.budget)
+            return self.selection.filled(self.budget).ranks
         if method != "uniform":
             return chosen
         spent = sum(rank * costs[path] for path, rank in chosen.items())

@@ -117,6 +117,37 @@ def test_energy_and_limits(network):
     assert [each.rank for each in limited.layers] == [2, 2, 1, 0]
 
 
+def test_ranks_are_filled_up_by_the_next_directions_of_all_slices():
+    layers = (
+        adapters.Selected("a", (3, 7), 1, jnp.array([3.0, 2.0, 1.0]), 2.5, 0.0, 10),
+        adapters.Selected("b", (2, 3), 0, jnp.array([[1.0, 0.5], [2.0, 0.5]]), 2.5, 0.0, 10),
+        adapters.Selected("c", (1, 1), 1, jnp.array([0.1]), 0.05, 0.0, 2),
+    )
+    selection = adapters.Selection(layers, "split_half", 4, 1, {})
+    # Energies: 9, 4, 1 in a, 1 + 4, 0.5 in b, whose slices share one rank, and 0.01 in c, which the
+    # rule has found all the same.
+    assert selection.filled(0).ranks == {}
+    assert selection.filled(21).ranks == {"a": 1, "c": 1}
+    assert selection.filled(22).ranks == {"a": 1, "b": 1, "c": 1}
+    assert selection.filled(42).ranks == {"a": 3, "b": 1, "c": 1}
+    assert selection.filled(42, max_rank=2).ranks == {"a": 2, "b": 2, "c": 1}
+    assert selection.filled(10**6).ranks == {"a": 3, "b": 2, "c": 1}
+    assert "by split_half, filled up, on 4 samples" in str(selection.filled(22))
+    with pytest.raises(ValueError, match="max_rank is 0"):
+        selection.filled(1, max_rank=0)
+
+
+def test_a_budget_is_spent_where_it_is_asked_for(network):
+    model, batches = network
+    found = adapters.select_ranks(model, loss, batches)
+    budget = 2 * found.parameters
+    filled = adapters.select_ranks(model, loss, batches, budget=budget, fill=True)
+    assert filled.ranks == found.filled(budget).ranks
+    assert all(filled.ranks[path] >= rank for path, rank in found.ranks.items())
+    left = budget - filled.parameters
+    assert 0 <= left < max(each.cost for each in found.layers)
+
+
 def test_a_rule_of_your_own_is_a_function(network):
     def within_a_factor(singular_values, *, factor=2.0):
         return jnp.sum(singular_values >= singular_values[..., :1] / factor, axis=-1)
@@ -193,6 +224,7 @@ def test_the_cost_is_that_of_the_gradient_passes(network, traces):
         ({"max_rank": 0}, "max_rank is 0"),
         ({"margin": -0.1}, "margin is -0.1"),
         ({"budget": -1}, "budget is -1"),
+        ({"fill": True}, "fill is True without a budget"),
         ({"targets": "e"}, "matches no layer"),
     ],
 )

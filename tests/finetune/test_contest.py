@@ -83,20 +83,6 @@ def test_what_stands_above_noise_comes_before_what_does_not():
     assert made.ranks == {"a": 1, "b": 2} and made.filled == 2
 
 
-def test_ranks_are_filled_up_by_the_next_directions_of_all_slices():
-    layers = (
-        adapters.Selected("a", (3, 7), 1, np.array([3.0, 2.0, 1.0]), 2.5, 0.0, 10),
-        adapters.Selected("b", (2, 3), 0, np.array([[1.0, 0.5], [2.0, 0.5]]), 2.5, 0.0, 10),
-    )
-    selection = adapters.Selection(layers, "split_half", 4, 1, {})
-    # Energies: 9, 4, 1 in a, and 1 + 4, 0.5 in b, whose slices share one rank.
-    assert allocations.filled(selection, 19) == {"a": 1}
-    assert allocations.filled(selection, 20) == {"a": 1, "b": 1}
-    assert allocations.filled(selection, 40) == {"a": 3, "b": 1}
-    with pytest.raises(ValueError, match="all directions of all layers take 50"):
-        allocations.filled(selection, 51)
-
-
 def test_verdicts_pair_by_seed_and_tell_apart_what_differs():
     rng = np.random.default_rng(1)
     hard = 0.1 * rng.standard_normal(8)  # what a seed does to all methods alike
