@@ -123,10 +123,12 @@ def test_a_list_of_paths(folder, tmp_path, capsys):
     files = ["--model", str(folder / "vit.safetensors"), "--data", str(tmp_path / "list.csv")]
     options = ["--samples", "9", "--budget", "50", "--out", str(tmp_path / "out")]
     assert main(["rank", *files, *options]) == 0
-    assert "21 training and 9 test images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "21 training and 9 test images" in said and "; --fill spends the rest on the" in said
     found = json.loads((tmp_path / "out" / "ranks.json").read_text())
     assert main(["rank", *files, *options, "--fill"]) == 0
-    assert "by split_half, filled up, on" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "by split_half, filled up, on" in said and "--fill" not in said
     filled = json.loads((tmp_path / "out" / "ranks.json").read_text())
     assert filled["parameters"] > found["parameters"]
     for path, layer in found["layers"].items():

@@ -82,6 +82,10 @@ def _run(args: argparse.Namespace) -> int:
     model = finetuning.fitted(args, begun)
     selection, kept = _selected(args, begun, model, targets)
     print(selection)
+    budget = finetuning.selection(args, begun)["budget"]
+    if not args.fill and 2 * selection.parameters < budget:
+        spent = f"{selection.parameters / budget:.0%} of the budget of {budget:,}"
+        print(filled(f"{spent}; --fill spends the rest on the gradient's next directions."))
     carried = None
     if selection.ranks:
         carried = finetune.transfer(selection.ranks, args.trial_rank, args.trial_rate)
