@@ -10,23 +10,15 @@ What has been computed is kept in `out/` and not computed again.
 """
 
 import dataclasses
-import functools
 import os
 
 os.environ.setdefault("NPROC", "16")  # see docs/howto/install.md
 
+import _starts as starts  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from lorajax import (  # noqa: E402
-    data,
-    finetune,
-    initializers,
-    models,
-    plots,
-    sweeps,
-    tasks,
-)
+from lorajax import data, finetune, models, plots, sweeps, tasks  # noqa: E402
 from lorajax.studies import simulation  # noqa: E402
 
 
@@ -65,8 +57,6 @@ PROFILES = {
     "full": Profile("cifar10_jpg.npz", 1000, 25, 100, 30, 1000, 4096, 64),
 }
 SCALES = (1e-1, 1e-2, 1e-3)
-STARTS = ("small", "spectral")
-RANK = 4
 RATE = 0.1
 """Learning rate times the largest singular value of any layer's gradient."""
 MODEL = "vit-tiny-imagenet"
@@ -86,34 +76,21 @@ def simulate(profile: Profile, seed: int = 0, model: str = MODEL):
         "seed": seed,
     }
     gradients = finetune.gradients_of(network, task, found.train, **options)
-    recipe = finetune.Recipe(
-        steps=profile.steps,
-        batch_size=profile.batch,
-        optimizer="sgd",
-        learning_rate=RATE / max(float(each.norm) for each in gradients.values()),
-        schedule="constant",
-        seed=seed,
-    )
-    lane = finetune.run_of(
+    lane = starts.run_of(
         network,
         task,
         found.train,
-        recipe,
+        gradients,
+        profile,
+        RATE,
+        seed=seed,
         targets=profile.targets,
-        rank=RANK,
-        start=[
-            initializers.small,
-            # The paper's spectral start lies along the top direction alone.
-            functools.partial(initializers.spectral, directions=1),
-        ],
-        gradients=gradients,
         watch=watched,
-        every=profile.every,
         orders=profile.repetitions,
     )
     # The spectral start has no randomness but that of the batches.
     axes = {
-        "start": range(len(STARTS)),
+        "start": range(len(starts.STARTS)),
         "scale": np.asarray(SCALES, np.float32),
         "order": range(profile.repetitions),
     }
@@ -136,39 +113,17 @@ def _spread(table: data.Table, most: int = 5000) -> np.ndarray:
 def draw(profile: Profile, swept):
     """Loss, accuracy, alignment and norm against steps, a row a scale."""
     figure, panels = plots.figure(len(SCALES), 4, size=(3.4, 2.3))
-    steps = np.arange(0, profile.steps, profile.every)
     with plots.style():
         for row, scale in zip(panels, range(len(SCALES)), strict=True):
-            for i, start in enumerate(STARTS):
+            for i, start in enumerate(starts.STARTS):
                 lanes = swept.isel(start=i, scale=scale)
-                loss, accuracy = (
-                    lanes[name].values.reshape(profile.repetitions, -1, profile.every).mean(2)
-                    for name in ("loss", "accuracy")
-                )
-                for panel, curve, style, label in (
-                    (row[0], loss, "-", f"{start}, training"),
-                    (row[0], lanes["watch_loss"].values, "--", f"{start}, held-out"),
-                    (row[1], accuracy, "-", None),
-                    (row[1], lanes["watch_accuracy"].values, "--", None),
-                    (row[2], lanes["misalignment"].values.mean(2), "-", None),
-                    (row[3], lanes["norm"].values.mean(2), "-", None),
-                ):
-                    plots.band(
-                        panel, steps, curve, style, color=f"C{i}", label=label, what="repetitions"
-                    )
-            names = ("loss", "accuracy", "1 − |cos|, mean of layers", "‖[A; Bᵀ]‖₂, mean of layers")
-            for panel, name in zip(row, names, strict=True):
-                panel.set_ylabel(name)
+                starts.draw(row, lanes, profile, f"C{i}", start)
+            starts.finish(row)
             row[0].set_title(f"α = {SCALES[scale]:g}")
-            row[2].set_yscale("log")
-            row[2].set_ylim(bottom=1e-5)  # spectral starts begin at rounding
-            row[3].set_yscale("log")
-        for panel in panels.ravel():
-            panel.set_xlabel("step")
         handles = panels[0][0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=5)
         figure.suptitle(
-            f"ViT, Tiny ImageNet → CIFAR-10 (JPEG), rank {RANK}, {profile.repetitions} "
+            f"ViT, Tiny ImageNet → CIFAR-10 (JPEG), rank {starts.RANK}, {profile.repetitions} "
             f"repetitions, {profile.steps} steps of {profile.batch}",
         )
     return figure
@@ -177,20 +132,10 @@ def draw(profile: Profile, swept):
 def statements(swept) -> dict[str, list[float]]:
     """What the figure shows, in numbers: mean and standard deviation over repetitions."""
     numbers = {}
-    for i, start in enumerate(STARTS):
+    for i, start in enumerate(starts.STARTS):
         for j, scale in enumerate(SCALES):
-            lanes = swept.isel(start=i, scale=j)
-            for name, values in (
-                ("held-out loss at first", lanes["watch_loss"].values[:, 0]),
-                ("held-out loss at last", lanes["watch_loss"].values[:, -1]),
-                ("held-out accuracy at last", lanes["watch_accuracy"].values[:, -1]),
-                ("misalignment at first", lanes["misalignment"].values[:, 0].mean(1)),
-                ("least misalignment of a layer", lanes["misalignment"].values.min((1, 2))),
-                ("growth of the norm", (lanes["norm"][:, -1] / lanes["norm"][:, 0]).values.mean(1)),
-            ):
-                values = np.asarray(values)
-                key = f"{start}, {scale:g}: {name}"
-                numbers[key] = [float(values.mean()), float(values.std())]
+            for name, values in starts.numbers(swept.isel(start=i, scale=j)).items():
+                numbers[f"{start}, {scale:g}: {name}"] = values
     for j, scale in enumerate(SCALES):
         loss = swept["watch_loss"].values[:, j, :, -1]
         numbers[f"{scale:g}: small − spectral, held-out loss at last, ± 95 %"] = list(

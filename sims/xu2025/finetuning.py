@@ -8,24 +8,16 @@ descent, mean ± one standard deviation over repetitions. The prediction is the 
 """
 
 import dataclasses
-import functools
 import os
 
 os.environ.setdefault("NPROC", "16")  # see docs/howto/install.md
 
+import _starts as starts  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from lorajax import (  # noqa: E402
-    data,
-    finetune,
-    initializers,
-    models,
-    plots,
-    sweeps,
-    tasks,
-)
+from lorajax import data, finetune, models, plots, sweeps, tasks  # noqa: E402
 from lorajax.studies import simulation  # noqa: E402
 
 
@@ -48,8 +40,6 @@ PROFILES = {
 }
 NETWORKS = ("ViT", "ResNet", "VGG")
 SCALES = (1e-1, 1e-2, 1e-3)
-STARTS = ("small", "spectral")
-RANK = 4
 RATE = 0.1
 """Learning rate times the largest singular value of any layer's gradient."""
 TARGETS = {"ViT": "blocks/**", "ResNet": "stages/**", "VGG": ["convs/*", "hidden/*"]}
@@ -96,29 +86,7 @@ def simulate(name: str, profile: Profile, seed: int = 0):
         model, task, train, targets=targets, samples=profile.samples, seed=seed
     )
     rates = {path: float(each.norm) for path, each in gradients.items()}
-    recipe = finetune.Recipe(
-        steps=profile.steps,
-        batch_size=profile.batch,
-        optimizer="sgd",
-        learning_rate=RATE / max(rates.values()),
-        schedule="constant",
-        seed=seed,
-    )
-    lane = finetune.run_of(
-        model,
-        task,
-        train,
-        recipe,
-        targets=targets,
-        rank=RANK,
-        start=[
-            initializers.small,
-            # The paper's spectral start lies along the top direction alone.
-            functools.partial(initializers.spectral, directions=1),
-        ],
-        gradients=gradients,
-        every=profile.every,
-    )
+    lane = starts.run_of(model, task, train, gradients, profile, RATE, seed=seed, targets=targets)
     # The spectral start has no randomness, and so no repetitions.
     lanes = [(0, scale, i) for scale in SCALES for i in range(profile.repetitions)]
     lanes += [(1, scale, 0) for scale in SCALES]
@@ -134,8 +102,8 @@ def simulate(name: str, profile: Profile, seed: int = 0):
     key = jax.random.key(seed)
     swept = sweeps.sweep(lane, axes, key=key, fold=("seed",), bucket=bucket)
     keep = {
-        (STARTS[i], a): [n for n, (j, b, _) in enumerate(lanes) if (i, a) == (j, b)]
-        for i in range(len(STARTS))
+        (starts.STARTS[i], a): [n for n, (j, b, _) in enumerate(lanes) if (i, a) == (j, b)]
+        for i in range(len(starts.STARTS))
         for a in SCALES
     }
     return {cell: swept.isel(lane=index) for cell, index in keep.items()}, rates
@@ -177,7 +145,7 @@ def draw(profile: Profile, results):
         handles = panels[0][0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=5)
         figure.suptitle(
-            f"rank {RANK}, {profile.repetitions} repetitions, {profile.steps} steps of "
+            f"rank {starts.RANK}, {profile.repetitions} repetitions, {profile.steps} steps of "
             f"{profile.batch}; convolutions of {'/'.join(map(str, profile.widths))} channels",
         )
     return figure
