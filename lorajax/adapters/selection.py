@@ -184,8 +184,7 @@ def select_ranks(
       targets: as for `adapt`; only the option `axes` is read.
       budget: parameters in all: `ranks.allocate` spends them on the singular values that the rule
         has let through, by energy for each parameter.
-      fill: whether what they leave of the budget goes to the next directions; see
-        `Selection.filled`.
+      fill: whether the rest of the budget goes to the next directions: `Selection.filled`.
       max_rank: upper bound of each rank.
       memory: bytes that gradients may take; the largest layers are sketched beyond them. Moments of
         inputs take as many again, in several passes over the batches where they have to.
@@ -217,8 +216,7 @@ def select_ranks(
     (derived). The floors are those of the gradient's noise: they stop being right where the loss is
     already at a stationary point, and every layer then gets rank 0.
     """
-    if fill and budget is None:
-        raise ValueError("fill is True without a budget; give the parameters that are to be spent.")
+    _check_fill(fill, budget)
     chosen = ranks.rule(rule)
     chosen.check(**options)
     if chosen.whitens:
@@ -227,19 +225,20 @@ def select_ranks(
     found = estimate(model, loss, batches, targets, noise=chosen.noise, **sketching)
     sizes, estimates, passes = shapes(model, targets), found.layers.items(), found.passes
     if chosen.whitens:
-        groups = moment_groups(found.layers, memory)
+        of, groups = found.layers, moment_groups(found.layers, memory)
         passes += len(groups)
-        of = found.layers
         estimates = whitened_estimates(model, loss, batches, targets, of, groups, where)
     rule = functools.partial(chosen, **options)
     selected = [_selected(path, sizes[path], rule, each, found.samples) for path, each in estimates]
-    if max_rank is not None:
-        selected = [each._replace(rank=min(each.rank, max_rank)) for each in selected]
-    if budget is not None:
-        selected = _within(selected, budget)
-    gradients = {path: each.mean for path, each in found.layers.items()}
-    selection = Selection(tuple(selected), chosen.name, found.samples, passes, gradients)
-    return selection.filled(budget, max_rank) if fill and budget is not None else selection
+    layers = _within(selected, budget, max_rank)
+    means = {path: each.mean for path, each in found.layers.items()}
+    selection = Selection(layers, chosen.name, found.samples, passes, means)
+    return selection.filled(budget or 0, max_rank) if fill else selection
+
+
+def _check_fill(fill: bool, budget: int | None) -> None:
+    if fill and budget is None:
+        raise ValueError("fill is True without a budget; give the parameters that are to be spent.")
 
 
 def _check_again(batches: Any, rule: str) -> None:
@@ -287,12 +286,16 @@ def shapes(model: nnx.Module, targets: Targets) -> dict[str, tuple[tuple[int, in
     return sizes
 
 
-def _within(selected: list[Selected], budget: int) -> list[Selected]:
-    """The same layers with ranks that a budget of parameters allows."""
+def _within(selected: list[Selected], budget: int | None, max_rank: int | None) -> list[Selected]:
+    """The same layers with ranks that a bound and a budget of parameters allow."""
+    if max_rank is not None:
+        selected = [each._replace(rank=min(each.rank, max_rank)) for each in selected]
+    if budget is None:
+        return tuple(selected)
     spectra = {each.path: _strengths(each)[: each.rank] for each in selected}
     costs = {each.path: each.cost for each in selected}
     chosen = ranks.allocate(spectra, costs, budget)
-    return [each._replace(rank=chosen[each.path]) for each in selected]
+    return tuple(each._replace(rank=chosen[each.path]) for each in selected)
 
 
 def _strengths(layer: Selected) -> Array:
