@@ -286,7 +286,9 @@ def shapes(model: nnx.Module, targets: Targets) -> dict[str, tuple[tuple[int, in
     return sizes
 
 
-def _within(selected: list[Selected], budget: int | None, max_rank: int | None) -> list[Selected]:
+def _within(
+    selected: list[Selected], budget: int | None, max_rank: int | None
+) -> tuple[Selected, ...]:
     """The same layers with ranks that a bound and a budget of parameters allow."""
     if max_rank is not None:
         selected = [each._replace(rank=min(each.rank, max_rank)) for each in selected]
