@@ -99,9 +99,9 @@ PROFILES = {
     # About an hour of one core; what it leaves out the profile "full" has.
     "hour": {
         "sst2": Part({"rule": 1, "full": 1}, 1, 0, 0, 64, 4096),
-        "stsb": Part({"rule": 5, "peft": 2, "full": 5}, 1, 0, 0, 64, 4096),
-        "cola": Part({"rule": 5, "peft": 2, "full": 5}, 1, 0, 0, 64, 4096),
-        "qnli": Part({"rule": 3, "peft": 1, "full": 3}, 1, 4096, 1024, 96, 4096),
+        "stsb": Part({"rule": 5, "peft": 5, "full": 5}, 1, 0, 0, 64, 4096),
+        "cola": Part({"rule": 5, "peft": 5, "full": 5}, 1, 0, 0, 64, 4096),
+        "qnli": Part({"rule": 3, "peft": 3, "full": 3}, 1, 4096, 1024, 96, 4096),
     },
     # What of LoRA's distance from full fine-tuning is due to its rate, and what to few directions.
     "slow": {"qnli": Part({"rule": 3, "filled": 3, "full": 3}, 1, 4096, 1024, 96, 4096, SLOWER)},
