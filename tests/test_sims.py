@@ -80,6 +80,11 @@ def test_glue_pairs_by_seed_and_says_what_was_not_run(tmp_path):
     assert np.isnan(less["peft"][1]) and less["rule"][1] > 0.05  # two seeds say little
     gap = sim.curves(records)["stsb"]
     assert gap["seeds"] == 1 and np.isclose(gap["all steps"], 1e-4) and gap["scores"] == 0
+    assert gap["pairs"] == 1 and gap["unlike"] == 0
+    # A run at other ranks is another run.
+    other = _glue_record(sim, "stsb", "peft", 0, 0.7, [2.0, 1.0])[1] | {"ranks": {"layer": 2}}
+    (found_there,) = sim.curves([*records, sim.digest(other, found)]).values()
+    assert found_there == gap | {"unlike": 1}
     (words,) = sim.statements(records)
     assert "is 81.00, more than 1 point below full fine-tuning (-2.50" in words
     assert "leave open" in words and "1.0e-04" in words

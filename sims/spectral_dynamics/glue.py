@@ -526,18 +526,22 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 def curves(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """How far the losses and scores of PEFT's runs are from those of the same runs here, by task.
 
-    `seeds` says how many runs' losses were there to compare.
+    `seeds` says how many runs' losses were there to compare, `unlike` how many had other ranks:
+    runs of two machines, whose gradients differ by rounding, may not be the same run.
     """
     found = {}
     for task in scores(records):
         ours, theirs = (of_method(records, task, method) for method in ("rule", "peft"))
-        pairs = [(ours[seed], theirs[seed]) for seed in sorted(set(ours) & set(theirs))]
+        both = [(ours[seed], theirs[seed]) for seed in sorted(set(ours) & set(theirs))]
+        pairs = [(a, b) for a, b in both if a["ranks"] == b["ranks"]]
         gaps = [each["gap"] for _, each in pairs if "gap" in each]
         if gaps:
             found[task] = {
                 "seeds": len(gaps),
                 **{part: max(gap[part] for gap in gaps) for part in gaps[0]},
                 "scores": max(abs(a["score"] - b["score"]) for a, b in pairs),
+                "pairs": len(pairs),
+                "unlike": len(both) - len(pairs),
             }
     return found
 
@@ -563,9 +567,11 @@ def statements(records: Sequence[dict[str, Any]]) -> list[str]:
             if method == "rule" and (gap := curves(records).get(task)):
                 words += (
                     f"; losses differ from PEFT's by {gap['first 50 steps']:.1e} at most in the "
-                    f"first 50 steps and {gap['all steps']:.1e} in all, scores by "
-                    f"{100 * gap['scores']:.2f}"
+                    f"first 50 steps and {gap['all steps']:.1e} in all (seeds: {gap['seeds']}), "
+                    f"scores by {100 * gap['scores']:.2f} (seeds: {gap['pairs']})"
                 )
+                if gap["unlike"]:
+                    words += f"; {gap['unlike']} runs of PEFT's had other ranks and compare nothing"
             found.append(words + ".")
         for method in by_method:
             runs = [each["ends"] for each in of_method(records, task, method).values()]
