@@ -300,10 +300,9 @@ def plain(found: Mapping[str, Contestant]) -> dict[str, Any]:
 
 
 def inputs(name: str, shelf: pathlib.Path | None) -> str | None:
-    """Fingerprint of what a task reads; None where the folder of texts is not there."""
-    if TASKS[name].texts and shelf is None:
-        return None
-    return simulation.fingerprint(*((shelf or pathlib.Path()) / path for path in TASKS[name].reads))
+    """Fingerprint of what a task reads; None where that is not there."""
+    paths = [(shelf or pathlib.Path()) / path for path in TASKS[name].reads]
+    return simulation.fingerprint(*paths) if all(path.exists() for path in paths) else None
 
 
 def known(
@@ -322,7 +321,7 @@ def known(
     if published is not None and published.exists():
         places.append(json.loads(published.read_text("utf-8"))["tasks"].get(name))
     for found in places:
-        if found and found["part"] == asked and reads in (None, found["inputs"]):
+        if found and found["part"] == asked and reads in (None, found.get("inputs")):
             return found
     return None
 

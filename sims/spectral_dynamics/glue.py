@@ -383,11 +383,13 @@ def sizes(part: Part, method: str) -> dict[str, Any]:
 
 
 def fingerprints(folder: pathlib.Path) -> dict[str, str]:
-    """What the files hold that a task's runs read, by task."""
-    return {
-        name: simulation.fingerprint(folder / MODEL, folder / glue.train, folder / glue.test)
-        for name, glue in TASKS.items()
-    }
+    """What the files hold that a task's runs read, by task; of those that are there."""
+    found = {}
+    for name, glue in TASKS.items():
+        paths = [folder / each for each in (MODEL, glue.train, glue.test)]
+        if all(path.exists() for path in paths):
+            found[name] = simulation.fingerprint(*paths)
+    return found
 
 
 def plan(

@@ -85,6 +85,8 @@ class Run:
     held_out: int
     rank: int
     rate: float
+    inputs: str
+    """Fingerprint of the files of model, instructions and questions."""
     questions: int
     tokens: int
     rows: int
@@ -101,16 +103,18 @@ class Bench:
         self.model = models.load(folder)
         self.tokenizer = text.Tokenizer(folder)
         self.template = text.chat_template(folder, self.tokenizer)
-        asked = text.read_texts(shelf / "text" / "instruct_1100.jsonl")
+        instructions = shelf / "text" / "instruct_1100.jsonl"
+        asked = text.read_texts(instructions)
         limits = text.Limits(self.model.config.vocabulary, self.model.config.context)
         table, _ = text.tables(asked, self.tokenizer, limits, template=self.template)
         table = table.take(np.flatnonzero(text.lengths(table) <= profile.length))
         self.train, test = data.hold_out(table, profile.held_out)
         # Similar lengths side by side, so that little of a batch is filling.
         self.test = test.take(np.argsort(text.lengths(test), kind="stable"))
-        lines = (shelf / "text" / "mt_bench_questions.jsonl").read_text(encoding="utf-8")
-        asked_for = [json.loads(line) for line in lines.splitlines()]
+        file = shelf / "text" / "mt_bench_questions.jsonl"
+        asked_for = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         self.questions = some(asked_for, profile.questions)
+        self.inputs = simulation.fingerprint(folder, instructions, file)
 
     def runs(self, first: int) -> list[Run]:
         """Of all seeds; the first one answers the questions."""
@@ -122,6 +126,7 @@ class Bench:
                 model=self.name,
                 seed=seed,
                 rate=RATES["tokens"]["lora"],
+                inputs=self.inputs,
                 **sizes,
                 **(answers if seed == first else dict.fromkeys(answers, 0)),
             )
