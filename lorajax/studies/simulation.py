@@ -6,9 +6,9 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -56,10 +56,7 @@ def command(
     print(f"written: {path} and {path.with_suffix('.json').name}")
 
 
-RunT = TypeVar("RunT", bound=Hashable)
-
-
-class Journal(Generic[RunT]):
+class Journal:
     """Finished runs in a file of JSON lines, one a run, so that a program that is killed goes on.
 
     A line that was cut off when it was killed is passed over.
@@ -72,9 +69,9 @@ class Journal(Generic[RunT]):
       found: the records by run; each has its run's values under "run".
     """
 
-    def __init__(self, path: Path, kind: type[RunT]):
+    def __init__(self, path: Path, kind: type[Any]):
         self.path = path
-        self.found: dict[RunT, dict[str, Any]] = {}
+        self.found: dict[Any, dict[str, Any]] = {}
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
@@ -83,11 +80,10 @@ class Journal(Generic[RunT]):
                     continue
                 self.found[kind(**record["run"])] = record
 
-    def __call__(self, run: RunT, make: Callable[[RunT], Mapping[str, Any]]) -> dict[str, Any]:
+    def __call__(self, run: Any, make: Callable[[Any], Mapping[str, Any]]) -> dict[str, Any]:
         """The record of a run, made unless it is there."""
         if run not in self.found:
-            values: Any = run
-            record = {"run": dataclasses.asdict(values), **make(run)}
+            record = {"run": dataclasses.asdict(run), **make(run)}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             cut_off = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
             with self.path.open("a", encoding="utf-8") as file:

@@ -423,7 +423,7 @@ def choices(
                     yield dataclasses.replace(run, inputs=(inputs or {}).get(task, ""))
 
 
-def carry_out(runs: Sequence[Run], folder: pathlib.Path, journal: simulation.Journal[Run]) -> None:
+def carry_out(runs: Sequence[Run], folder: pathlib.Path, journal: simulation.Journal) -> None:
     """Makes the records of runs that are missing; one task's tables are held at a time."""
     bench: tuple[str, Bench] | None = None
 
