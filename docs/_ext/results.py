@@ -171,7 +171,7 @@ def waiting(found: dict[str, Any]) -> str:
     """Seconds of the commands, and what they go to."""
     shown = [
         (
-            f"`lorajax {name}`",
+            f"`lorajax {name.replace(', ', '`, ')}",
             *(f"{each[part]:.0f} s" for part in ("seconds", "processor")),
             *(f"{each[part]:.0f} s" for part in ("tracing", "compiling", "reading")),
             f"{each['programs']:.0f}",
@@ -199,7 +199,8 @@ def goals() -> str:
 
     def times(case: str, size: int, engine: str) -> str:
         ours, peer = (lane(case, size, each) for each in (engine, "scipy_dop853_residual"))
-        return f"{peer['seconds_per_lane'] / ours['seconds_per_lane']:,.3g}"
+        ratio = peer["seconds_per_lane"] / ours["seconds_per_lane"]
+        return f"{ratio:,.0f}" if ratio > 100 else f"{ratio:.1f}"
 
     def share(case: str, size: int, engine: str) -> str:
         return f"{lane(case, size, engine)['fraction_of_gemm']:.0%}"
@@ -235,8 +236,14 @@ def goals() -> str:
             f"{vit['time']:.2f}, {vit['memory']:.2f}",
         ),
     ]
+    names = {"minilm": "MiniLM", "smollm2": "SmolLM2", "instructions": "SmolLM2 on instructions"}
     shown += [
-        (f"a step of {name}, time and memory of PEFT's", "", "0.85, 0.85", f"{t:.2f}, {m:.2f}")
+        (
+            f"a step of {names[name]}, time and memory of PEFT's",
+            "",
+            "0.85, 0.85",
+            f"{t:.2f}, {m:.2f}",
+        )
         for name, each in _read("texts")["models"].items()
         for t, m in [(each["time"], each["memory"])]
     ]
@@ -246,7 +253,11 @@ def goals() -> str:
         "finetune, first": ("", "35 s"),
     }
     shown += [
-        (f"`lorajax {name}`", *asked, f"{commands['commands'][name]['seconds']:.0f} s")
+        (
+            f"`lorajax {name.replace(', ', '`, ')}",
+            *asked,
+            f"{commands['commands'][name]['seconds']:.0f} s",
+        )
         for name, asked in wanted.items()
     ]
     return rows_of("what | before | asked for | now", shown)
