@@ -168,7 +168,13 @@ def linearized(args: argparse.Namespace, begun: Begun, base: Any, tuned: Any) ->
     if args.linearized is None:
         return None
     found = finetune.linear_optimum(
-        base, tuned, begun.plain, begun.data.train, begun.data.test, decay=args.linearized
+        base,
+        tuned,
+        begun.plain,
+        begun.data.train,
+        begun.data.test,
+        decay=args.linearized,
+        seed=args.seed,
     )
     print(
         f"\nLinearized at its start, with decay {found['decay']:g}, the model would have reached "

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from lorajax import adapters, data, optima
-from lorajax.environment.judging import POSITIVE, at_least, judged
+from lorajax.environment.judging import POSITIVE, SEED, at_least, judged
 from lorajax.optima.certificate import singular_values
 from lorajax.tasks import Asks, Task
 
@@ -35,7 +35,7 @@ def check_linear(task: Task) -> None:
         )
 
 
-@judged(decay=POSITIVE, samples=at_least(2), max_steps=at_least(1))
+@judged(decay=POSITIVE, samples=at_least(2), max_steps=at_least(1), seed=SEED)
 def linear_optimum(
     model: Any,
     tuned: Any,
@@ -46,6 +46,7 @@ def linear_optimum(
     decay: float = 1e-3,
     samples: int = 128,
     max_steps: int = STEPS,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The global minimum of `L̂(X) + w‖X‖_*` of a model linearized where it was adapted.
 
@@ -53,11 +54,12 @@ def linear_optimum(
       model: before `adapt`, its head fitted, as the run began. It is not changed.
       tuned: the adapted model after training, whose update is judged by the same problem.
       task: one that offers `tasks.Asks`; classes are not smoothed and samples not augmented.
-      train: whose first samples the loss is of.
-      test: whose first samples are predicted.
+      train: what the loss is of, a random part of it.
+      test: what is predicted, a random part of it.
       decay: w, of LoRA's factors: (w/2)(‖A‖² + ‖B‖²) is what w‖X‖_* stands for.
       samples: of each table, at most. Time and memory grow with them.
       max_steps: of the solver.
+      seed: of both draws: data are often sorted by class, and the first ones are then of one.
 
     Returns:
       Plain numbers: `decay`, `samples`; `loss` and `accuracy` at the optimum, without decay, and
@@ -80,7 +82,7 @@ def linear_optimum(
     updates = adapters.updates_of(tuned)
 
     def problem(table: data.Table) -> Any:
-        rows = table[np.arange(min(samples, len(table)))]
+        rows = table[np.sort(data.Order(len(table), min(samples, len(table)), seed)(0))]
         inputs, right = asked(prepare({name: jnp.asarray(x) for name, x in rows.items()}))
         inputs = inputs.astype(jnp.float32)
         classes = frozen(inputs[:1]).shape[-1]

@@ -106,7 +106,7 @@ QUANTITIES = (
 
 LINEARIZED = (
     ("decay", "decay w", "the option --linearized"),
-    ("samples", "training samples", "the first of the training data (finetune.linear_optimum)"),
+    ("samples", "training samples", "a random part of the training data (finetune.linear_optimum)"),
     ("loss", "training loss L̂ at the optimum", "of the model linearized in the adapted kernels "
      "(adapters.linearized; Jang, Lee, Ryu 2024, arXiv:2402.11867, stated)"),
     ("accuracy", "training accuracy there", "as above"),

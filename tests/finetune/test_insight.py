@@ -123,6 +123,26 @@ def test_the_linearized_model_has_a_certified_optimum(run, model, table):
     assert found["loss"] < found["run_loss"]
 
 
+def test_the_linearized_model_sees_all_classes_of_data_that_are_sorted(
+    run, model, table, monkeypatch
+):
+    labels = np.asarray(table.columns["labels"])
+    ordered = table.take(np.argsort(labels, kind="stable"))
+    seen, made = [], adapters.linearized
+
+    def linearized(frozen, inputs, targets, layers):
+        seen.append(np.asarray(targets).argmax(-1))
+        return made(frozen, inputs, targets, layers)
+
+    monkeypatch.setattr(adapters, "linearized", linearized)
+    options = {"decay": 0.03, "samples": len(table) // 2, "max_steps": 1}
+    for seed in (0, 0, 1):
+        finetune.linear_optimum(model, run[2], TASK, ordered, ordered, seed=seed, **options)
+    for each in seen:
+        assert len(each) == len(table) // 2 and {*each} == {*labels}
+    assert (seen[0] == seen[2]).all() and (seen[0] != seen[4]).any()
+
+
 def test_the_linearized_model_is_of_images():
     with pytest.raises(ValueError, match="task is NextToken"):
         finetune.check_linear(tasks.NextToken())
