@@ -123,9 +123,7 @@ def test_the_linearized_model_has_a_certified_optimum(run, model, table):
     assert found["loss"] < found["run_loss"]
 
 
-def test_the_linearized_model_sees_all_classes_of_data_that_are_sorted(
-    run, model, table, monkeypatch
-):
+def test_the_linearized_model_sees_all_classes_of_sorted_data(run, model, table, monkeypatch):
     labels = np.asarray(table.columns["labels"])
     ordered = table.take(np.argsort(labels, kind="stable"))
     seen, made = [], adapters.linearized
