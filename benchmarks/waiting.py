@@ -36,10 +36,10 @@ def child(arguments: Sequence[str]) -> dict[str, float]:
     spent = dict.fromkeys(EVENTS.values(), 0.0)
     programs = 0
 
-    def listen(event: str, seconds: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         nonlocal programs
         if event in EVENTS:
-            spent[EVENTS[event]] += seconds
+            spent[EVENTS[event]] += duration_secs
             programs += EVENTS[event] == "compiling"
 
     # Imported by `lorajax.cli` only when it is needed, and its flags are set before.
