@@ -176,10 +176,11 @@ def linearized(args: argparse.Namespace, begun: Begun, base: Any, tuned: Any) ->
         decay=args.linearized,
         seed=args.seed,
     )
+    ended = "" if found["converged"] else f"; the solver stopped short at {found['steps']} steps"
     print(
         f"\nLinearized at its start, with decay {found['decay']:g}, the model would have reached "
         f"{begun.kind} accuracy {100 * found['test_accuracy']:.2f} % ({found['samples']} samples; "
-        f"objective {found['objective']:.4g}, within {found['gap']:.2g} of the global minimum)"
+        f"objective {found['objective']:.4g}, within {found['gap']:.2g} of the global minimum{ended})"
     )
     return found
 
