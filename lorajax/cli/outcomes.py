@@ -180,7 +180,8 @@ def linearized(args: argparse.Namespace, begun: Begun, base: Any, tuned: Any) ->
     print(
         f"\nLinearized at its start, with decay {found['decay']:g}, the model would have reached "
         f"{begun.kind} accuracy {100 * found['test_accuracy']:.2f} % ({found['samples']} samples; "
-        f"objective {found['objective']:.4g}, within {found['gap']:.2g} of the global minimum{ended})"
+        f"objective {found['objective']:.4g}, within {found['gap']:.2g} of the global minimum"
+        f"{ended})"
     )
     return found
 
