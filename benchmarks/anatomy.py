@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.machine import Watch, said
+from benchmarks.machine import Watch, report
 from lorajax.environment import flags
 
 SHAPE, RANK, SPECTRUM, TIMES, SPAN = (64, 64), 8, (4.0, 3.0, 2.0, 1.0), 200, 20.0
@@ -222,13 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{part['rate of the product']:.0%} of that rate",
                 flush=True,
             )
-    if busy := said(others):
-        print(busy)
-    if args.json:
-        table = {"settings": found, "others": others, "lanes": args.lanes, "times": TIMES}
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump(table | ({"busy": busy} if busy else {}), file, indent=1)
-            file.write("\n")
+    table = {"settings": found, "others": others, "lanes": args.lanes, "times": TIMES}
+    report(args.json, table, others)
     return 0
 
 

@@ -222,17 +222,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ratio = medians["lorajax"] / medians["peft"]
     memory = table["lorajax"]["peak_bytes"] / table["peft"]["peak_bytes"]
     print(f"lorajax takes {ratio:.2f} of PEFT's time and {memory:.2f} of its memory")
-    busy = machine.said([x for each in table.values() for x in each["others"]])
-    if busy:
-        print(busy)
-    if args.json:
-        settings = {"batch": args.batch, "rank": args.rank, "cores": os.cpu_count()}
-        settings |= {"busy": busy} if busy else {}
-        with open(args.json, "w") as file:
-            json.dump(
-                {**settings, "engines": table, "time": ratio, "memory": memory}, file, indent=1
-            )
-            file.write("\n")
+    content = {"batch": args.batch, "rank": args.rank, "cores": os.cpu_count()}
+    content |= {"engines": table, "time": ratio, "memory": memory}
+    machine.report(args.json, content, [x for each in table.values() for x in each["others"]])
     return 0
 
 

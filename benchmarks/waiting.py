@@ -1,11 +1,12 @@
 """How long does a newcomer wait for the commands, and for what?
 
-    python -m benchmarks waiting [--json FILE] [--only COMMAND]
+    python -m benchmarks waiting [--json FILE] [--only COMMAND] [--rounds 3]
 
 `lorajax validate` and `lorajax finetune`, each with its defaults in an empty home, and once more in
-the same one. Beside the clock's seconds stand those that all threads together spend on tracing
-(JAX's own account: tracing, lowering), on XLA's compiler, and on reading programs that an earlier
-run has compiled; what is left of the processor's time is imports, NumPy and the computation itself.
+the same one; medians of some rounds, with the least and the most. Beside the clock's seconds stand
+those that all threads together spend on tracing (JAX's own account: tracing, lowering), on XLA's
+compiler, and on reading programs that an earlier run has compiled; what is left of the processor's
+time is imports, NumPy and the computation itself.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,7 +22,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.machine import Watch, own, said
+from benchmarks.machine import Watch, own, report
 
 COMMANDS = {"validate": ["validate"], "finetune": ["finetune"]}
 EVENTS = {
@@ -97,10 +99,18 @@ def measured(command: Sequence[str], home: str) -> tuple[dict[str, float], float
     return {"seconds": wall, **found, "processor": own() - before}, watch.others()
 
 
+def summary(rounds: list[dict[str, float]]) -> dict[str, Any]:
+    """The median of each number, and the least and the most of the clock's seconds."""
+    seconds = [each["seconds"] for each in rounds]
+    medians = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+    return {**medians, "spread": [min(seconds), max(seconds)]}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures each command twice and prints where its time goes."""
+    """Measures each command twice a round and prints where its time goes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", choices=COMMANDS, help="one of the commands")
+    parser.add_argument("--rounds", type=int, default=3, help="of everything")
     parser.add_argument("--json", metavar="FILE", help="write the table")
     parser.add_argument("--child", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -109,37 +119,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump(found, file)
         return 0
-    table: dict[str, Any] = {}
+    turns: dict[str, list[dict[str, float]]] = {}
     others = []
-    for command in [args.only] if args.only else COMMANDS:
-        with tempfile.TemporaryDirectory() as home:
-            for turn in ("first", "second"):
-                found, busy = measured(COMMANDS[command], home)
-                others.append(busy)
-                table[f"{command}, {turn}"] = found
-                print(
-                    f"{command}, {turn}: {found['seconds']:.1f} s; of {found['processor']:.1f} s "
-                    f"of the processor's tracing {found['tracing']:.1f}, compiling "
-                    f"{found['compiling']:.1f} ({found['programs']:.0f} programs), reading "
-                    f"{found['reading']:.1f}",
-                    flush=True,
-                )
-    if busy := said(others):
-        print(busy)
-    if args.json:
-        content = {
-            "cores": os.cpu_count(),
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-            "jax": importlib.metadata.version("jax"),
-            "gemm_flop_rate": rate(),
-            "commands": table,
-            "others": others,
-            **({"busy": busy} if busy else {}),
-        }
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
+    for _ in range(args.rounds):
+        for command in [args.only] if args.only else COMMANDS:
+            with tempfile.TemporaryDirectory() as home:
+                for turn in ("first", "second"):
+                    found, busy = measured(COMMANDS[command], home)
+                    others.append(busy)
+                    turns.setdefault(f"{command}, {turn}", []).append(found)
+    table = {name: summary(rounds) for name, rounds in turns.items()}
+    for name, found in table.items():
+        least, most = found["spread"]
+        print(
+            f"{name}: {found['seconds']:.1f} s ({least:.1f} to {most:.1f}); of "
+            f"{found['processor']:.1f} s of the processor's tracing {found['tracing']:.1f}, "
+            f"compiling {found['compiling']:.1f} ({found['programs']:.0f} programs), reading "
+            f"{found['reading']:.1f}"
+        )
+    content = {
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "jax": importlib.metadata.version("jax"),
+        "gemm_flop_rate": rate(),
+        "rounds": args.rounds,
+        "commands": table,
+        "others": others,
+    }
+    report(args.json, content, others)
     return 0
 
 

@@ -137,6 +137,7 @@ def test_a_changed_verdict_is_exit_status_one(tmp_path, capsys, monkeypatch):
     assert "confirmed, on record refuted" in capsys.readouterr().err
 
 
+@pytest.mark.apart
 def test_several_seeds_are_told_apart_in_one_table(tmp_path, capsys):
     name = "lora_ga2024.first_step"
     assert main(["validate", name, "--seeds", "2", "--seed", "3", "--out", str(tmp_path)]) == 0

@@ -130,6 +130,7 @@ def test_a_list_of_paths(folder, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "by split_half, filled up, on" in said and "--fill" not in said
     filled = json.loads((tmp_path / "out" / "ranks.json").read_text())
+    assert filled["rule"] == "split_half, filled up"
     assert filled["parameters"] > found["parameters"]
     for path, layer in found["layers"].items():
         assert filled["layers"][path]["rank"] >= layer["rank"]
@@ -274,6 +275,7 @@ def test_an_interrupted_run_resumes_to_the_same_curves(finished, folder, interru
     same_curves(finished, tmp_path)
 
 
+@pytest.mark.apart
 def test_a_run_from_before_an_option_came_goes_on(
     finished, folder, interrupted_run, tmp_path, capsys
 ):

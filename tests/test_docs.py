@@ -63,6 +63,7 @@ def no_claims_stay():
     claims.REGISTRY.update(before)
 
 
+@pytest.mark.apart
 def test_every_extension_runs_in_few_lines(subtests, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for page in PAGES:
@@ -73,6 +74,7 @@ def test_every_extension_runs_in_few_lines(subtests, tmp_path, monkeypatch):
             run(page, code)
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
 def test_guides_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -150,6 +150,7 @@ def test_an_untried_release_gets_the_guard_only_if_it_knows_the_flag(monkeypatch
     assert not faults.accepts_guard("99.0")
 
 
+@pytest.mark.apart
 def test_a_library_user_is_warned_once_and_told_what_to_set():
     code = (
         "from lorajax.environment import faults; faults.FIRST_AFFECTED = (0, 1);"
@@ -213,6 +214,7 @@ def test_import_lorajax_is_light():
     assert not modules & {"jax", "flax", "matplotlib", "xarray", "zarr", "diffrax", "optax"}
 
 
+@pytest.mark.apart
 def test_core_rooms_import_neither_flax_nor_matplotlib_nor_xarray():
     core = "exact factors flows initializers laws problems ranks spectra".split()
     code = f"import lorajax; [getattr(lorajax, name) for name in {core}]"

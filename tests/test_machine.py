@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import anatomy, machine, waiting
+from benchmarks import anatomy, gradients, machine, waiting
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,12 @@ def test_waiting_tells_the_first_run_from_the_second(tmp_path):
     assert first["programs"] == second["programs"] > 0
     assert first["reading"] == 0 < second["reading"]
     assert 0 < second["compiling"] < first["compiling"] < first["seconds"]
+
+
+@pytest.mark.apart
+def test_a_gradient_is_as_good_as_the_tolerance_and_the_closed_form_s_as_rounding():
+    rows = gradients.measure(gradients.reducible(8), rounds=1)
+    off = {row["engine"]: row["off"] for row in rows if row["task"] == "backward"}
+    assert 0 < off[gradients.CHECKPOINTED] < 100 * gradients.RTOL
+    assert off[gradients.CLOSED] < gradients.RTOL
+    assert all(row["bytes"] > 0 and row["seconds"] > 0 for row in rows)

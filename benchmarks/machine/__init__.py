@@ -4,9 +4,11 @@ A load average also counts the threads of what is measured, and remembers what r
 that it calls a quiet machine busy. What counts here is processor time that went to other processes.
 """
 
+import json
 import os
 import pathlib
 import time
+from typing import Any
 
 BUSY = 0.05
 """The share of the machine from which on times by the clock compare nothing."""
@@ -56,3 +58,14 @@ def said(shares: list[float | None]) -> str:
         f"other processes took up to {most:.0%} of the machine: the clock's times are those of a "
         "busy machine and compare nothing; processor times are the engines' own"
     )
+
+
+def report(path: str | None, content: dict[str, Any], shares: list[float | None]) -> None:
+    """Says where a machine was not quiet, and writes that with a table, where a file is given."""
+    busy = said(shares)
+    if busy:
+        print(busy)
+    if path:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(content | ({"busy": busy} if busy else {}), file, indent=1)
+            file.write("\n")

@@ -167,13 +167,29 @@ def stores(found: dict[str, Any]) -> str:
     return rows_of("lanes | time | peak memory | failed", shown)
 
 
+def gradients(found: dict[str, Any]) -> str:
+    """Cost of a derivative in runs of the flow, for each way to take it."""
+    shown = [
+        (
+            f"{row['case']}, {row['size']}",
+            f"{row['engine']}, {row['task']}",
+            f"{time_of(row['seconds'])} ({' to '.join(map(time_of, row['spread']))})",
+            f"{row['flows']:.1f}",
+            size_of(row["bytes"]),
+            f"{row['off']:.0e}" if row.get("off") else "",
+        )
+        for row in found["rows"]
+    ]
+    return rows_of("flow | what | time | flows | memory | off by", shown)
+
+
 def waiting(found: dict[str, Any]) -> str:
     """Seconds of the commands, and what they go to."""
     shown = [
         (
             f"`lorajax {name.replace(', ', '`, ')}",
-            *(f"{each[part]:.0f} s" for part in ("seconds", "processor")),
-            *(f"{each[part]:.0f} s" for part in ("tracing", "compiling", "reading")),
+            f"{each['seconds']:.0f} s ({each['spread'][0]:.0f} to {each['spread'][1]:.0f})",
+            *(f"{each[x]:.0f} s" for x in ("processor", "tracing", "compiling", "reading")),
             f"{each['programs']:.0f}",
         )
         for name, each in found["commands"].items()
@@ -266,6 +282,7 @@ def goals() -> str:
 TABLES = {
     "sweeps": sweeps,
     "waiting": waiting,
+    "gradients": gradients,
     "anatomy": anatomy,
     "agreement": agreement,
     "adapters": adapters,

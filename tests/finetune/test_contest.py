@@ -161,6 +161,7 @@ FEW = "**/mlp/*"
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_equal_time_counts_what_choosing_took(contest):
     run = contest(methods=("uniform", "rule", "EVA", "full"), targets=FEW)
     even, timed = run.at_equal_parameters(), run.at_equal_time()

@@ -39,6 +39,7 @@ def test_values_and_two_derivatives_are_those_of_the_formula(name):
         np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.apart
 def test_a_step_holds_one_array_where_xla_would_hold_two():
     config = models.ViTConfig((32, 32), 4, width=64, depth=4, heads=4, classes=10)
     model = nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0)))

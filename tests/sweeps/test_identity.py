@@ -137,6 +137,7 @@ def test_a_constant_of_the_module_counts(monkeypatch):
     assert identity(by_module) != before
 
 
+@pytest.mark.apart
 def test_it_is_the_same_in_another_process():
     code = (
         "import functools, numpy as np; from lorajax.sweeps import identity; "
