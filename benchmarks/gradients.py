@@ -91,7 +91,9 @@ def two_layer(size: int) -> Case:
 def compiled(function: Callable[..., Any], *given: Any) -> tuple[Callable[[], Any], int]:
     """A program with these arguments, and the bytes that it takes beside them and its results."""
     program = jax.jit(function).lower(*given).compile()
-    return lambda: program(*given), int(program.memory_analysis().temp_size_in_bytes)
+    analysis = program.memory_analysis()
+    assert analysis is not None, "XLA tells the memory of programs on CPU and GPU"
+    return lambda: program(*given), int(analysis.temp_size_in_bytes)
 
 
 def seconds(run: Callable[[], Any]) -> float:
