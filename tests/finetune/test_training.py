@@ -12,7 +12,7 @@ import optax
 import pytest
 from flax import nnx
 
-from lorajax import adapters, finetune, initializers, models, spectra, sweeps, tasks
+from lorajax import adapters, data, finetune, initializers, models, spectra, sweeps, tasks
 from lorajax.finetune import checkpoints, probes
 
 CONFIG = models.ViTConfig(
@@ -483,6 +483,19 @@ class TestSetup:
         dense = nnx.jit(nnx.grad(loss))(model).blocks[0].attention.query.kernel[...]
         found = gradients["blocks/0/attention/query"].matrix
         np.testing.assert_allclose(found, dense, atol=1e-6)
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_whatever_sees_a_part_of_sorted_data_sees_all_its_classes(self, table, seed):
+        """Of ranks and starts, of a step of training, and on either side of what is set aside."""
+        labels = np.asarray(table.columns["labels"])
+        ordered = table.take(np.argsort(labels, kind="stable"))
+        batches = finetune.setup.batches_of(ordered, 20, 10, seed)
+        first = data.Order(len(ordered), 16, seed)(0)
+        rest, aside = data.hold_out(ordered, 20, seed)
+        parts = [np.concatenate([batch["labels"] for batch in batches])]
+        parts += [ordered[first]["labels"], rest[:]["labels"], aside[:]["labels"]]
+        for part in parts:
+            assert {*np.asarray(part).tolist()} == {*labels.tolist()}
 
     def test_halves_need_two_images(self, model, table):
         tiny = table.take(slice(1))
