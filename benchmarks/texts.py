@@ -98,16 +98,24 @@ def batches_of(case: Case, out: pathlib.Path) -> Callable[[int], dict[str, np.nd
     return batch
 
 
-def measured(step: Callable[[int], float], steps: int) -> dict[str, Any]:
+def peak() -> int:
+    """Bytes that this process has had in memory at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measured(step: Callable[[int], float], steps: int, imports: int) -> dict[str, Any]:
     """Losses of all steps, and what each but the first, which compiles, takes."""
     losses, seconds, cpu = [], [], []
+    stages = {"imports": imports, "model read": peak()}
     for i in range(steps):
         begin, spent = time.perf_counter(), time.process_time()
         losses.append(step(i))
         seconds.append(time.perf_counter() - begin)
         cpu.append(time.process_time() - spent)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        stages.setdefault("first step", peak())
+    memory = peak()
     return {
+        "stages": stages,
         "losses": losses,
         "first": seconds[0],
         "seconds": seconds[1:],
@@ -124,11 +132,12 @@ def peft_engine(case: Case, out: pathlib.Path, steps: int) -> dict[str, Any]:
     import torch
     import transformers
 
-    kind = (
+    kind: Any = (
         transformers.AutoModelForSequenceClassification
         if case.asked == "classes"
         else transformers.AutoModelForCausalLM
     )
+    imports = peak()
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     base = kind.from_pretrained(
         out / "base", dtype=torch.float32, **(still if case.asked == "classes" else {})
@@ -155,7 +164,7 @@ def peft_engine(case: Case, out: pathlib.Path, steps: int) -> dict[str, Any]:
         optimizer.step()
         return loss.item()
 
-    found = measured(step, steps)
+    found = measured(step, steps, imports)
     version = f"peft {peft.__version__}, torch {torch.__version__}"
     return {**found, "trainable": sum(p.numel() for p in trainable), "version": version}
 
@@ -168,6 +177,8 @@ def lorajax_engine(case: Case, out: pathlib.Path, steps: int) -> dict[str, Any]:
 
     environment.guard()  # as the command does for its users
     environment.wide()
+    jax.devices()
+    imports = peak()
     model = models.load(out / "base")
     rules = bridge.bridge(model, out / "base").rules
     adapted = adapters.load_peft(model, out / "adapter", rules=rules)
@@ -194,7 +205,7 @@ def lorajax_engine(case: Case, out: pathlib.Path, steps: int) -> dict[str, Any]:
         )
         return float(metrics.loss)
 
-    found = measured(step, steps)
+    found = measured(step, steps, imports)
     version = f"jax {jax.__version__} on {jax.devices()[0].platform}"
     return {**found, "trainable": trainer.parameters, "version": version}
 
@@ -248,6 +259,10 @@ def summary(name: str, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]
             "processor_spread": [min(cpu), max(cpu)],
             "first_step": min(each["first"] for each in rounds),
             "peak_bytes": max(each["memory"] for each in rounds),
+            "peak_bytes_after": {
+                stage: max(each["stages"][stage] for each in rounds)
+                for stage in rounds[0]["stages"]
+            },
             "others": [each["others"] for each in rounds],
             "losses": rounds[0]["losses"],
         }

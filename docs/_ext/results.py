@@ -150,12 +150,15 @@ def texts(found: dict[str, Any]) -> str:
                     time_of(engine["processor_seconds"]),
                     time_of(engine["seconds_per_step"]),
                     " to ".join(time_of(x) for x in engine["spread"]),
+                    " / ".join(map(size_of, engine["peak_bytes_after"].values())),
                     size_of(engine["peak_bytes"]),
                 )
             )
     worst = max(m["largest_difference_of_losses"] for m in found["models"].values())
     tail = f"\n\nThe losses of the two differ by at most {worst:.0e} over the steps compared."
-    return rows_of("model and engine | processor | clock | its spread | peak memory", shown) + tail
+    names = "model and engine | processor | clock | its spread"
+    names += " | peak after imports / model read / first step | peak memory"
+    return rows_of(names, shown) + tail
 
 
 def stores(found: dict[str, Any]) -> str:
