@@ -203,13 +203,45 @@ def waiting(found: dict[str, Any]) -> str:
     return head + rows_of(names, shown)
 
 
-def _read(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+def _read(name: str, folder: str = "") -> dict[str, Any]:
+    return json.loads((RESULTS / folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+WIDE = "wide"
+"""Folder of the results on a processor that computes with 512 bits at a time."""
 
 
 def goals() -> str:
-    """What was before, what was asked for and what the tables below have."""
-    flows, vit, stored, commands = map(_read, ("sweeps", "finetune", "stores", "waiting"))
+    """What was before, what was asked for and what the tables have, on two processors."""
+    here, there = _reached(""), _reached(WIDE)
+    asked = {
+        "matrix factorization, 512×512, times the scipy loop": ("23,000", ""),
+        "the same, share of a large product's rate": ("10.7%", "25%"),
+        "two layers, 64 and 100, times the scipy loop": ("", "25"),
+        "two layers, share of a large product's rate": ("", "40%"),
+        "10⁶ lanes": ("", "8 s, 1 GB"),
+        "a gradient backward, in flows: closed form, adjoint": ("", "bounded"),
+        "a step of ViT-B/16, time and memory of PEFT's": ("0.98, 0.93", "0.85, 0.85"),
+        "a step of MiniLM, likewise": ("", "0.85, 0.85"),
+        "a step of SmolLM2, likewise": ("", "0.85, 0.85"),
+        "a step of SmolLM2 on instructions, likewise": ("", "0.85, 0.85"),
+        "`lorajax validate`, first": ("130 s", "75 s"),
+        "`lorajax validate`, second": ("56 s", "40 s"),
+        "`lorajax finetune`, first": ("", "35 s"),
+    }
+    shown = [
+        (what, *wanted, there.get(what, ""), here.get(what, "")) for what, wanted in asked.items()
+    ]
+    rates = (_read("sweeps", folder)["machine"]["gemm_flop_rate"] / 1e9 for folder in (WIDE, ""))
+    names = "what | before | asked for | " + " | ".join(f"{rate:.0f} GFLOP/s" for rate in rates)
+    return rows_of(names, shown)
+
+
+def _reached(folder: str) -> dict[str, str]:
+    """What the files of a folder have, by the name of the goal."""
+    flows, vit, stored, words = (
+        _read(name, folder) for name in ("sweeps", "finetune", "stores", "texts")
+    )
 
     def lane(case: str, size: int, engine: str) -> dict[str, Any]:
         named = (case, size, engine)
@@ -224,62 +256,41 @@ def goals() -> str:
     def share(case: str, size: int, engine: str) -> str:
         return f"{lane(case, size, engine)['fraction_of_gemm']:.0%}"
 
-    both, two = (64, 100), ("two_layer", "full_ode")
-    count, many = f"{stored['many']['lanes']:,} lanes", stored["many"]
-    of_gemm = "the same, share of a large product's rate"
-    shown = [
-        (
-            "matrix factorization, 512×512, times the scipy loop",
-            "23,000",
-            "",
-            times("reducible", 512, "closed_form"),
+    two, many = ("two_layer", "full_ode"), stored["many"]
+    assert many["lanes"] == 10**6
+    found = {
+        "matrix factorization, 512×512, times the scipy loop": times(
+            "reducible", 512, "closed_form"
         ),
-        (
-            of_gemm,
-            "10.7%, of one half as fast",
-            "25%",
-            share("reducible", 512, "closed_form"),
+        "the same, share of a large product's rate": share("reducible", 512, "closed_form"),
+        "two layers, 64 and 100, times the scipy loop": " and ".join(
+            times(two[0], size, two[1]) for size in (64, 100)
         ),
-        (
-            "two layers, 64 and 100, times the scipy loop",
-            "",
-            "25",
-            " and ".join(times(two[0], size, two[1]) for size in both),
+        "two layers, share of a large product's rate": " and ".join(
+            share(two[0], size, two[1]) for size in (64, 100)
         ),
-        (of_gemm, "", "40%", " and ".join(share(two[0], size, two[1]) for size in both)),
-        (count, "", "8 s, 1 GB", f"{time_of(many['seconds'])}, {size_of(many['peak_bytes'])}"),
-        (
-            "a step of ViT-B/16, time and memory of PEFT's",
-            "0.98, 0.93",
-            "0.85, 0.85",
-            f"{vit['time']:.2f}, {vit['memory']:.2f}",
-        ),
-    ]
-    names = {"minilm": "MiniLM", "smollm2": "SmolLM2", "instructions": "SmolLM2 on instructions"}
-    shown += [
-        (
-            f"a step of {names[name]}, time and memory of PEFT's",
-            "",
-            "0.85, 0.85",
-            f"{t:.2f}, {m:.2f}",
-        )
-        for name, each in _read("texts")["models"].items()
-        for t, m in [(each["time"], each["memory"])]
-    ]
-    wanted = {
-        "validate, first": ("130 s", "75 s"),
-        "validate, second": ("56 s", "40 s"),
-        "finetune, first": ("", "35 s"),
+        "10⁶ lanes": f"{time_of(many['seconds'])}, {size_of(many['peak_bytes'])}",
     }
-    shown += [
-        (
-            f"`lorajax {name.replace(', ', '`, ')}",
-            *asked,
-            f"{commands['commands'][name]['seconds']:.0f} s",
+    steps = {
+        "a step of ViT-B/16, time and memory of PEFT's": vit,
+        "a step of MiniLM, likewise": words["models"]["minilm"],
+        "a step of SmolLM2, likewise": words["models"]["smollm2"],
+        "a step of SmolLM2 on instructions, likewise": words["models"]["instructions"],
+    }
+    found |= {what: f"{each['time']:.2f}, {each['memory']:.2f}" for what, each in steps.items()}
+    if not folder:
+        backward = {
+            row["engine"]: f"{row['flows']:.1f}"
+            for row in _read("gradients")["rows"]
+            if (row["case"], row["size"], row["task"]) == ("one update", 512, "backward")
+        }
+        found["a gradient backward, in flows: closed form, adjoint"] = (
+            f"{backward['closed form']} and {backward['checkpointed adjoint']}"
         )
-        for name, asked in wanted.items()
-    ]
-    return rows_of("what | before | asked for | now", shown)
+        for name, each in _read("waiting")["commands"].items():
+            command, turn = name.split(", ")
+            found[f"`lorajax {command}`, {turn}"] = f"{each['seconds']:.0f} s"
+    return found
 
 
 TABLES = {
