@@ -11,7 +11,6 @@ engine reaches in the same process: engines differ in how much of a processor th
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -57,7 +56,7 @@ def measured(step: Callable[[], None], steps: int) -> dict[str, Any]:
     begin = time.process_time()
     seconds = timed(step, steps)
     cpu = (time.process_time() - begin) / steps
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = machine.peak()
     return {"first": first, "seconds": seconds, "cpu": cpu, "memory": memory}
 
 

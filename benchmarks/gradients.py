@@ -15,7 +15,6 @@ import functools
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ import numpy as np
 
 import lorajax
 from benchmarks.machine import Watch, report
+from benchmarks.reduction import seconds
 from lorajax import Factors, environment
 from lorajax.problems import TwoLayer, TwoLayerFactors
 
@@ -94,13 +94,6 @@ def compiled(function: Callable[..., Any], *given: Any) -> tuple[Callable[[], An
     analysis = program.memory_analysis()
     assert analysis is not None, "XLA tells the memory of programs on CPU and GPU"
     return lambda: program(*given), int(analysis.temp_size_in_bytes)
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    """Wall time of one run, results included."""
-    begin = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - begin
 
 
 def kept(start: Factors, gradient: Factors) -> Factors:

@@ -12,13 +12,12 @@ import argparse
 import json
 import pathlib
 import random
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 
-from benchmarks.machine import Watch
+from benchmarks.machine import Watch, peak
 
 SHAPE, RANK, SPECTRUM, TIMES = (16, 16), 4, (3.0, 2.0, 1.0), 50
 
@@ -68,8 +67,7 @@ def child(store: str, lanes: int, chunk: int) -> None:
     )
     seconds = time.perf_counter() - begin[0]
     failed = int((found["status"] != 0).sum())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"lanes": lanes, "seconds": seconds, "peak_bytes": peak, "failed": failed}))
+    print(json.dumps({"lanes": lanes, "seconds": seconds, "peak_bytes": peak(), "failed": failed}))
 
 
 def start(store: pathlib.Path, lanes: int, chunk: int) -> subprocess.Popen:

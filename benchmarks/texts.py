@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -98,22 +97,17 @@ def batches_of(case: Case, out: pathlib.Path) -> Callable[[int], dict[str, np.nd
     return batch
 
 
-def peak() -> int:
-    """Bytes that this process has had in memory at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def measured(step: Callable[[int], float], steps: int, imports: int) -> dict[str, Any]:
     """Losses of all steps, and what each but the first, which compiles, takes."""
     losses, seconds, cpu = [], [], []
-    stages = {"imports": imports, "model read": peak()}
+    stages = {"imports": imports, "model read": machine.peak()}
     for i in range(steps):
         begin, spent = time.perf_counter(), time.process_time()
         losses.append(step(i))
         seconds.append(time.perf_counter() - begin)
         cpu.append(time.process_time() - spent)
-        stages.setdefault("first step", peak())
-    memory = peak()
+        stages.setdefault("first step", machine.peak())
+    memory = machine.peak()
     return {
         "stages": stages,
         "losses": losses,
@@ -137,7 +131,7 @@ def peft_engine(case: Case, out: pathlib.Path, steps: int) -> dict[str, Any]:
         if case.asked == "classes"
         else transformers.AutoModelForCausalLM
     )
-    imports = peak()
+    imports = machine.peak()
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     base = kind.from_pretrained(
         out / "base", dtype=torch.float32, **(still if case.asked == "classes" else {})
@@ -178,7 +172,7 @@ def lorajax_engine(case: Case, out: pathlib.Path, steps: int) -> dict[str, Any]:
     environment.guard()  # as the command does for its users
     environment.wide()
     jax.devices()
-    imports = peak()
+    imports = machine.peak()
     model = models.load(out / "base")
     rules = bridge.bridge(model, out / "base").rules
     adapted = adapters.load_peft(model, out / "adapter", rules=rules)

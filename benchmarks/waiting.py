@@ -128,6 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     found, busy = measured(COMMANDS[command], home)
                     others.append(busy)
                     turns.setdefault(f"{command}, {turn}", []).append(found)
+                    print(f"{command}, {turn}: {found['seconds']:.1f} s", flush=True)
+    print("Medians:")
     table = {name: summary(rounds) for name, rounds in turns.items()}
     for name, found in table.items():
         least, most = found["spread"]

@@ -1,5 +1,7 @@
 """What a benchmark says of others on the machine."""
 
+import json
+
 import pytest
 
 from benchmarks import anatomy, gradients, machine, waiting
@@ -55,6 +57,14 @@ def test_a_point_of_the_closed_form_is_taken_apart():
     assert found["bytes alone"] == pytest.approx(found["bytes"] / 16 * found["passes"]["product"])
 
 
+def test_a_report_says_where_others_took_of_the_machine(tmp_path, capsys):
+    path = tmp_path / "table.json"
+    machine.report(str(path), {"rows": 1}, [0.0, None])
+    assert json.loads(path.read_text()) == {"rows": 1} and not capsys.readouterr().out
+    machine.report(str(path), {"rows": 1}, [0.0, 0.4])
+    assert "40%" in json.loads(path.read_text())["busy"] and "40%" in capsys.readouterr().out
+
+
 @pytest.mark.apart
 def test_a_step_of_two_layers_is_taken_apart():
     found = anatomy.steps(size=16, rounds=1)
@@ -73,7 +83,7 @@ def test_waiting_tells_the_first_run_from_the_second(tmp_path):
 
 
 @pytest.mark.apart
-def test_a_gradient_is_as_good_as_the_tolerance_and_the_closed_form_s_as_rounding():
+def test_a_gradient_is_as_good_as_the_tolerance_and_the_closed_form_s_better():
     rows = gradients.measure(gradients.reducible(8), rounds=1)
     off = {row["engine"]: row["off"] for row in rows if row["task"] == "backward"}
     assert 0 < off[gradients.CHECKPOINTED] < 100 * gradients.RTOL

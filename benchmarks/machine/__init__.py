@@ -7,6 +7,7 @@ that it calls a quiet machine busy. What counts here is processor time that went
 import json
 import os
 import pathlib
+import resource
 import time
 from typing import Any
 
@@ -28,6 +29,11 @@ def own() -> float:
     """Seconds of processor time of this process and of those of its children that have ended."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
+
+
+def peak() -> int:
+    """Bytes that this process has had in memory at most (Linux counts them in kibibytes)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Watch:
