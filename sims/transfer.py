@@ -2,7 +2,7 @@
 
 `python sims/transfer.py --profile quick` takes the sample of CIFAR-10 that comes with the package
 and few steps; `sample` the same pictures in earnest; `part` a fifth of CIFAR-10 (`cifar10_jpg.npz`
-in LORAJAX_DATA, lossy copies), `full` all of it. All three methods begin at one fitted head and see
+in LORAJAX_DATA, lossy copies), `full` all of it. All methods begin at one fitted head and see
 the same batches; learning rates are chosen on a fifth of the training pictures, held out, and the
 test set is looked at with the chosen ones alone. A run that was cut off goes on where it was.
 """
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 os.environ.setdefault("NPROC", "16")  # see "Good to know" in the README
@@ -21,7 +22,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from lorajax import data, finetune, models, sweeps, tasks  # noqa: E402
+from lorajax import adapters, data, finetune, models, sweeps, tasks  # noqa: E402
 from lorajax.finetune import recipes  # noqa: E402
 
 
@@ -46,12 +47,40 @@ class Profile:
     rates: dict[str, tuple[float, ...]]
 
 
-METHODS = {"LoRA": "LoRA", "LoRA, filled": "LoRA", "full": "full", "probe": "probe"}
-"""What is compared, and whose learning rates each tries."""
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What trains.
+
+    Attributes:
+      rates: whose learning rates it tries.
+      beside: what trains in full beside the adapters, as path patterns.
+      filled: whether the ranks are filled up to the budget.
+    """
+
+    rates: str
+    beside: tuple[str, ...]
+    filled: bool = False
+
+    @property
+    def adapters(self) -> bool:
+        """Whether it has any."""
+        return self.rates == "LoRA"
+
+
+BESIDE = ("head", "embeddings")
+SMALL = ("**/norm*", "**/bias")
+"""Norms and biases, which PEFT's `bias="all"` and BitFit train as well; 0.8 % of the model."""
+METHODS = {
+    "LoRA": Method("LoRA", BESIDE),
+    "LoRA, filled": Method("LoRA", BESIDE, filled=True),
+    "LoRA, filled, norms and biases": Method("LoRA", BESIDE + SMALL, filled=True),
+    "full": Method("full", ("**",)),
+    "probe": Method("probe", BESIDE[:1]),
+}
 RATES = {
     "LoRA": (2e-4, 6e-4, 1.5e-3, 3e-3),
-    "full": (1e-4, 3e-4, 1e-3),
-    "probe": (3e-3, 1e-2, 3e-2),
+    "full": (1e-4, 3e-4, 1e-3, 3e-3),
+    "probe": (1e-3, 3e-3, 1e-2),
 }
 PROFILES = {
     "quick": Profile("cifar10-sample", 200, 32, 1, 2, {k: v[1:2] for k, v in RATES.items()}),
@@ -66,14 +95,13 @@ takes what it tells from noise; filled up are its ranks with the gradient's next
 BEHIND = 8192
 """Pictures behind the ranks at most: the more there are, the smaller the directions they tell from
 chance."""
-PAIRS = (
-    ("LoRA", "probe"),
-    ("full", "LoRA"),
-    ("LoRA, filled", "probe"),
-    ("full", "LoRA, filled"),
+PAIRS = tuple(
+    pair
+    for name, method in METHODS.items()
+    if method.adapters
+    for pair in ((name, "probe"), ("full", name))
 )
 BATCH = 50
-BESIDE = ("head", "embeddings")
 
 
 def part(table: data.Table, images: int) -> data.Table:
@@ -97,49 +125,47 @@ class Trial:
             train,
             targets="blocks/**",
             samples=BEHIND,
-            budget=self.budget,
+            budget=self._left("LoRA"),
         )
 
-    @property
-    def budget(self) -> int:
-        """Parameters that adapters may have."""
-        return int(SHARE * self.parameters) - self._beside(BESIDE)
+    def _in_full(self, name: str) -> int:
+        """Parameters that a method trains in full."""
+        trains = nnx.filterlib.All(nnx.Param, adapters.Trainable((), METHODS[name].beside))
+        return _count(self.model, trains)
 
-    def _beside(self, names: tuple[str, ...]) -> int:
-        return sum(_count(getattr(self.model, name)) for name in names)
+    def _left(self, name: str) -> int:
+        """Parameters that its adapters may have."""
+        return int(SHARE * self.parameters) - self._in_full(name)
 
-    def ranks(self, method: str) -> dict[str, int]:
+    def ranks(self, name: str) -> dict[str, int]:
         """Of the layers by path, for a method with adapters."""
-        if method == "LoRA":
+        if not METHODS[name].filled:
             return self.selection.ranks
-        return self.selection.filled(self.budget).ranks
+        return self.selection.filled(self._left(name)).ranks
 
-    def trainable(self, method: str) -> int:
+    def trainable(self, name: str) -> int:
         """Parameters that train."""
-        if method == "full":
-            return self.parameters
-        if method == "probe":
-            return self._beside(BESIDE[:1])
         costs = {each.path: each.cost for each in self.selection.layers}
-        adapted = sum(rank * costs[path] for path, rank in self.ranks(method).items())
-        return self._beside(BESIDE) + adapted
+        ranks = self.ranks(name) if METHODS[name].adapters else {}
+        return self._in_full(name) + sum(rank * costs[path] for path, rank in ranks.items())
 
-    def run(self, method: str, orders: int) -> finetune.Run:
+    def run(self, name: str, orders: int) -> finetune.Run:
         """Training by a method, its learning rate a multiple of the recipe's 1."""
         task = dataclasses.replace(self.task, augment="flip", smoothing=tasks.SMOOTHING)
         steps = self.profile.epochs * (len(self.train) // BATCH)
-        kind = recipes.lora if method.startswith("LoRA") else recipes.full
+        method = METHODS[name]
+        kind = recipes.lora if method.adapters else recipes.full
         recipe = kind(steps, batch_size=BATCH, learning_rate=1.0)
         options: dict[str, Any] = {"targets": None}
-        if method.startswith("LoRA"):
+        if method.adapters:
             options = {
                 "start": "orthogonal",
-                "heads": BESIDE,
+                "heads": method.beside,
                 "gradients": self.selection.gradients,
-                "allocations": [self.ranks(method)],
+                "allocations": [self.ranks(name)],
             }
-        elif method == "probe":
-            options = {"targets": (), "heads": BESIDE[:1]}
+        elif name == "probe":
+            options = {"targets": (), "heads": method.beside}
         return finetune.run_of(
             self.model, task, self.train, recipe, test=self.test, every=0, orders=orders, **options
         )
@@ -147,7 +173,7 @@ class Trial:
     def accuracy(self, method: str, rates: tuple[float, ...], orders: int, store: pathlib.Path):
         """Accuracy on what is measured on, a row a learning rate and a column a seed."""
         axes = {"rate": np.asarray(rates, np.float32), "order": range(orders)}
-        if method.startswith("LoRA"):
+        if METHODS[method].adapters:
             axes = {"allocation": range(1), **axes}
         found = sweeps.sweep(
             self.run(method, orders),
@@ -157,21 +183,23 @@ class Trial:
             bucket=1,
             chunk=1,
             store=store,
-            settings={"profile": repr(self.profile)},
+            settings={"profile": repr(dataclasses.replace(self.profile, rates={}))},
             progress=lambda done: print(f"  {store.name}: {done.done} of {done.total}", flush=True),
         )
         return found["test_accuracy"].values.reshape(len(rates), orders)
 
 
-def _count(module: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
+def _count(module: Any, which: Any = nnx.Param) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, which)))
 
 
-def compare(source: str, profile: Profile, folder: pathlib.Path) -> dict[str, Any]:
-    """Chooses the learning rates on held-out pictures, then measures all three methods."""
+def compare(
+    source: str, profile: Profile, names: Sequence[str], folder: pathlib.Path
+) -> dict[str, Any]:
+    """Chooses the learning rates on held-out pictures, then measures all methods of these names."""
     found = data.load(profile.source)
     train, test = part(found.train, profile.images), part(found.test, profile.images)
-    grids = {method: profile.rates[kind] for method, kind in METHODS.items()}
+    grids = {name: profile.rates[METHODS[name].rates] for name in names}
     chosen = {method: rates[0] for method, rates in grids.items()}
     tried: dict[str, dict[str, float]] = {}
     if any(len(rates) > 1 for rates in grids.values()):
@@ -193,6 +221,7 @@ def compare(source: str, profile: Profile, folder: pathlib.Path) -> dict[str, An
         "differences": {
             f"{one} − {other}": finetune.interval(scores[one] - scores[other])
             for one, other in PAIRS
+            if one in scores and other in scores
         },
         "trainable share": {m: trial.trainable(m) / trial.parameters for m in chosen},
     }
@@ -207,6 +236,7 @@ def main() -> None:
     add("--epochs", type=int, help="likewise")
     add("--side", type=int, help="likewise")
     add("--seeds", type=int, help="likewise")
+    add("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME")
     add("--out", type=pathlib.Path, default=pathlib.Path("out/transfer"), help="folder")
     args = parser.parse_args()
     given = {k: v for k in ("images", "epochs", "side", "seeds") if (v := getattr(args, k))}
@@ -218,7 +248,7 @@ def main() -> None:
     # Other weights or another profile are another experiment.
     folder = args.out / f"{args.profile}-{digest}"
     result = {"model": args.model, "weights": digest, "profile": dataclasses.asdict(profile)}
-    result |= compare(args.model, profile, folder)
+    result |= compare(args.model, profile, args.methods, folder)
     for method, each in result["test accuracy"].items():
         share = result["trainable share"][method]
         print(f"{method}: test accuracy {100 * np.mean(each):.2f} %, {share:.2%} of the parameters")
