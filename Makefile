@@ -95,9 +95,10 @@ notebooks: $(INSTALLED)-notebooks
 	@$(if $(NOTEBOOKS),,echo "notebooks/ holds no notebook.")
 	@$(MAKE) --no-print-directory --jobs=$(WORKERS) $(NOTEBOOKS)
 
+# In small they compile for longer than they compute.
 $(SIMS):
 	@echo "$@"
-	@$(GUARDED) $(ALONE) $(BIN)/python $@ --profile quick $(ARGS)
+	@$(BRIEF) $(ALONE) $(BIN)/python $@ --profile quick $(ARGS)
 
 # They compute for moments and compile for seconds.
 $(NOTEBOOKS):

@@ -46,15 +46,31 @@ def test_the_record_names_every_claim_and_no_other():
 
 
 COSTLIEST = {
+    "allora2024.frozen_time",
+    "gradient_flow.balanced_propagator",
+    "gradient_flow.conservation",
+    "gradient_flow.loss_tail",
+    "intruders2026.gaussian",
     "jang2024.no_spurious_minima",
     "jang2024.no_spurious_minima_perturbed",
+    "kim2025.gradient_structure",
     "loraone2025.one_step",
     "mua2026.carried_rate",
+    "reflora2025.balanced_flow",
+    "riemannian2024.invariance",
     "rslora2023.multiplier",
+    "rushka2026.low_rank_loss",
+    "rushka2026.trace_squared_loss",
     "spectral_dynamics.random_signs",
+    "spectral_dynamics.rank_rule",
     "spectral_dynamics.split_half",
+    "spectral_dynamics.tucker_benign_rank",
+    "spectral_dynamics.tucker_conservation",
+    "spectral_dynamics.tucker_delay",
     "spectral_dynamics.tucker_ranks",
+    "xu2025.escape_slope",
     "xu2025.slow_tail",
+    "xu2025.smaller_alpha_aligned",
     "xu2025.smaller_alpha_generic",
 }
 """What takes longest; `make validate` examines these as well."""
