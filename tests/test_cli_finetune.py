@@ -128,9 +128,9 @@ def test_a_list_of_paths(folder, tmp_path, capsys):
     found = json.loads((tmp_path / "out" / "ranks.json").read_text())
     assert main(["rank", *files, *options, "--fill"]) == 0
     said = capsys.readouterr().out
-    assert "by split_half, filled up, on" in said and "--fill" not in said
+    assert "by split_half (filled up) on" in said and "--fill" not in said
     filled = json.loads((tmp_path / "out" / "ranks.json").read_text())
-    assert filled["rule"] == "split_half, filled up"
+    assert filled["rule"] == "split_half (filled up)"
     assert filled["parameters"] > found["parameters"]
     for path, layer in found["layers"].items():
         assert filled["layers"][path]["rank"] >= layer["rank"]

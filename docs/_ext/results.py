@@ -167,7 +167,11 @@ def stores(found: dict[str, Any]) -> str:
         (f"{r['lanes']:,}", time_of(r["seconds"]), size_of(r["peak_bytes"]), str(r["failed"]))
         for r in (found["few"], found["many"])
     ]
-    return rows_of("lanes | time | peak memory | failed", shown)
+    table = rows_of("lanes | time | peak memory | failed", shown)
+    if parts := found.get("parts"):
+        each = ", ".join(f"{name} {value:.1f}" for name, value in parts.items())
+        table += f"\n\nMicroseconds a lane, a part at a time and nothing written: {each}."
+    return table
 
 
 def gradients(found: dict[str, Any]) -> str:

@@ -111,7 +111,7 @@ class Selection(NamedTuple):
             first={each.path: each.rank for each in self.layers},
         )
         layers = tuple(each._replace(rank=chosen[each.path]) for each in self.layers)
-        return self._replace(layers=layers, rule=f"{self.rule}, filled up")
+        return self._replace(layers=layers, rule=f"{self.rule} (filled up)")
 
     def peft(
         self, alpha: float | int | None = None, *, rename: Callable[[str], str] | None = None
@@ -147,11 +147,9 @@ class Selection(NamedTuple):
             cells = (each.path, "×".join(map(str, each.shape)), str(each.rank))
             cells += (f"{each.rank * each.cost:,}", f"{top:.3g}", f"{each.floor:.3g}")
             lines.append((*cells, "yes" if each.certain else "no"))
-        # The name of a rule that has an addition ends in a comma.
-        rule = f"{self.rule}," if "," in self.rule else self.rule
         return (
             table(header, lines, right=(2, 3, 4, 5))
-            + f"\n{self.parameters:,} parameters by {rule} on {self.samples:,} samples."
+            + f"\n{self.parameters:,} parameters by {self.rule} on {self.samples:,} samples."
         )
 
 

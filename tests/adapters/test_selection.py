@@ -132,7 +132,7 @@ def test_ranks_are_filled_up_by_the_next_directions_of_all_slices():
     assert selection.filled(42).ranks == {"a": 3, "b": 1, "c": 1}
     assert selection.filled(42, max_rank=2).ranks == {"a": 2, "b": 2, "c": 1}
     assert selection.filled(10**6).ranks == {"a": 3, "b": 2, "c": 1}
-    assert "by split_half, filled up, on 4 samples" in str(selection.filled(22))
+    assert "by split_half (filled up) on 4 samples" in str(selection.filled(22))
     with pytest.raises(ValueError, match="max_rank is 0"):
         selection.filled(1, max_rank=0)
 
