@@ -161,6 +161,7 @@ def without_seconds(text):
     return content
 
 
+@pytest.mark.apart
 def test_a_validation_goes_on_from_the_verdicts_that_are_there(tmp_path, capsys, monkeypatch):
     from lorajax.claims import base
 

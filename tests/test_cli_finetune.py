@@ -60,6 +60,7 @@ def pictures(root, sides=(8, 8)):
     return root
 
 
+@pytest.mark.apart
 def test_folders_without_a_split_and_a_sheet_of_what_is_seen(folder, tmp_path, capsys):
     # One side differs, and the model takes one channel: its size, and the pictures' brightness.
     data_folder = pictures(tmp_path / "pictures", sides=(8, 9))
@@ -204,6 +205,7 @@ def test_a_run_is_explained(finished):
         assert f'id="layer-{layer["path"]}"' in page
 
 
+@pytest.mark.apart
 def test_runs_are_compared(finished, folder, tmp_path, capsys):
     """Plain descent, with its law and its linearized model, beside the default optimizer."""
     out = tmp_path / "sgd"

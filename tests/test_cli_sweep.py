@@ -22,10 +22,10 @@ SMALL = {
 @pytest.mark.parametrize(
     ("study", "variable", "lanes"),
     [
-        ("rank-scale", "losses", 2 * 2 * 2),
+        pytest.param("rank-scale", "losses", 2 * 2 * 2, marks=pytest.mark.apart),
         ("spectrum-gap", "delay", 19 * 2 * 2),
         ("rank-rule", "split_half", 5 * 2 * 2),
-        ("init-scale", "misalignment", 2 * 2 * 2),
+        pytest.param("init-scale", "misalignment", 2 * 2 * 2, marks=pytest.mark.apart),
         ("flow", "singular_values", 2 * 2 * 2),
     ],
 )

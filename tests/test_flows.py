@@ -365,7 +365,7 @@ def with_slope(value):
     return jax.jit(jax.vmap(slope, (None, 0)))
 
 
-@pytest.mark.parametrize("reduced", [True, False])
+@pytest.mark.parametrize("reduced", [pytest.param(True, marks=pytest.mark.apart), False])
 def test_derivatives_are_those_of_differences(reduced):
     starts, run = starts_of_all_kinds((9, 8), 3), with_slope(end_of_flow(reduced))
     want = (run(1e-4, starts)[0] - run(-1e-4, starts)[0]) / 2e-4
@@ -381,7 +381,7 @@ def test_derivatives_backward_are_those_forward():
     np.testing.assert_allclose(backward, want.sum(axis=1), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["orthogonal", "spectral"])
+@pytest.mark.parametrize("kind", [pytest.param("orthogonal", marks=pytest.mark.apart), "spectral"])
 def test_derivatives_of_the_closed_form_are_those_of_the_flow(kind, key):
     shape = (9, 8)
     if kind == "orthogonal":
@@ -429,7 +429,7 @@ def test_a_traced_start_that_is_not_balanced_ends_in_a_status(problem, start):
     assert solved.converged
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-5])
+@pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.apart), 1e-5])
 def test_a_factor_of_zeros_is_zero_at_the_start(problem, key, scale):
     """Rounding in place of B = 0 has a spectrum, whose effective rank was 2.8 and not 0."""
     start = initializers.orthogonal(key, problem.shape, 4, scale)

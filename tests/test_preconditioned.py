@@ -322,7 +322,7 @@ def test_derivatives_of_lora_rite_are_those_of_differences(names, escape):
     np.testing.assert_allclose(back[0], got @ weights, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("metric", ["riemannian", "reflora"])
+@pytest.mark.parametrize("metric", ["riemannian", pytest.param("reflora", marks=pytest.mark.apart)])
 def test_derivatives_of_the_flows_are_those_of_differences(metric, key):
     problem = lorajax.MatrixFactorization.from_spectrum(key, (M, N), (2.0, 1.0))
     start, moves = jnp_pair(orthonormal(0)), jnp_pair(pair(3))

@@ -198,6 +198,7 @@ def test_a_dilated_convolution_is_adalora_in_both_directions(tmp_path):
     np.testing.assert_allclose(again["layer"](x), adapted["layer"](x), atol=1e-5)
 
 
+@pytest.mark.apart
 def test_what_was_committed_to_no_device_stays_so(virtual):
     """A model that is sharded in part runs after a checkpoint and after a module saved in full."""
     code = """

@@ -144,6 +144,7 @@ def test_all_methods_have_exactly_one_budget(contest):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_what_is_trained_has_the_parameters_that_are_said(contest, model):
     run = contest(methods=("rule", "GoRA", "LoRA-GA"))
     for name in run.methods:
@@ -181,6 +182,7 @@ def test_equal_time_counts_what_choosing_took(contest):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_a_contest_goes_on_where_it_was(contest, tmp_path):
     """Half of it, then all of it, equals all at once; nothing is trained twice."""
     methods = ("uniform", "rule")

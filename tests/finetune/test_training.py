@@ -203,7 +203,7 @@ class TestTraining:
 
 
 class TestResumption:
-    @pytest.mark.parametrize("cut", [1, 7])
+    @pytest.mark.parametrize("cut", [pytest.param(1, marks=pytest.mark.apart), 7])
     def test_an_interrupted_run_takes_the_same_steps(self, model, table, tmp_path, cut, losses_of):
         recipe = finetune.Recipe(steps=10, batch_size=7, learning_rate=1e-2)
         task = dataclasses.replace(TASK, augment="crop-flip")

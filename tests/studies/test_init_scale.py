@@ -10,7 +10,9 @@ STUDY = studies.find("init-scale")
 SCALES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 
 
-@pytest.fixture(scope="module", params=["generic", "top", "bottom"])
+@pytest.fixture(
+    scope="module", params=[pytest.param("generic", marks=pytest.mark.apart), "top", "bottom"]
+)
 def swept(request):
     """Target, and the sweep of its figure in a small form."""
     found = STUDY.sweep(size=8, rank=2, seeds=range(5), scales=SCALES, target=request.param)
