@@ -117,6 +117,7 @@ PROFILES = {
 WHY = {
     "slow": "What of LoRA's distance is due to its rate, and what to how many directions it has.",
     "long": "Three epochs, with ranks read off all samples.",
+    "full": "Three epochs, LoRA at the slower rate.",
     "fast": "Both at the rate of the first table, which was chosen in short runs at low ranks.",
 }
 """Of profiles, what they are for."""
