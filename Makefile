@@ -95,12 +95,11 @@ notebooks: $(INSTALLED)-notebooks
 	@$(if $(NOTEBOOKS),,echo "notebooks/ holds no notebook.")
 	@$(MAKE) --no-print-directory --jobs=$(WORKERS) $(NOTEBOOKS)
 
-# In small they compile for longer than they compute.
+# In small they compute for moments and compile for seconds, as notebooks do.
 $(SIMS):
 	@echo "$@"
 	@$(BRIEF) $(ALONE) $(BIN)/python $@ --profile quick $(ARGS)
 
-# They compute for moments and compile for seconds.
 $(NOTEBOOKS):
 	@$(BRIEF) $(ALONE) $(BIN)/python notebooks/_execute.py $@ out/notebooks
 

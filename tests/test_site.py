@@ -69,6 +69,13 @@ def test_every_made_part_has_a_maker(site):
     assert "| 1,000,000 |" in text and "lorajax spectra" in text
 
 
+def test_what_a_lane_s_time_goes_to_stands_below_its_table(site):
+    row = {"lanes": 10, "seconds": 1.0, "peak_bytes": 2**20, "failed": 0}
+    found = {"few": row, "many": row, "parts": {"start": 2.44, "flow": 5.08}}
+    table, said = site("results").stores(found).split("\n\n")
+    assert table.count("| 10 |") == 2 and said.endswith("nothing written: start 2.4, flow 5.1.")
+
+
 def test_the_cost_of_a_lane_is_drawn_from_the_result(site, tmp_path):
     site("results").plot_sweeps(tmp_path / "sweeps.png")
     assert (tmp_path / "sweeps.png").stat().st_size > 20_000

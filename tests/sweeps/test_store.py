@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import xarray
 
-from lorajax.sweeps import NOT_RUN, estimate, open_sweep, sweep
+from lorajax.sweeps import NOT_RUN, estimate, open_sweep, store, sweep
 
 WORKER = pathlib.Path(__file__).with_name("worker.py")
 AXES = {"scale": np.logspace(-3, 0, 4), "seed": range(45)}
@@ -22,6 +22,20 @@ AXES = {"scale": np.logspace(-3, 0, 4), "seed": range(45)}
 
 def draw(scale, key):
     return {"x": scale * jax.random.normal(key, (3,))}
+
+
+def test_a_store_that_was_compressed_otherwise_goes_on(tmp_path, monkeypatch):
+    """Its own codec stays, as what an earlier release wrote has another, and so do its bytes."""
+    options = dict(key=jax.random.key(0), store=tmp_path / "s", chunk=20)
+    with monkeypatch.context() as before:
+        before.setattr(store, "FAST", None)
+        sweep(draw, AXES, **options)
+    want, whole = open_sweep(options["store"]).load(), contents(options["store"])
+    for chunk in ("status/c/0/0", "x/c/0/0/0"):
+        (options["store"] / chunk).unlink()
+    assert contents(options["store"]) != whole
+    xarray.testing.assert_identical(sweep(draw, AXES, **options).load(), want)
+    assert contents(options["store"]) == whole
 
 
 @pytest.fixture
